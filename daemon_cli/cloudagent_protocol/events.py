@@ -1,0 +1,180 @@
+"""What happens during a run, as numbered events, and how it ends.
+
+A run's events are numbered from 1 without gaps. Whoever stores or shows them is idempotent on
+(run, seq). A type that this version does not know becomes `UnknownEvent` and is kept.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeAlias, cast
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+
+class Outcome(StrEnum):
+    """How a run ended, as the last rung of its messages' ladder says it."""
+
+    REPLIED = "replied"
+    SILENT = "silent"
+    AUTO_PUBLISHED = "auto_published"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Reason(StrEnum):
+    """Why a run failed or is tried again; told apart by facts, never by a CLI's text."""
+
+    RUNTIME_MISSING = "runtime_missing"  # no such program on the machine
+    SPAWN_FAILED = "spawn_failed"  # the program could not be started
+    TOOLS_UNAVAILABLE = "tools_unavailable"  # the CLI did not connect to our MCP server
+    SESSION_LOST = "session_lost"  # the session to resume is gone
+    AUTHENTICATION = "authentication"
+    BILLING = "billing"
+    RATE_LIMIT = "rate_limit"
+    OVERLOADED = "overloaded"
+    SERVER_ERROR = "server_error"
+    CONNECTION = "connection"  # the model could not be reached
+    INVALID_REQUEST = "invalid_request"
+    CONTEXT_OVERFLOW = "context_overflow"
+    MAX_TURNS = "max_turns"
+    MODEL_ERROR = "model_error"  # an error result of no finer kind
+    CRASHED = "crashed"  # ended by a signal or with an error, without a result
+    NO_RESULT = "no_result"  # ended well, but never said how the turn went
+    HUNG = "hung"  # no sign of life for too long
+    INTERRUPTED = "interrupted"  # a person stopped it
+    DAEMON_STOPPED = "daemon_stopped"
+    AGENT_UNKNOWN = "agent_unknown"
+    INTERNAL = "internal"
+
+
+class Usage(BaseModel):
+    """Tokens of a turn, and its price where the CLI tells one."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float | None = None
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    #: Position in the run, from 1. A driver yields 0; the runner numbers.
+    seq: int = 0
+    at: AwareDatetime
+
+
+class Started(_Event):
+    """The coding agent's process is alive."""
+
+    type: Literal["started"] = "started"
+    driver: str
+    attempt: int = 1
+    launch_id: str
+    pid: int | None = None
+    #: Whether it resumes an earlier session of this conversation.
+    resumed: bool = False
+
+
+class Ready(_Event):
+    """The CLI has reported that it can call our tools."""
+
+    type: Literal["ready"] = "ready"
+    session_id: str | None = None
+    model: str | None = None
+
+
+class Text(_Event):
+    """One finished block of what the model wrote; `block` counts a run's blocks from 0."""
+
+    type: Literal["text"] = "text"
+    block: int
+    text: str
+
+
+class ToolCall(_Event):
+    type: Literal["tool_call"] = "tool_call"
+    tool_call_id: str
+    name: str
+    input: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+class ToolResult(_Event):
+    """A tool's answer, cut to the first and last 15,000 characters (`truncated`)."""
+
+    type: Literal["tool_result"] = "tool_result"
+    tool_call_id: str
+    output: str
+    is_error: bool = False
+    truncated: bool = False
+
+
+class UsageReported(_Event):
+    type: Literal["usage"] = "usage"
+    usage: Usage
+
+
+class Retry(_Event):
+    """The CLI tries its model again, or the daemon starts another attempt."""
+
+    type: Literal["retry"] = "retry"
+    attempt: int
+    reason: Reason
+    delay_s: float = 0.0
+    detail: str = ""
+
+
+class Stderr(_Event):
+    """Lines that the process wrote to its standard error, already decoded."""
+
+    type: Literal["stderr"] = "stderr"
+    text: str
+
+
+class Finished(_Event):
+    """The end of the run: always its last event, and there is exactly one."""
+
+    type: Literal["finished"] = "finished"
+    outcome: Outcome
+    reason: Reason | None = None
+    #: For a person: what happened and what to do. For `silent`, the agent's own reason.
+    detail: str = ""
+    exit_code: int | None = None
+    stderr_tail: str = ""
+    session_id: str | None = None
+    usage: Usage | None = None
+
+
+class UnknownEvent(_Event):
+    """An event of a newer version: kept as it came, shown as nothing."""
+
+    type: str
+
+
+_KNOWN: TypeAlias = (
+    Annotated[Started, Tag("started")]
+    | Annotated[Ready, Tag("ready")]
+    | Annotated[Text, Tag("text")]
+    | Annotated[ToolCall, Tag("tool_call")]
+    | Annotated[ToolResult, Tag("tool_result")]
+    | Annotated[UsageReported, Tag("usage")]
+    | Annotated[Retry, Tag("retry")]
+    | Annotated[Stderr, Tag("stderr")]
+    | Annotated[Finished, Tag("finished")]
+)
+_TAGS = frozenset(
+    {"started", "ready", "text", "tool_call", "tool_result", "usage", "retry", "stderr", "finished"}
+)
+
+
+def _tag(value: Any) -> str:
+    if isinstance(value, dict):
+        kind = cast("dict[str, Any]", value).get("type")
+    else:
+        kind = getattr(value, "type", None)
+    return kind if kind in _TAGS else "unknown"
+
+
+RunEvent: TypeAlias = Annotated[
+    _KNOWN | Annotated[UnknownEvent, Tag("unknown")], Discriminator(_tag)
+]

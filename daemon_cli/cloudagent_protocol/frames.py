@@ -1,0 +1,310 @@
+"""Frames of the link between a daemon and its backend: one JSON object per WebSocket message.
+
+Two kinds. **Numbered** frames must not be lost: they carry `seq`, are kept by their sender until
+acknowledged, and are sent again after a reconnect. **Passing** frames (the handshake, `ack`,
+`heartbeat`, `delta`, `query`, `answer`) live for one connection.
+
+docs/protocol.md tells the whole story; tests/golden/frames holds one example of each.
+"""
+
+import json
+from typing import Annotated, Any, Final, Literal, TypeAlias, cast
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from cloudagent_protocol.errors import CloseCode, ProtocolError
+from cloudagent_protocol.events import RunEvent
+from cloudagent_protocol.ids import (
+    AgentId,
+    ConversationId,
+    DeliveryId,
+    HostId,
+    MessageId,
+    RunId,
+)
+from cloudagent_protocol.resources import AgentSpec, Author, Runtime
+
+#: Bytes of one frame, after any inflation (RFC 6455 leaves the limit to us).
+MAX_FRAME_BYTES: Final = 1_048_576
+
+
+class _Frame(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class Numbered(_Frame):
+    """A frame that must arrive; `seq` counts from 1 per direction and epoch."""
+
+    seq: int = Field(default=0, ge=0)
+
+
+# --- the handshake --------------------------------------------------------------------
+
+
+class LiveRun(_Frame):
+    """A run whose process is alive, as the daemon's heartbeat lists it."""
+
+    run_id: RunId
+    delivery_ids: list[DeliveryId]
+
+
+class Hello(_Frame):
+    """The daemon's first frame."""
+
+    type: Literal["hello"] = "hello"
+    protocol: list[int]
+    daemon_version: str
+    #: Names one life of the daemon's process.
+    instance_id: str
+    profile: str
+    os: str
+    hostname: str
+    runtimes: list[Runtime] = Field(default_factory=list[Runtime])
+    #: The history that the daemon's numbers belong to; null if it knows none.
+    epoch: str | None = None
+    #: Number of the last backend frame that is on the daemon's disk.
+    last_seq: int = Field(default=0, ge=0)
+    #: Deliveries that the daemon holds and has not finished.
+    unfinished: list[DeliveryId] = Field(default_factory=list[DeliveryId])
+    running: list[LiveRun] = Field(default_factory=list[LiveRun])
+    capabilities: list[str] = Field(default_factory=list[str])
+    #: The host exists for this process only (one-shot), and is removed when it leaves.
+    ephemeral: bool = False
+
+
+class Welcome(_Frame):
+    """The backend's answer; only after it may numbered frames flow."""
+
+    type: Literal["welcome"] = "welcome"
+    protocol: int
+    session_id: str
+    #: Where it differs from the hello's, both sides number anew from 1.
+    epoch: str
+    host_id: HostId
+    heartbeat_s: float
+    silence_s: float
+    #: Number of the last daemon frame that is on the backend's disk.
+    last_seq: int = Field(ge=0)
+    #: Deliveries that may be in flight (sent, not yet finished) at once.
+    window: int
+    agents: list[AgentSpec] = Field(default_factory=list[AgentSpec])
+    #: Deliveries of the hello that are over: the daemon forgets them.
+    drop: list[DeliveryId] = Field(default_factory=list[DeliveryId])
+
+
+# --- backend to daemon, numbered --------------------------------------------------------
+
+
+class DeliveredMessage(_Frame):
+    id: MessageId
+    conversation_id: ConversationId
+    author: Author
+    text: str
+    created_at: AwareDatetime
+
+
+class Deliver(Numbered):
+    """A message on its way to an agent."""
+
+    type: Literal["deliver"] = "deliver"
+    delivery_id: DeliveryId
+    #: Order for the agent; unlike `seq` it survives a new epoch.
+    delivery_seq: int
+    agent: AgentSpec
+    message: DeliveredMessage
+
+
+class Interrupt(Numbered):
+    """Stop the work on a delivery, started or not."""
+
+    type: Literal["interrupt"] = "interrupt"
+    delivery_id: DeliveryId
+    #: Who asked.
+    actor: str
+
+
+class AgentsChanged(Numbered):
+    """The host's agents, whole, after one was made, changed or removed."""
+
+    type: Literal["agents_changed"] = "agents_changed"
+    agents: list[AgentSpec]
+
+
+# --- daemon to backend, numbered --------------------------------------------------------
+
+
+class RunReport(Numbered):
+    """One event of a run; idempotent on (run_id, event.seq)."""
+
+    type: Literal["run_report"] = "run_report"
+    run_id: RunId
+    agent_id: AgentId
+    conversation_id: ConversationId
+    delivery_ids: list[DeliveryId]
+    event: RunEvent
+
+
+class Send(Numbered):
+    """A message of an agent; idempotent on its id, which was made on the machine."""
+
+    type: Literal["send"] = "send"
+    message_id: MessageId
+    agent_id: AgentId
+    conversation_id: ConversationId
+    run_id: RunId
+    text: str
+    in_reply_to: MessageId | None = None
+    auto_published: bool = False
+    sent_at: AwareDatetime
+
+
+class HostReport(Numbered):
+    """What changed on the machine: the runtimes that were found."""
+
+    type: Literal["host_report"] = "host_report"
+    runtimes: list[Runtime]
+
+
+# --- passing ----------------------------------------------------------------------------
+
+
+class Ack(_Frame):
+    """All numbered frames up to and including `seq` are on the receiver's disk."""
+
+    type: Literal["ack"] = "ack"
+    seq: int = Field(ge=0)
+
+
+class Heartbeat(_Frame):
+    """A sign of life, from both ends; the daemon's lists what is alive."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+    running: list[LiveRun] = Field(default_factory=list[LiveRun])
+
+
+class Delta(_Frame):
+    """A piece of the text that the model is writing; may be dropped, the `text` event follows.
+
+    `offset` counts Unicode code points from the start of the run's block number `block`.
+    """
+
+    type: Literal["delta"] = "delta"
+    run_id: RunId
+    agent_id: AgentId
+    conversation_id: ConversationId
+    block: int = Field(ge=0)
+    offset: int = Field(ge=0)
+    text: str
+
+
+class ListMessages(_Frame):
+    op: Literal["list_messages"] = "list_messages"
+    agent_id: AgentId
+    conversation_id: ConversationId
+    limit: int = Field(default=20, ge=1, le=100)
+    before: MessageId | None = None
+
+
+class Query(_Frame):
+    """A question of the daemon's; answered on the same connection or not at all."""
+
+    type: Literal["query"] = "query"
+    id: int
+    query: ListMessages
+
+
+class Answer(_Frame):
+    """The answer to the query with this id; `error` is for a person or a model to read."""
+
+    type: Literal["answer"] = "answer"
+    id: int
+    data: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class UnknownFrame(_Frame):
+    """A frame of a newer version. A numbered one is acknowledged and otherwise ignored."""
+
+    type: str
+    seq: int | None = None
+
+
+FromDaemon: TypeAlias = (
+    Hello | RunReport | Send | HostReport | Ack | Heartbeat | Delta | Query | UnknownFrame
+)
+FromBackend: TypeAlias = (
+    Welcome | Deliver | Interrupt | AgentsChanged | Ack | Heartbeat | Answer | UnknownFrame
+)
+Frame: TypeAlias = FromDaemon | FromBackend
+
+_Tagged: TypeAlias = Annotated[
+    Hello
+    | Welcome
+    | Deliver
+    | Interrupt
+    | AgentsChanged
+    | RunReport
+    | Send
+    | HostReport
+    | Ack
+    | Heartbeat
+    | Delta
+    | Query
+    | Answer,
+    Field(discriminator="type"),
+]
+_adapter: TypeAdapter[Any] = TypeAdapter(_Tagged)
+_TYPES: Final = frozenset(
+    {
+        "hello",
+        "welcome",
+        "deliver",
+        "interrupt",
+        "agents_changed",
+        "run_report",
+        "send",
+        "host_report",
+        "ack",
+        "heartbeat",
+        "delta",
+        "query",
+        "answer",
+    }
+)
+
+
+def encode(frame: BaseModel) -> str:
+    """The frame as JSON text, without line breaks.
+
+    Raises:
+        ProtocolError: it is larger than `MAX_FRAME_BYTES`.
+    """
+    text = frame.model_dump_json(exclude_none=True)
+    if len(text) > MAX_FRAME_BYTES // 4 and len(text.encode()) > MAX_FRAME_BYTES:
+        raise ProtocolError("frame too large", CloseCode.TOO_LARGE)
+    return text
+
+
+def decode(data: str | bytes) -> Frame:
+    """The frame in one WebSocket message.
+
+    Raises:
+        ProtocolError: it is no JSON object with a `type`, or lacks what its type needs.
+    """
+    if isinstance(data, bytes):
+        raise ProtocolError("binary frame; frames are JSON text")
+    if len(data) > MAX_FRAME_BYTES:
+        raise ProtocolError("frame too large", CloseCode.TOO_LARGE)
+    try:
+        raw: Any = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not JSON: {error}") from error
+    kind = cast("dict[str, Any]", raw).get("type") if isinstance(raw, dict) else None
+    if not isinstance(kind, str):
+        raise ProtocolError("a frame is a JSON object with a type")
+    try:
+        return _adapter.validate_python(raw) if kind in _TYPES else UnknownFrame.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ProtocolError(f"bad {kind} frame: {where}: {first['msg']}") from error

@@ -1,0 +1,172 @@
+"""The link, without I/O: what may be sent, what is new, what to acknowledge, when it is dead.
+
+Both ends hold the same object. The payloads themselves live in a durable outbox (the daemon's
+spool, the backend's store); the link holds only watermarks, so that a restart loses nothing:
+
+    outbox   1 2 3 4 5 6 7 8      `acked` = 3: the peer has 1-3 on its disk, forget them
+                   ^     ^        `sent` = 6: 4-6 are under way, 7 and 8 wait for `may_send`
+    inbox    1 2 3 4 5            `accepted` = 4: durable here; `received` = 5 is not yet
+
+One watermark per direction is enough only because a frame is made durable *before* it is
+accepted. After a reconnect both sides say what they have (`resume`), and what is missing is
+sent again; numbers that were seen before are duplicates and only acknowledged anew.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from cloudagent_protocol.errors import CloseCode, ProtocolError
+
+HEARTBEAT_S: Final = 15.0
+#: Silence after which the peer is taken for dead: at most 26 s until both ends notice.
+SILENCE_S: Final = 25.0
+#: Numbered frames that may be under way, unacknowledged, per direction.
+IN_FLIGHT: Final = 256
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A numbered frame that was not seen before: make it durable, then `accept(seq)`."""
+
+    seq: int
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """A numbered frame that was accepted before: acknowledge `ack` again, do nothing else."""
+
+    ack: int
+
+
+class Link:
+    """One end of one connection. All times are monotonic seconds, given by the caller.
+
+    Args:
+        accepted: number of the last frame of the peer that is durable here.
+        acked: number of the last own frame that the peer has said it has.
+        now: the current time.
+    """
+
+    def __init__(
+        self,
+        *,
+        accepted: int,
+        acked: int,
+        now: float,
+        heartbeat_s: float = HEARTBEAT_S,
+        silence_s: float = SILENCE_S,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
+        self.accepted = accepted
+        self.received = accepted
+        self.acked = acked
+        self.sent = acked
+        self.heartbeat_s = heartbeat_s
+        self.silence_s = silence_s
+        self.in_flight = in_flight
+        self._heard_at = now
+        self._spoke_at = now
+
+    # --- sending ---
+
+    @property
+    def may_send(self) -> int:
+        """How many more numbered frames may go out before an ack must come in."""
+        return self.in_flight - (self.sent - self.acked)
+
+    def stamp(self, seq: int, now: float) -> None:
+        """A numbered frame of the outbox goes out.
+
+        Raises:
+            ValueError: it is not the next one, or the flight is full: a fault of the caller's.
+        """
+        if seq != self.sent + 1:
+            raise ValueError(f"frame {seq} cannot follow {self.sent}")
+        if self.may_send <= 0:
+            raise ValueError(f"{self.in_flight} frames are under way already")
+        self.sent = seq
+        self._spoke_at = now
+
+    def spoke(self, now: float) -> None:
+        """A passing frame goes out; it counts as a sign of life."""
+        self._spoke_at = now
+
+    def on_ack(self, seq: int) -> bool:
+        """The peer has everything up to `seq`; returns whether that is news.
+
+        Raises:
+            ProtocolError: it was never sent.
+        """
+        if seq > self.sent:
+            raise ProtocolError(f"ack of {seq}, but only {self.sent} were sent")
+        if seq <= self.acked:
+            return False
+        self.acked = seq
+        return True
+
+    # --- receiving ---
+
+    def heard(self, now: float) -> None:
+        """Anything at all came in."""
+        self._heard_at = now
+
+    def receive(self, seq: int) -> Fresh | Duplicate:
+        """Judge a numbered frame that came in.
+
+        Raises:
+            ProtocolError: one is missing before it; the connection must be resumed.
+        """
+        if seq <= self.accepted:
+            return Duplicate(self.accepted)
+        if seq <= self.received:
+            # Received on this connection and still on its way to the disk: its ack will follow.
+            return Duplicate(self.accepted)
+        if seq != self.received + 1:
+            raise ProtocolError(f"frame {seq} after {self.received}: one is missing")
+        self.received = seq
+        return Fresh(seq)
+
+    def accept(self, seq: int) -> int:
+        """Frames up to `seq` are durable; returns the number to acknowledge.
+
+        Raises:
+            ValueError: it was not received: a fault of the caller's.
+        """
+        if seq > self.received:
+            raise ValueError(f"frame {seq} was not received")
+        self.accepted = max(self.accepted, seq)
+        return self.accepted
+
+    # --- liveness ---
+
+    def heartbeat_due(self, now: float) -> bool:
+        """Whether a heartbeat should go out now."""
+        return now - self._spoke_at >= self.heartbeat_s
+
+    def dead(self, now: float) -> bool:
+        """Whether the peer has been silent for too long; the close code is `HEARTBEAT_MISSED`."""
+        return now - self._heard_at >= self.silence_s
+
+    def next_deadline(self) -> float:
+        """When to look again at `heartbeat_due` and `dead`."""
+        return min(self._spoke_at + self.heartbeat_s, self._heard_at + self.silence_s)
+
+
+def resume(*, outbox_acked: int, outbox_last: int, peer_has: int) -> int:
+    """The watermark to start sending after, from what the peer says it has on its disk.
+
+    Args:
+        outbox_acked: the last own number that was acknowledged before.
+        outbox_last: the last own number that exists.
+        peer_has: the last number that the peer says it has.
+
+    Raises:
+        ProtocolError: the two histories do not fit: a side was restored from a backup or lost its
+            state. A new epoch is needed.
+    """
+    if not outbox_acked <= peer_has <= outbox_last:
+        raise ProtocolError(
+            f"histories differ: the peer has {peer_has}, this side {outbox_acked}..{outbox_last}",
+            CloseCode.BAD_FRAME,
+        )
+    return peer_has

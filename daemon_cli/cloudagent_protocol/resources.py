@@ -1,0 +1,387 @@
+"""The things that the HTTP API shows, and the bodies that create and change them.
+
+What we send has these fields and no others; what we receive may have more (a newer peer).
+Times are aware UTC.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from cloudagent_protocol.content import Attachment, MessageText
+from cloudagent_protocol.events import Usage
+from cloudagent_protocol.ids import (
+    AgentId,
+    ConversationId,
+    DeliveryId,
+    HostId,
+    MessageId,
+    RunId,
+    TokenId,
+    UserId,
+)
+
+Name = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True, min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$"
+    ),
+]
+T = TypeVar("T")
+
+
+class Resource(BaseModel):
+    """Something the API shows."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Body(BaseModel):
+    """Something a caller sends; an unknown field is an error, so that a typo is not ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(Resource, Generic[T]):
+    """One page of a list; `next_cursor` goes into `?after=`, null on the last page."""
+
+    data: list[T]
+    next_cursor: str | None = None
+
+
+# --- people ---------------------------------------------------------------------------
+
+
+class User(Resource):
+    id: UserId
+    email: str
+    name: str
+    is_admin: bool = False
+    created_at: AwareDatetime
+
+
+class Session(Resource):
+    """The answer to a login; the page gets a cookie beside it."""
+
+    user: User
+    access_token: str
+    refresh_token: str
+    expires_in: int
+
+
+class Token(Resource):
+    """A personal access token; `raw_token` is there only in the answer that creates it."""
+
+    id: TokenId
+    name: str
+    last_four: str
+    created_at: AwareDatetime
+    last_used_at: AwareDatetime | None = None
+    raw_token: str | None = None
+
+
+class TokenCreate(Body):
+    name: Name
+
+
+# --- host machines --------------------------------------------------------------------
+
+
+class HostState(StrEnum):
+    ONLINE = "online"
+    OFFLINE = "offline"
+    DRAINING = "draining"
+
+
+class Runtime(Resource):
+    """An agent program found on a host; `problem` says why it cannot be used."""
+
+    name: str
+    version: str | None = None
+    path: str | None = None
+    logged_in: bool | None = None
+    problem: str | None = None
+
+
+class HostMachine(Resource):
+    id: HostId
+    name: str
+    hostname: str
+    os: str
+    daemon_version: str
+    state: HostState
+    last_seen_at: AwareDatetime | None = None
+    runtimes: list[Runtime] = Field(default_factory=list[Runtime])
+    key_last_four: str
+    created_at: AwareDatetime
+
+
+class HostMachineCreate(Body):
+    name: Name
+    hostname: Annotated[str, StringConstraints(max_length=255)] = ""
+    os: Annotated[str, StringConstraints(max_length=50)] = ""
+    daemon_version: Annotated[str, StringConstraints(max_length=50)] = ""
+
+
+class HostMachineWithKey(HostMachine):
+    """The answer that creates a host or rotates its key: the only time the key is shown."""
+
+    raw_key: str
+
+
+# --- agents ---------------------------------------------------------------------------
+
+
+class Driver(StrEnum):
+    CLAUDE_CODE = "claude_code"
+    BUILTIN = "builtin"
+    SCRIPTED = "scripted"
+
+
+class AgentStatus(StrEnum):
+    IDLE = "idle"
+    WORKING = "working"
+    WAITING = "waiting"
+    CRASHED = "crashed"
+    OFFLINE = "offline"
+    RUNTIME_MISSING = "runtime_missing"
+
+
+class AgentSpec(Resource):
+    """What a daemon must know of an agent to run it."""
+
+    id: AgentId
+    name: str
+    driver: Driver | str
+    model: str | None = None
+    instructions: str | None = None
+    #: `default`, `acceptEdits`, `plan`, `bypassPermissions`: the driver's permission mode.
+    mode: str = "default"
+    command: list[str] | None = None
+    env: dict[str, str] = Field(default_factory=dict[str, str])
+    cwd: str | None = None
+
+
+class Agent(AgentSpec):
+    runtime: Literal["local_daemon"] = "local_daemon"
+    host_machine_id: HostId
+    status: AgentStatus
+    created_at: AwareDatetime
+
+
+_EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+_EnvValue = Annotated[str, StringConstraints(max_length=10_000, pattern=r"^[^\x00]*$")]
+_Word = Annotated[str, StringConstraints(min_length=1, max_length=4_096, pattern=r"^[^\x00]+$")]
+_Path = Annotated[str, StringConstraints(max_length=4_096, pattern=r"^(/|~)[^\x00]*$")]
+_Mode = Literal["default", "acceptEdits", "plan", "bypassPermissions"]
+_Model = Annotated[
+    str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$")
+]
+_Instructions = Annotated[str, StringConstraints(max_length=50_000, pattern=r"^[^\x00]*$")]
+
+
+class AgentCreate(Body):
+    name: Name
+    runtime: Literal["local_daemon"] = "local_daemon"
+    driver: Driver = Driver.CLAUDE_CODE
+    host_machine_id: HostId
+    model: _Model | None = None
+    instructions: _Instructions | None = None
+    mode: _Mode = "default"
+    command: Annotated[list[_Word], Field(min_length=1, max_length=100)] | None = None
+    env: Annotated[dict[_EnvName, _EnvValue], Field(max_length=100)] = Field(
+        default_factory=dict[str, str]
+    )
+    cwd: _Path | None = None
+
+
+class AgentUpdate(Body):
+    """Only the fields that are sent change; null clears an optional one."""
+
+    name: Name | None = None
+    driver: Driver | None = None
+    model: _Model | None = None
+    instructions: _Instructions | None = None
+    mode: _Mode | None = None
+    command: Annotated[list[_Word], Field(min_length=1, max_length=100)] | None = None
+    env: Annotated[dict[_EnvName, _EnvValue], Field(max_length=100)] | None = None
+    cwd: _Path | None = None
+
+
+# --- conversations and messages -------------------------------------------------------
+
+
+class Conversation(Resource):
+    id: ConversationId
+    title: str | None = None
+    agent_ids: list[AgentId]
+    created_at: AwareDatetime
+    last_message_at: AwareDatetime | None = None
+
+
+class ConversationCreate(Body):
+    agent_ids: Annotated[list[AgentId], Field(min_length=1, max_length=50)]
+    title: Name | None = None
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery is; `delivery/states.py` holds the allowed moves."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    RECEIVED = "received"
+    RUNNING = "running"
+    WAITING = "waiting"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
+
+
+class Author(Resource):
+    type: Literal["user", "agent", "system"]
+    id: str
+    name: str
+
+
+class DeliverySummary(Resource):
+    id: DeliveryId
+    agent_id: AgentId
+    #: Order of delivery for its agent: a later message has a larger number.
+    seq: int
+    state: DeliveryState
+
+
+class Message(Resource):
+    id: MessageId
+    conversation_id: ConversationId
+    author: Author
+    text: str
+    attachments: list[Attachment] = Field(default_factory=list[Attachment])
+    created_at: AwareDatetime
+    deliveries: list[DeliverySummary] = Field(default_factory=list[DeliverySummary])
+    in_reply_to: MessageId | None = None
+    run_id: RunId | None = None
+    auto_published: bool | None = None
+
+
+class AgentMessageCreate(Body):
+    """A message to one agent; without `conversation_id` it goes to their latest conversation."""
+
+    text: MessageText
+    conversation_id: ConversationId | None = None
+    mode: Literal["queue"] = "queue"
+
+
+class MessageCreate(Body):
+    """A message into a conversation, for all of its agents or the one named."""
+
+    text: MessageText
+    agent_id: AgentId | None = None
+    mode: Literal["queue"] = "queue"
+
+
+# --- where a message is ---------------------------------------------------------------
+
+
+class RungName(StrEnum):
+    """The receipt ladder, in its order; the last six are ends."""
+
+    STORED = "stored"
+    SENT = "sent"
+    RECEIVED = "received"
+    STARTED = "started"
+    READY = "ready"
+    SEEN = "seen"
+    WAITING = "waiting"
+    INTERRUPTED = "interrupted"
+    REPLIED = "replied"
+    SILENT = "silent"
+    AUTO_PUBLISHED = "auto_published"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
+
+
+class Rung(Resource):
+    """One thing that is known to have happened: when, by whom, and why if it went wrong."""
+
+    rung: RungName | str
+    at: AwareDatetime
+    #: `backend`, a host's name, an agent's name, or a person's.
+    actor: str
+    detail: str | None = None
+
+
+class DeliveryTrace(Resource):
+    id: DeliveryId
+    message_id: MessageId
+    conversation_id: ConversationId
+    agent_id: AgentId
+    run_id: RunId | None = None
+    state: DeliveryState
+    outcome: str | None = None
+    reason: str | None = None
+    attempt: int = 0
+    rungs: list[Rung]
+
+
+class Trace(Resource):
+    message_id: MessageId
+    deliveries: list[DeliveryTrace]
+
+
+# --- runs -----------------------------------------------------------------------------
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    WAITING = "waiting"
+    FINISHED = "finished"
+
+
+class Run(Resource):
+    id: RunId
+    agent_id: AgentId
+    conversation_id: ConversationId
+    delivery_ids: list[DeliveryId]
+    driver: str
+    state: RunState
+    outcome: str | None = None
+    reason: str | None = None
+    attempt: int = 1
+    session_id: str | None = None
+    usage: Usage | None = None
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None = None
+
+
+# --- the event log --------------------------------------------------------------------
+
+
+class EventType(StrEnum):
+    MESSAGE_CREATED = "message.created"  # data: Message
+    MESSAGE_UPDATED = "message.updated"  # data: Message
+    DELIVERY_UPDATED = "delivery.updated"  # data: DeliveryTrace
+    RUN_STARTED = "run.started"  # data: Run
+    RUN_DELTA = "run.delta"  # data: {run_id, conversation_id, block, offset, text}; not kept
+    RUN_EVENT = "run.event"  # data: {run_id, conversation_id, agent_id, event}
+    RUN_FINISHED = "run.finished"  # data: Run
+    HOST_UPDATED = "host.updated"  # data: HostMachine, or {id, deleted: true}
+    AGENT_UPDATED = "agent.updated"  # data: Agent, or {id, deleted: true}
+    PING = "ping"  # data: {}
+    RESYNC = "resync"  # data: {}; what was asked for is no longer kept: fetch anew
+
+
+class Event(Resource):
+    """One line of a person's event log.
+
+    `id` rises, without gaps being promised. Events that are not kept (`run.delta`, `ping`)
+    carry the id of the newest kept one, so that resuming after any id loses nothing.
+    """
+
+    id: int
+    type: EventType | str
+    at: AwareDatetime
+    data: dict[str, Any]
