@@ -4,11 +4,14 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-#: Characters in one message. A frame of it stays below the wire's 1 MiB in any encoding.
-MAX_TEXT_CHARS: Final = 200_000
+#: Characters in one message. JSON may need six bytes for one, and a frame has 1 MiB.
+MAX_TEXT_CHARS: Final = 100_000
 
 MessageText = Annotated[
-    str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS, pattern=r"^[^\x00]*\S[^\x00]*$")
+    str,
+    StringConstraints(
+        min_length=1, max_length=MAX_TEXT_CHARS, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$"
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ docs/protocol.md tells the whole story; tests/golden/frames holds one example of
 """
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -22,7 +23,7 @@ from cloudagent_protocol.ids import (
     MessageId,
     RunId,
 )
-from cloudagent_protocol.resources import AgentSpec, Author, Runtime
+from cloudagent_protocol.resources import AgentRef, AgentSpec, Author, Runtime
 
 #: Bytes of one frame, after any inflation (RFC 6455 leaves the limit to us).
 MAX_FRAME_BYTES: Final = 1_048_576
@@ -87,7 +88,7 @@ class Welcome(_Frame):
     last_seq: int = Field(ge=0)
     #: Deliveries that may be in flight (sent, not yet finished) at once.
     window: int
-    agents: list[AgentSpec] = Field(default_factory=list[AgentSpec])
+    agents: Sequence[AgentRef] = ()
     #: Deliveries of the hello that are over: the daemon forgets them.
     drop: list[DeliveryId] = Field(default_factory=list[DeliveryId])
 
@@ -127,7 +128,7 @@ class AgentsChanged(Numbered):
     """The host's agents, whole, after one was made, changed or removed."""
 
     type: Literal["agents_changed"] = "agents_changed"
-    agents: list[AgentSpec]
+    agents: Sequence[AgentRef]
 
 
 # --- daemon to backend, numbered --------------------------------------------------------

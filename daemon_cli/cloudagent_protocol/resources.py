@@ -148,12 +148,17 @@ class AgentStatus(StrEnum):
     RUNTIME_MISSING = "runtime_missing"
 
 
-class AgentSpec(Resource):
-    """What a daemon must know of an agent to run it."""
+class AgentRef(Resource):
+    """An agent, by what it is called and what drives it."""
 
     id: AgentId
     name: str
     driver: Driver | str
+
+
+class AgentSpec(AgentRef):
+    """What a daemon must know of an agent to run it."""
+
     model: str | None = None
     instructions: str | None = None
     #: `default`, `acceptEdits`, `plan`, `bypassPermissions`: the driver's permission mode.
@@ -171,14 +176,18 @@ class Agent(AgentSpec):
 
 
 _EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
-_EnvValue = Annotated[str, StringConstraints(max_length=10_000, pattern=r"^[^\x00]*$")]
-_Word = Annotated[str, StringConstraints(min_length=1, max_length=4_096, pattern=r"^[^\x00]+$")]
+_EnvValue = Annotated[str, StringConstraints(max_length=2_000, pattern=r"^[^\x00-\x08\x0b-\x1f]*$")]
+_Env = Annotated[dict[_EnvName, _EnvValue], Field(max_length=50)]
+_Word = Annotated[
+    str, StringConstraints(min_length=1, max_length=1_000, pattern=r"^[^\x00-\x1f]+$")
+]
+_Command = Annotated[list[_Word], Field(min_length=1, max_length=50)]
 _Path = Annotated[str, StringConstraints(max_length=4_096, pattern=r"^(/|~)[^\x00]*$")]
 _Mode = Literal["default", "acceptEdits", "plan", "bypassPermissions"]
 _Model = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$")
 ]
-_Instructions = Annotated[str, StringConstraints(max_length=50_000, pattern=r"^[^\x00]*$")]
+_Instructions = Annotated[str, StringConstraints(max_length=20_000, pattern=r"^[^\x00]*$")]
 
 
 class AgentCreate(Body):
@@ -189,10 +198,8 @@ class AgentCreate(Body):
     model: _Model | None = None
     instructions: _Instructions | None = None
     mode: _Mode = "default"
-    command: Annotated[list[_Word], Field(min_length=1, max_length=100)] | None = None
-    env: Annotated[dict[_EnvName, _EnvValue], Field(max_length=100)] = Field(
-        default_factory=dict[str, str]
-    )
+    command: _Command | None = None
+    env: _Env = Field(default_factory=dict[str, str])
     cwd: _Path | None = None
 
 
@@ -204,8 +211,8 @@ class AgentUpdate(Body):
     model: _Model | None = None
     instructions: _Instructions | None = None
     mode: _Mode | None = None
-    command: Annotated[list[_Word], Field(min_length=1, max_length=100)] | None = None
-    env: Annotated[dict[_EnvName, _EnvValue], Field(max_length=100)] | None = None
+    command: _Command | None = None
+    env: _Env | None = None
     cwd: _Path | None = None
 
 
