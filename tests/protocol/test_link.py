@@ -1,10 +1,9 @@
 """The link: what is sent, what is new, what is acknowledged, when the peer is dead."""
 
-from typing_extensions import override
-
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from typing_extensions import override
 
 from cloudagent_protocol.errors import ProtocolError
 from cloudagent_protocol.link import Duplicate, Fresh, Link, resume

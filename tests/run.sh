@@ -1,0 +1,39 @@
+#!/bin/sh
+# Every check, in the order in which a failure is cheapest; stops at the first. Called by `make test`.
+#   tests/run.sh          all of it
+#   tests/run.sh check    format, lint, types and layers only
+set -eu
+UV=${UV:-uv}
+run() { "$UV" run --frozen --all-extras "$@"; }
+step() { printf '\n=== %s\n' "$1"; }
+how() { printf '\n%s\n' "$1" >&2; exit 1; }
+
+step 'lock file and packages'
+"$UV" lock --check || how 'uv.lock is out of date: run  uv lock'
+"$UV" sync --frozen --all-extras --quiet
+
+step 'format, lint, types, layers'
+run ruff format --check || how 'fix it with  make format'
+run ruff check || how 'fix what can be fixed with  make format'
+run pyright || how 'pyright found type errors (strict)'
+run lint-imports --no-cache || how 'an import goes against the layers: docs/architecture.md, "Layers"'
+[ "${1:-all}" = check ] && exit 0
+
+step 'what the tests need'
+sh tests/needs.sh
+
+step 'the page: types and reducer'
+(cd backend/ui && { [ -d node_modules ] || npm ci --no-fund --no-audit --loglevel=error; } && npm run --silent check && npm test --silent)
+
+step 'tests'
+run pytest -q
+
+step 'rules at 100 % coverage'
+run coverage erase
+run coverage run --rcfile=tests/rules.coveragerc -m pytest -q -p no:cacheprovider tests/protocol tests/backend/test_states.py tests/daemon/test_outcome.py
+run coverage report --rcfile=tests/rules.coveragerc --fail-under=100
+
+step 'wheel, light install'
+sh tests/packaging.sh
+
+printf '\nall checks passed\n'
