@@ -1,0 +1,170 @@
+"""What a driver is: a value in, a command out; lines in, events out. No I/O (architecture.md §5).
+
+A `DriverSession` serves one child process. The runner writes the command's files, starts it, feeds
+`prompt`, hands every line of standard output to `receive` and acts on what comes out.
+"""
+
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from cloudagent_protocol.events import Reason, RunEvent, Usage
+from cloudagent_protocol.resources import AgentSpec, Runtime
+
+
+class DriverError(Exception):
+    """The agent cannot be started here; `str()` says why and what to do."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the CLI behind a driver can do."""
+
+    #: A session can be continued by a later process.
+    resume: bool = True
+    #: The process takes further prompts after a turn's end.
+    warm: bool = False
+    #: A message can be put into a turn that is under way.
+    steer: bool = False
+
+
+@dataclass(frozen=True)
+class ToolServer:
+    """How the child reaches its tools: start `command` as an MCP server on stdio, or connect to
+    the Unix socket itself, say `{"token": <content of token_file>}` on one line and speak MCP,
+    one JSON-RPC message per line."""
+
+    command: tuple[str, ...]
+    socket: Path
+    token_file: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a driver may know of the run it is to serve."""
+
+    agent: AgentSpec
+    #: The agent's own folder, which holds MEMORY.md, notes/, workspace/ and .meta/.
+    home: Path
+    #: Where the process runs: the agent's configured folder, or its workspace/.
+    cwd: Path
+    #: For session files of the driver's own (home/.meta/sessions).
+    sessions_dir: Path
+    #: Private to this run, 0700, removed at its end: the place for `Command.files`.
+    run_dir: Path
+    tools: ToolServer
+    #: Who the agent is and how it answers; to be given to the CLI at each start.
+    system_prompt: str
+    #: The session to resume, or None for a new one.
+    session_id: str | None
+    #: A fresh UUID, for CLIs that let the caller name a new session.
+    new_session_id: str
+    #: The daemon's environment, for finding programs; a child never gets it whole.
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process to start."""
+
+    argv: tuple[str, ...]
+    #: Set in the child, whatever the daemon's environment says.
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    #: Names that the child inherits besides the usual ones; `*` at the end stands for any rest.
+    inherits: tuple[str, ...] = ()
+    #: Written (0600) before the start.
+    files: Mapping[Path, str] = field(default_factory=dict[Path, str])
+    #: Grows while the CLI works, even when it prints nothing: a sign of life.
+    journal: Path | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What to put to the agent."""
+
+    prompt: str
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """A piece of the text that the model is writing.
+
+    `block` counts the run's text blocks from 0, `offset` code points from that block's start.
+    """
+
+    block: int
+    offset: int
+    text: str
+
+
+@dataclass(frozen=True)
+class TurnEnd:
+    """The CLI's own word on how the turn went; the runner then lets the process end, or ends it.
+
+    `reason` is None for a turn that went well. TOOLS_UNAVAILABLE and SESSION_LOST make the runner
+    try again (once; the latter with a new session), every other reason fails the run.
+    """
+
+    reason: Reason | None = None
+    #: For a person: what the CLI said.
+    detail: str = ""
+    session_id: str | None = None
+    usage: Usage | None = None
+    #: What the model wrote last, to be published if it sent nothing itself.
+    final_text: str = ""
+
+
+DriverEvent: TypeAlias = RunEvent | TextDelta | TurnEnd
+
+
+class DriverSession(Protocol):
+    """One child process of a driver, seen without the process."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def launch(self) -> Command:
+        """What to start.
+
+        Raises:
+            DriverError: the program is not there.
+        """
+        ...
+
+    def prompt(self, turn: Turn) -> bytes:
+        """What to write to its standard input."""
+        ...
+
+    def receive(self, line: bytes) -> Iterable[DriverEvent]:
+        """The meaning of one line of its standard output, without the line's end.
+
+        Never raises for what a CLI may print: what is not understood is skipped or becomes an
+        `UnknownEvent`. Events carry seq 0; the runner numbers them. A `Ready` event says that the
+        CLI has our tools; a `Started` event is the runner's business, as is `Finished`.
+        """
+        ...
+
+    def interrupt(self) -> bytes | signal.Signals:
+        """How to stop the turn: bytes for its standard input, or a signal."""
+        ...
+
+
+class Driver(Protocol):
+    """A kind of coding agent."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, job: Job) -> DriverSession:
+        """A session for one process; does no I/O."""
+        ...
+
+    async def detect(self, environment: Mapping[str, str]) -> Runtime:
+        """Whether it can be used on this machine; `Runtime.problem` says why not. Bounded in time."""
+        ...

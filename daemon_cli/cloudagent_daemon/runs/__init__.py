@@ -1,0 +1,1 @@
+"""Runs: from a delivered message to exactly one outcome."""
