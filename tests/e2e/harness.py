@@ -1,0 +1,295 @@
+"""Real backend and daemon processes for end-to-end tests, on loopback, each with a home of its own.
+
+Everything is started as a person would start it (the installed commands) and ended by pid. Nothing
+here sleeps: a test waits for an event of the backend's log, or for a line of a process's output.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from websockets.sync.client import connect
+
+BIN = Path(sys.executable).parent
+DEADLINE_S = 30.0
+Json = dict[str, Any]
+
+
+class Process:
+    """A child whose stderr is read line by line; ended by pid when the test is over."""
+
+    def __init__(self, argv: list[str], *, env: dict[str, str], cwd: Path, stdin: str = "") -> None:
+        self.lines: list[str] = []
+        self._incoming: queue.Queue[str | None] = queue.Queue()
+        self.popen = subprocess.Popen(
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        assert self.popen.stdin
+        self.popen.stdin.write(stdin)
+        self.popen.stdin.close()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout
+        for line in self.popen.stdout:
+            self._incoming.put(line.rstrip("\n"))
+        self._incoming.put(None)
+
+    def wait_for_line(self, wanted: str, deadline_s: float = DEADLINE_S) -> str:
+        """The first line that contains `wanted`, from here on."""
+        end = time.monotonic() + deadline_s
+        while True:
+            try:
+                line = self._incoming.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(
+                    f"no {wanted!r} within {deadline_s} s in\n{self.output}"
+                ) from None
+            if line is None:
+                raise AssertionError(
+                    f"exited {self.popen.wait()} before {wanted!r}:\n{self.output}"
+                )
+            self.lines.append(line)
+            if wanted in line:
+                return line
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        return self.popen.wait(deadline_s)
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL if that is not heard."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+            try:
+                self.popen.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+                raise AssertionError(f"ignored SIGTERM:\n{self.output}") from None
+        return self.popen.returncode
+
+    def kill(self) -> None:
+        """SIGKILL: no time for anything."""
+        self.popen.kill()
+        self.popen.wait()
+
+
+class Follower:
+    """A person's event log over the WebSocket, read from where it was opened."""
+
+    def __init__(self, url: str, token: str, after: int | None = None) -> None:
+        query = "" if after is None else f"?after={after}"
+        self._socket = connect(
+            url.replace("http://", "ws://", 1) + f"/v1/events/ws{query}",
+            additional_headers={"Authorization": f"Bearer {token}"},
+        )
+        self.seen: list[Json] = []
+        self.until(lambda event: event["type"] in {"ping", "resync"})
+
+    def until(self, wanted: Callable[[Json], bool], deadline_s: float = DEADLINE_S) -> Json:
+        """The next event that is wanted; earlier ones are kept in `seen`."""
+        end = time.monotonic() + deadline_s
+        while True:
+            try:
+                event = json.loads(self._socket.recv(timeout=max(0.01, end - time.monotonic())))
+            except TimeoutError:
+                types = [(e["type"], e["data"].get("state")) for e in self.seen[-30:]]
+                raise AssertionError(f"not within {deadline_s} s; last seen: {types}") from None
+            self.seen.append(event)
+            if wanted(event):
+                return event
+
+    def reply(self, conversation_id: str, deadline_s: float = DEADLINE_S) -> Json:
+        """The next message of an agent in this conversation."""
+        return self.until(
+            lambda event: (
+                event["type"] == "message.created"
+                and event["data"]["conversation_id"] == conversation_id
+                and event["data"]["author"]["type"] == "agent"
+            ),
+            deadline_s,
+        )["data"]
+
+    def delivery(self, message_id: str, *states: str, deadline_s: float = DEADLINE_S) -> Json:
+        """The trace of the message's delivery once it is in one of these states."""
+        return self.until(
+            lambda event: (
+                event["type"] == "delivery.updated"
+                and event["data"]["message_id"] == message_id
+                and event["data"]["state"] in states
+            ),
+            deadline_s,
+        )["data"]
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@dataclass
+class Backend:
+    """A running backend with one user, and what a person would do with it."""
+
+    process: Process
+    url: str
+    database: Path
+    env: dict[str, str]
+    token: str = ""
+    link_key: str = ""
+    http: httpx2.Client = field(default_factory=httpx2.Client)
+
+    def call(self, method: str, path: str, body: Json | None = None) -> Json:
+        answer = self.http.request(method, path, json=body)
+        assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else {}
+
+    def create_host(self, name: str = "mbp") -> tuple[str, str]:
+        """A host machine: its id and its key."""
+        made = self.call("POST", "/v1/host-machines", {"name": name})
+        return made["id"], made["raw_key"]
+
+    def create_agent(self, host_id: str, name: str = "shop", **fields: Any) -> str:
+        body = {"name": name, "host_machine_id": host_id, **fields}
+        return self.call("POST", "/v1/agents", body)["id"]
+
+    def send(self, agent_id: str, text: str, conversation_id: str | None = None) -> Json:
+        body: Json = {"text": text}
+        if conversation_id:
+            body["conversation_id"] = conversation_id
+        return self.call("POST", f"/v1/agents/{agent_id}/messages", body)
+
+    def rungs(self, message_id: str) -> list[str]:
+        [delivery] = self.call("GET", f"/v1/messages/{message_id}/trace")["deliveries"]
+        return [rung["rung"] for rung in delivery["rungs"]]
+
+    def messages(self, conversation_id: str) -> list[Json]:
+        return self.call("GET", f"/v1/conversations/{conversation_id}/messages")["data"]
+
+    @contextlib.contextmanager
+    def follow(self, after: int | None = None) -> Generator[Follower]:
+        follower = Follower(self.url, self.token, after)
+        try:
+            yield follower
+        finally:
+            follower.close()
+
+
+def clean_environment(home: Path, **extra: str) -> dict[str, str]:
+    """What a login shell would give, with a home of the test's own."""
+    return {
+        "HOME": str(home),
+        "CLOUDAGENT_HOME": str(home / ".cloudagent"),
+        "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONWARNINGS": "error",
+        **extra,
+    }
+
+
+@contextlib.contextmanager
+def running_backend(home: Path, *, port: int = 0) -> Generator[Backend]:
+    """A backend on a database below `home`, with a user and a token."""
+    home.mkdir(parents=True, exist_ok=True)
+    env = clean_environment(home)
+    database = home / "server" / "cloudagent.db"
+    argv = [str(BIN / "cloudagent-backend"), "serve", "--port", str(port)]
+    process = Process([*argv, "--database-url", f"sqlite:///{database}"], env=env, cwd=home)
+    try:
+        url = process.wait_for_line("Listening on ").rpartition(" ")[2]
+        backend = Backend(process, url, database, env)
+        grant = subprocess.run(
+            [
+                argv[0],
+                "grant",
+                "--database-url",
+                f"sqlite:///{database}",
+                "--email",
+                "ana@example.com",
+                "--json",
+            ],
+            env=env,
+            cwd=home,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        granted = json.loads(grant.stdout)
+        backend.token, backend.link_key = granted["access_token"], granted["link_key"]
+        backend.http = httpx2.Client(
+            base_url=url, headers={"Authorization": f"Bearer {backend.token}"}, timeout=DEADLINE_S
+        )
+        with backend.http:
+            yield backend
+    finally:
+        process.stop()
+
+
+@contextlib.contextmanager
+def running_daemon(
+    home: Path, server_url: str, key: str, *, wait_for: str = "Connected", **extra: str
+) -> Generator[Process]:
+    """A daemon logged in under `home`; `extra` goes into its environment."""
+    home.mkdir(parents=True, exist_ok=True)
+    env = clean_environment(home, **extra)
+    if not (home / ".cloudagent" / "daemon" / "config.json").exists():
+        subprocess.run(
+            [
+                str(BIN / "cloudagent-daemon"),
+                "login",
+                "--server",
+                server_url,
+                "--api-key-file",
+                "-",
+            ],
+            input=key,
+            text=True,
+            env=env,
+            cwd=home,
+            check=True,
+            capture_output=True,
+        )
+    process = Process([str(BIN / "cloudagent-daemon"), "start"], env=env, cwd=home)
+    try:
+        if wait_for:
+            process.wait_for_line(wait_for)
+        yield process
+    finally:
+        process.stop()
+
+
+def processes_with(marker: str) -> list[int]:
+    """Processes that are alive and carry this text in their environment or argv."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            text = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+            if (
+                marker.encode() in text
+                and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            ):
+                found.append(int(entry.name))
+    return found

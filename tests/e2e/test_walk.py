@@ -1,0 +1,158 @@
+"""A message goes all the way, with the scripted model in place of a coding agent."""
+
+import pytest
+
+from e2e.harness import running_backend, running_daemon
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_message_is_answered_and_its_ladder_tells_each_step(tmp_path) -> None:
+    with running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host("mbp")
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        with running_daemon(tmp_path / "laptop", backend.url, key), backend.follow() as events:
+            sent = backend.send(agent_id, '@@call send_message {"text": "done, ana"}')
+            reply = events.reply(sent["conversation_id"])
+            assert reply["text"] == "done, ana"
+            assert reply["author"] == {"type": "agent", "id": agent_id, "name": "shop"}
+            trace = events.delivery(sent["id"], "done")
+            assert trace["outcome"] == "replied"
+            assert [rung["rung"] for rung in trace["rungs"]] == [
+                "stored",
+                "sent",
+                "received",
+                "started",
+                "ready",
+                "seen",
+                "replied",
+            ]
+            assert [m["text"] for m in backend.messages(sent["conversation_id"])][-1] == "done, ana"
+
+
+def test_a_turn_that_never_calls_a_tool_is_published_and_marked(tmp_path) -> None:
+    with running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        with running_daemon(tmp_path / "laptop", backend.url, key), backend.follow() as events:
+            sent = backend.send(agent_id, "@@say just text")
+            reply = events.reply(sent["conversation_id"])
+            assert (reply["text"], reply["auto_published"]) == ("just text", True)
+            assert events.delivery(sent["id"], "done")["outcome"] == "auto_published"
+
+
+def test_deltas_stream_while_the_model_writes_and_add_up_to_the_text(tmp_path) -> None:
+    with running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        with running_daemon(tmp_path / "laptop", backend.url, key), backend.follow() as events:
+            sent = backend.send(agent_id, "@@stream 12 0.1")
+            reply = events.reply(sent["conversation_id"])
+            deltas = [e["data"] for e in events.seen if e["type"] == "run.delta"]
+            text = ""
+            for delta in deltas:
+                if delta["offset"] <= len(text):
+                    text = text[: delta["offset"]] + delta["text"]
+            assert len(deltas) > 3
+            assert reply["text"].startswith(text.strip())
+
+
+def test_messages_of_one_conversation_run_in_order_and_one_at_a_time(tmp_path) -> None:
+    with running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        with running_daemon(tmp_path / "laptop", backend.url, key), backend.follow() as events:
+            first = backend.send(agent_id, "@@say one")
+            conversation_id = first["conversation_id"]
+            for word in ("two", "three"):
+                backend.send(agent_id, f"@@say {word}", conversation_id)
+            replies = [events.reply(conversation_id)["text"] for _ in range(3)]
+            assert replies == ["one", "two", "three"]
+            runs = [
+                (e["type"], e["data"]["id"])
+                for e in events.seen
+                if e["type"] in {"run.started", "run.finished"}
+            ]
+            for started, finished in zip(runs[::2], runs[1::2], strict=False):
+                assert started == ("run.started", finished[1])
+
+
+def test_a_message_sent_while_the_machine_is_off_arrives_when_it_is_on(tmp_path) -> None:
+    with running_backend(tmp_path / "server") as backend, backend.follow() as events:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        sent = backend.send(agent_id, "@@say back again")
+        assert backend.rungs(sent["id"]) == ["stored"]
+        with running_daemon(tmp_path / "laptop", backend.url, key):
+            assert events.reply(sent["conversation_id"])["text"] == "back again"
+
+
+def test_a_backend_that_was_killed_and_restarted_goes_on_where_it_was(tmp_path) -> None:
+    with running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        with running_daemon(tmp_path / "laptop", backend.url, key) as daemon:
+            with backend.follow() as events:
+                sent = backend.send(agent_id, "@@sleep 2\n@@say survived")
+                events.delivery(sent["id"], "running")
+            backend.process.kill()
+            port = int(backend.url.rpartition(":")[2])
+            with running_backend(tmp_path / "server", port=port) as again:
+                daemon.wait_for_line("Connected")
+                with again.follow(after=0) as events:
+                    assert events.reply(sent["conversation_id"])["text"] == "survived"
+                    assert events.delivery(sent["id"], "done")["outcome"] == "auto_published"
+                texts = [m["text"] for m in again.messages(sent["conversation_id"])]
+                assert texts.count("survived") == 1
+
+
+def test_stop_ends_a_run_and_says_who_did_it(tmp_path) -> None:
+    with running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        with running_daemon(tmp_path / "laptop", backend.url, key), backend.follow() as events:
+            sent = backend.send(agent_id, "@@sleep 60\n@@say too late")
+            run = events.until(lambda e: e["type"] == "run.started")["data"]
+            backend.call("POST", f"/v1/runs/{run['id']}/interrupt")
+            trace = events.delivery(sent["id"], "cancelled")
+            assert trace["rungs"][-1]["rung"] == "cancelled"
+            again = backend.send(agent_id, "@@say still here", sent["conversation_id"])
+            assert events.reply(again["conversation_id"])["text"] == "still here"
+
+
+@pytest.mark.parametrize("point", ["after_receive", "after_persist", "after_ack", "before_spawn"])
+def test_a_daemon_killed_before_the_spawn_loses_and_doubles_nothing(tmp_path, point: str) -> None:
+    with running_backend(tmp_path / "server") as backend, backend.follow() as events:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        laptop = tmp_path / "laptop"
+        with running_daemon(laptop, backend.url, key, CLOUDAGENT_CRASH_AT=point) as daemon:
+            sent = backend.send(agent_id, "@@say once")
+            assert daemon.wait() == 137
+        with running_daemon(laptop, backend.url, key):
+            assert events.reply(sent["conversation_id"])["text"] == "once"
+            events.delivery(sent["id"], "done")
+            after = backend.send(agent_id, "@@say next", sent["conversation_id"])
+            events.delivery(after["id"], "done")
+        runs = [e for e in events.seen if e["type"] == "run.started"]
+        assert len(runs) == 2
+        texts = [m["text"] for m in backend.messages(sent["conversation_id"])]
+        assert texts == ["@@say once", "once", "@@say next", "next"]
+
+
+@pytest.mark.parametrize("point", ["after_send", "before_finish"])
+def test_a_reply_made_before_the_crash_goes_out_once(tmp_path, point: str) -> None:
+    with running_backend(tmp_path / "server") as backend, backend.follow() as events:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        laptop = tmp_path / "laptop"
+        text = '@@call send_message {"text": "only once"}'
+        with running_daemon(laptop, backend.url, key, CLOUDAGENT_CRASH_AT=point) as daemon:
+            sent = backend.send(agent_id, text)
+            assert daemon.wait() == 137
+        with running_daemon(laptop, backend.url, key):
+            trace = events.delivery(sent["id"], "done", "failed")
+            assert trace["outcome"] == "replied"
+        texts = [m["text"] for m in backend.messages(sent["conversation_id"])]
+        assert texts.count("only once") >= 1
+        assert "interrupted" in [r["rung"] for r in trace["rungs"]] or texts.count("only once") == 1
