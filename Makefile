@@ -18,7 +18,8 @@ help:
 	@echo 'make format        put the code in order'
 
 up: $(UV) $(PAGE)
-	@$(UV) run --frozen --no-dev --extra backend cloudagent up $(if $(DEMO),--demo)
+	@$(UV) sync --frozen --inexact --no-dev --extra backend --quiet
+	@$(UV) run --no-sync cloudagent up $(if $(DEMO),--demo)
 
 test: $(UV) $(PAGE)
 	@UV="$(UV)" sh tests/run.sh
