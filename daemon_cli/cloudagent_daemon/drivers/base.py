@@ -36,9 +36,11 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class ToolServer:
-    """How the child reaches its tools: start `command` as an MCP server on stdio, or connect to
-    the Unix socket itself, say `{"token": <content of token_file>}` on one line and speak MCP,
-    one JSON-RPC message per line."""
+    """How the child reaches its tools.
+
+    It starts `command` as an MCP server on stdio; or it connects to the Unix socket itself, says
+    `{"token": <content of token_file>}` on one line and speaks MCP, one JSON-RPC message per line.
+    """
 
     command: tuple[str, ...]
     socket: Path

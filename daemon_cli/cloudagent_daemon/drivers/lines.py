@@ -1,0 +1,93 @@
+"""Bytes of a pipe to lines, and lines to JSON: bounded, and unmoved by whatever a CLI prints."""
+
+import json
+from typing import Any, Final, cast
+
+#: A longer line is skipped; tool results of 10 MB on one line are real.
+MAX_LINE_BYTES: Final = 16 * 1_048_576
+#: Characters that a tool's result keeps of its start, and of its end.
+KEEP_CHARS: Final = 15_000
+
+
+class LineSplitter:
+    """Cuts a stream of bytes into lines, holding at most `max_bytes` of an unfinished one."""
+
+    def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._skipping = False
+        #: How many lines were too long and left out.
+        self.skipped = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that `data` completes, without their ends."""
+        *complete, rest = data.split(b"\n")
+        lines: list[bytes] = []
+        for piece in complete:
+            self._hold(piece)
+            if (line := self._take()) is not None:
+                lines.append(line)
+        self._hold(rest)
+        return lines
+
+    def flush(self) -> list[bytes]:
+        """What stands after the last line's end; to be called at the end of the stream."""
+        line = self._take()
+        return [line] if line else []
+
+    def _hold(self, piece: bytes) -> None:
+        if self._skipping or not piece:
+            return
+        self._held += len(piece)
+        if self._held > self._max_bytes:
+            self._skipping = True
+            self._parts.clear()
+        else:
+            self._parts.append(piece)
+
+    def _take(self) -> bytes | None:
+        line = None if self._skipping else b"".join(self._parts).removesuffix(b"\r")
+        self.skipped += self._skipping
+        self._parts.clear()
+        self._held, self._skipping = 0, False
+        return line
+
+
+def parse_object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object on a line, or None if it holds none.
+
+    Bytes that are not UTF-8 become U+FFFD, and so do lone surrogates, which JSON can spell but no
+    encoding can carry any further.
+    """
+    text = line.decode("utf-8", "replace")
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    if "\\ud" in text or "\\uD" in text:
+        value = _encodable(value)
+    return cast("dict[str, Any]", value)
+
+
+def clip(text: str, keep: int = KEEP_CHARS) -> tuple[str, bool]:
+    """The text, or its first and last `keep` characters with a note between; and whether it was cut."""
+    if len(text) <= 2 * keep:
+        return text, False
+    left_out = len(text) - 2 * keep
+    return f"{text[:keep]}\n[… {left_out} characters left out …]\n{text[-keep:]}", True
+
+
+def _encodable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case dict():
+            items = cast("dict[str, Any]", value).items()
+            return {_encodable(key): _encodable(inner) for key, inner in items}
+        case list():
+            return [_encodable(inner) for inner in cast("list[Any]", value)]
+        case _:
+            return value

@@ -1,0 +1,122 @@
+"""From what is known of a turn to how it ended. Pure; told by facts, never by a CLI's wording."""
+
+import signal
+from dataclasses import dataclass
+
+from cloudagent_daemon.drivers.base import TurnEnd
+from cloudagent_protocol.events import Outcome, Reason
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the daemon itself gave the turn up."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a verdict rests on."""
+
+    #: The CLI's own last word; None if it never came.
+    end: TurnEnd | None = None
+    #: None if no process was started; negative for a signal.
+    exit_code: int | None = None
+    failure: Failure | None = None
+    #: Who asked for the stop, if somebody did.
+    stopped_by: str | None = None
+    daemon_stops: bool = False
+    #: Messages that the agent sent.
+    sends: int = 0
+    #: The agent's own reason for saying nothing, if it gave one.
+    silence: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The fields of `Finished` that are a matter of judgement."""
+
+    outcome: Outcome
+    reason: Reason | None = None
+    detail: str = ""
+    #: A text to be sent in the agent's name, because it sent nothing itself.
+    publish: str | None = None
+
+
+#: What a person can do about a failure whose cause lies outside.
+_ADVICE: dict[Reason, str] = {
+    Reason.AUTHENTICATION: "Log the coding agent in on its machine, or correct its API key.",
+    Reason.BILLING: "Check the plan or the credit of the account that the coding agent uses.",
+    Reason.RATE_LIMIT: "Wait a while, then send the message again.",
+    Reason.OVERLOADED: "The model is overloaded; send the message again later.",
+    Reason.SERVER_ERROR: "The model's service failed; send the message again later.",
+    Reason.CONNECTION: "The machine could not reach the model; check its network and base URL.",
+    Reason.CONTEXT_OVERFLOW: "The conversation is too long for the model; begin a new one.",
+}
+
+
+def judge(facts: Facts) -> Verdict:
+    """How the turn ended.
+
+    A turn that the CLI reports as done counts as done, whatever came after. Otherwise a stop that
+    was asked for explains the end, then what the daemon gave up for, then the CLI's own error, and
+    last the exit of a process that said nothing: an exit code of 0 is no success by itself.
+    """
+    if facts.end is not None and facts.end.reason is None:
+        return _done(facts, facts.end)
+    if facts.stopped_by is not None:
+        return _stopped(facts, facts.stopped_by)
+    if facts.failure is not None:
+        return Verdict(Outcome.FAILED, facts.failure.reason, facts.failure.detail)
+    if facts.end is not None and facts.end.reason is not None:
+        return _refused(facts.end, facts.end.reason)
+    return _vanished(facts.exit_code)
+
+
+def _done(facts: Facts, end: TurnEnd) -> Verdict:
+    if facts.sends:
+        return Verdict(Outcome.REPLIED)
+    if facts.silence is not None:
+        return Verdict(Outcome.SILENT, detail=facts.silence)
+    if text := end.final_text.strip():
+        return Verdict(Outcome.AUTO_PUBLISHED, publish=text)
+    return Verdict(
+        Outcome.FAILED,
+        Reason.NO_RESULT,
+        "The agent ended its turn without sending a message, without a reason to stay silent and "
+        "without writing anything. Ask again, or ask what happened.",
+    )
+
+
+def _stopped(facts: Facts, actor: str) -> Verdict:
+    if facts.daemon_stops:
+        detail = "The daemon on the agent's machine was stopped during the turn."
+        return Verdict(Outcome.CANCELLED, Reason.DAEMON_STOPPED, detail)
+    return Verdict(Outcome.CANCELLED, Reason.INTERRUPTED, f"Stopped by {actor}.")
+
+
+def _refused(end: TurnEnd, reason: Reason) -> Verdict:
+    detail = " ".join(filter(None, (end.detail, _ADVICE.get(reason))))
+    return Verdict(Outcome.FAILED, reason, detail or f"The turn failed ({reason}).")
+
+
+def _vanished(exit_code: int | None) -> Verdict:
+    if exit_code == 0:
+        detail = "The agent's process ended (exit 0) without saying how its turn went."
+        return Verdict(Outcome.FAILED, Reason.NO_RESULT, detail)
+    return Verdict(
+        Outcome.FAILED, Reason.CRASHED, f"The agent's process ended early ({described(exit_code)})."
+    )
+
+
+def described(exit_code: int | None) -> str:
+    """An exit code in words: `exit 1`, `killed by SIGKILL`."""
+    if exit_code is None:
+        return "it could not be ended"
+    if exit_code >= 0:
+        return f"exit {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"killed by signal {-exit_code}"

@@ -1,0 +1,73 @@
+"""What we tell an agent besides the message itself. Pure."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cloudagent_protocol.resources import AgentSpec
+
+_SYSTEM = """\
+You are {name}, an agent that people message through a chat.
+
+The chat shows only what you send with the tool `send_message` of the MCP server `cloudagent`; \
+what you write otherwise is your own working text. Answer every message with `send_message`, \
+briefly first and again when there is news. If no answer is called for, call `stay_silent` with \
+your reason. `list_messages` shows earlier messages of the conversation. The person reads on \
+another device and cannot see this machine's screen or answer prompts in a terminal.
+
+You work in {cwd}. Your long-term memory is the file {memory} (tools `read_memory` and \
+`append_memory`): read it when a question may depend on earlier work, and add what should outlive \
+this conversation. Longer notes go into {notes}.
+"""
+
+_INTERRUPTED = """\
+[Note from cloudagent: your work on the message below was interrupted when the machine's daemon \
+stopped. Look at what is already done before you repeat anything, then go on."""
+_HANDOFF = """\
+[Note from cloudagent: your earlier session of this conversation could not be resumed; this is a \
+fresh one."""
+
+
+def system_prompt(agent: AgentSpec, *, cwd: Path, memory: Path, notes: Path) -> str:
+    """Who the agent is and how it answers; given at each start, CLIs do not keep it."""
+    text = _SYSTEM.format(name=agent.name, cwd=cwd, memory=memory, notes=notes)
+    return f"{text}\n{agent.instructions}\n" if agent.instructions else text
+
+
+def interrupted(sent: Iterable[str]) -> str:
+    """The note before a message whose earlier attempt was cut off (delivery.md §1.3)."""
+    lines = [
+        _INTERRUPTED,
+        *_quoted("You had already sent:", sent),
+        "The message was:]",
+    ]
+    return "\n".join(lines) + "\n\n"
+
+
+def handoff(messages: Iterable[dict[str, Any]] | None) -> str:
+    """The note before a message whose conversation's session is lost.
+
+    Args:
+        messages: the conversation's latest, oldest first, as the API shows them; None if the
+            backend could not be asked.
+    """
+    lines = [_HANDOFF]
+    if messages is None:
+        lines.append("The tool `list_messages` can show what was said before.")
+    else:
+        lines += _quoted("The latest messages of it were:", map(_line_of, messages))
+    return "\n".join([*lines, "The new message is:]"]) + "\n\n"
+
+
+def _line_of(message: dict[str, Any]) -> str:
+    return f"{message['author']['name']}: {message['text']}"
+
+
+def _quoted(heading: str, texts: Iterable[str], keep: int = 2_000) -> list[str]:
+    """Each text behind `> `, so that it cannot be taken for the message or the note."""
+    quoted = [
+        "\n".join(f"> {line}" for line in text[:keep].splitlines())
+        for text in texts
+        if text.strip()
+    ]
+    return [heading, *quoted] if quoted else []

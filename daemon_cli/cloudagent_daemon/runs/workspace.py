@@ -1,0 +1,179 @@
+"""An agent's folder on this machine: what it remembers, and what we remember of its sessions.
+
+    <agent id>/  MEMORY.md  notes/  workspace/  .meta/
+    .meta/       identity.json  last-spawn.json  sessions/<conversation>.json  turns/<delivery>.json
+
+All functions block; files are replaced whole, so that a reader never sees half of one.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+
+from cloudagent_protocol.events import Finished
+from cloudagent_protocol.frames import Send
+from cloudagent_protocol.ids import ConversationId, DeliveryId, RunId
+from cloudagent_protocol.resources import AgentSpec
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+M = TypeVar("M", bound=BaseModel)
+
+
+class SessionRecord(BaseModel):
+    """The CLI's session that holds a conversation."""
+
+    driver: str
+    #: Claude Code knows a session only in the folder where it began.
+    cwd: str
+    session_id: str
+    updated_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class TurnRecord(BaseModel):
+    """What must be known of a delivery's turn if the daemon dies in it; gone when it is over."""
+
+    run_id: RunId
+    #: All that the agent sent, written down before it was handed on.
+    sends: list[Send] = Field(default_factory=list[Send])
+    #: Whether the agent went on working after its last send.
+    worked_since: bool = False
+    #: How it ended, with its number in the run, if only the reporting was left to do.
+    finished: Finished | None = None
+
+
+class SpawnRecord(BaseModel):
+    """What a person looks at when an agent will not start."""
+
+    run_id: RunId
+    launch_id: str
+    argv: list[str]
+    cwd: str
+    pid: int | None
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None = None
+    exit_code: int | None = None
+    problem: str | None = None
+    stderr_tail: str = ""
+
+
+class Workspace:
+    """The folder of one agent.
+
+    Raises:
+        ValueError: the agent's id would not stay inside `agents_dir`.
+    """
+
+    def __init__(self, agents_dir: Path, agent: AgentSpec) -> None:
+        self.agent = agent
+        self.home = agents_dir / _safe(agent.id)
+        self.memory = self.home / "MEMORY.md"
+        self.notes = self.home / "notes"
+        self.folder = self.home / "workspace"
+        self._meta = self.home / ".meta"
+        self.sessions = self._meta / "sessions"
+        self._turns = self._meta / "turns"
+
+    @property
+    def cwd(self) -> Path:
+        """Where the agent works: the folder it was given, or its own."""
+        return Path(self.agent.cwd).expanduser() if self.agent.cwd else self.folder
+
+    def prepare(self) -> None:
+        """Creates what is missing; what is there stays."""
+        for folder in (self.notes, self.folder, self.sessions, self._turns):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError), self.memory.open("x", encoding="utf-8") as file:
+            file.write(f"# What {self.agent.name} remembers\n")
+        identity = self.agent.model_dump_json(include={"id", "name", "driver", "cwd"}, indent=2)
+        _replace(self._meta / "identity.json", identity)
+
+    # --- sessions ---
+
+    def session_of(self, conversation: ConversationId) -> str | None:
+        """The session to resume, if the driver and the folder are still the ones it began with."""
+        record = _load(self._session_file(conversation), SessionRecord)
+        if record and record.driver == self.agent.driver and record.cwd == str(self.cwd):
+            return record.session_id
+        return None
+
+    def keep_session(self, conversation: ConversationId, session_id: str) -> None:
+        record = SessionRecord(driver=self.agent.driver, cwd=str(self.cwd), session_id=session_id)
+        _replace(self._session_file(conversation), record.model_dump_json(indent=2))
+
+    def forget_session(self, conversation: ConversationId) -> None:
+        self._session_file(conversation).unlink(missing_ok=True)
+
+    def _session_file(self, conversation: ConversationId) -> Path:
+        return self.sessions / f"{_safe(conversation)}.json"
+
+    # --- turns under way ---
+
+    def turn_of(self, delivery: DeliveryId) -> TurnRecord | None:
+        return _load(self._turn_file(delivery), TurnRecord)
+
+    def keep_turn(self, delivery: DeliveryId, record: TurnRecord) -> None:
+        _replace(self._turn_file(delivery), record.model_dump_json())
+
+    def forget_turn(self, delivery: DeliveryId) -> None:
+        self._turn_file(delivery).unlink(missing_ok=True)
+
+    def _turn_file(self, delivery: DeliveryId) -> Path:
+        return self._turns / f"{_safe(delivery)}.json"
+
+    # --- for people ---
+
+    def keep_spawn(self, record: SpawnRecord) -> None:
+        shown = record.model_copy(update={"argv": redacted(record.argv)})
+        _replace(self._meta / "last-spawn.json", shown.model_dump_json(indent=2))
+
+
+def redacted(argv: list[str]) -> list[str]:
+    """The words of a command line, without values that look secret and without long ones."""
+    before = ("", *argv)
+    return [_shown(word, after) for word, after in zip(argv, before, strict=False)]
+
+
+def _shown(word: str, after: str) -> str:
+    flag, equals, value = word.partition("=")
+    if equals and _SECRET_FLAG.search(flag):
+        return f"{flag}=…"
+    if ("=" not in after and _SECRET_FLAG.search(after)) or _SECRET_VALUE.search(value or word):
+        return "…"
+    return word if len(word) <= 500 else f"{word[:60]}… ({len(word)} characters)"
+
+
+_SECRET_FLAG = re.compile(r"^-.*(key|token|secret|password|credential)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\b(sk[-_]|cat_|ghp_|xox[a-z]-|AKIA)[A-Za-z0-9_-]{12,}")
+
+
+def _safe(name: str) -> str:
+    if not _SAFE_ID.fullmatch(name):
+        raise ValueError(f"not usable as a file name: {name!r}")
+    return name
+
+
+def _load(path: Path, model: type[M]) -> M | None:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        # An unreadable record is a lost one: the session starts anew, with a handoff note.
+        return None
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    with open(draft, "x", encoding="utf-8", opener=_private) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _private(path: Any, flags: int) -> int:
+    return os.open(path, flags, 0o600)
