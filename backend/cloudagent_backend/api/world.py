@@ -1,0 +1,33 @@
+"""What the routes work with: made once by `app.py`, found on `app.state.world`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from cloudagent_backend.config import Settings
+from cloudagent_backend.delivery.fanout import Fanout
+from cloudagent_backend.delivery.hub import Hub
+from cloudagent_backend.delivery.service import Service
+from cloudagent_backend.store.database import Database
+
+
+@dataclass(frozen=True)
+class World:
+    settings: Settings
+    database: Database
+    #: The verbs of delivery: submit, report, cancel ...
+    service: Service
+    #: The live links of the hosts.
+    hub: Hub
+    #: Who follows which user's event log.
+    fanout: Fanout
+
+
+def world_of(connection: HTTPConnection) -> World:
+    world: World = connection.app.state.world
+    return world
+
+
+CurrentWorld = Annotated[World, Depends(world_of)]

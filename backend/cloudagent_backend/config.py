@@ -1,0 +1,119 @@
+"""What can be set: defaults, then the environment, then flags. The only reader of the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+PREFIX: Final = "CLOUDAGENT_BACKEND_"
+
+
+class ConfigError(ValueError):
+    """A setting has a value that cannot be used; the text names both."""
+
+
+def default_database_url() -> str:
+    home = Path(os.environ.get("CLOUDAGENT_HOME") or "~/.cloudagent").expanduser()
+    return f"sqlite:///{home}/server/cloudagent.db"
+
+
+@dataclass(frozen=True)
+class Settings:
+    database_url: str
+    host: str = "127.0.0.1"
+    port: int = 8700
+    #: Where people reach the page, if not at `http://host:port`: `https://agents.example.com`.
+    public_url: str | None = None
+    #: Whether anyone who reaches the page may make an account.
+    open_signup: bool = False
+
+    # --- accounts ---
+    access_token_s: int = 900
+    #: A login ends after this time without use, and in any case after `login_absolute_s`.
+    login_idle_s: int = 14 * 86_400
+    login_absolute_s: int = 90 * 86_400
+    one_time_link_s: int = 900
+    failed_logins_per_minute: int = 5
+    password_hashes_at_once: int = 2
+
+    # --- limits of what comes in ---
+    max_header_bytes: int = 16_384
+    head_deadline_s: float = 10.0
+    max_body_bytes: int = 1_048_576
+    body_deadline_s: float = 30.0
+    #: How long open requests may go on after a stop was asked for.
+    stop_grace_s: float = 1.0
+
+    # --- the link and delivery ---
+    heartbeat_s: float = 15.0
+    silence_s: float = 26.0
+    hello_deadline_s: float = 10.0
+    #: Deliveries that may be in flight at once, per host.
+    window: int = 32
+    #: Unfinished deliveries per host, above which new messages are refused.
+    backlog_cap: int = 100_000
+    #: How often the dispatcher looks by itself, should a hint be lost.
+    poll_s: float = 5.0
+    #: Deltas of a run are put together over this time on their way to a follower.
+    coalesce_s: float = 0.04
+    ping_s: float = 15.0
+    #: Events kept per user; asking for an older one is answered by `resync`.
+    events_kept: int = 100_000
+
+    @property
+    def secure(self) -> bool:
+        """Whether the page is reached over https, by what the operator says."""
+        return (self.public_url or "").startswith("https://")
+
+    @property
+    def public_origin(self) -> str | None:
+        if self.public_url is None:
+            return None
+        url = urlsplit(self.public_url)
+        return f"{url.scheme}://{url.netloc}".lower()
+
+
+def load(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings:
+    """The settings in force; a flag that is None was not given.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    found = os.environ if environment is None else environment
+    settings = Settings(database_url=found.get(f"{PREFIX}DATABASE_URL") or default_database_url())
+    changes: dict[str, Any] = {
+        "host": found.get(f"{PREFIX}HOST"),
+        "port": _port(found.get(f"{PREFIX}PORT")),
+        "public_url": found.get(f"{PREFIX}PUBLIC_URL"),
+        "open_signup": _flag(found.get(f"{PREFIX}OPEN_SIGNUP")),
+    }
+    changes |= {name: value for name, value in flags.items() if value is not None}
+    settings = replace(settings, **{n: v for n, v in changes.items() if v not in {None, ""}})
+    _check_url(settings.public_url)
+    return settings
+
+
+def _port(text: str | None) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) > 65_535:
+        raise ConfigError(f"{PREFIX}PORT is {text!r}; a port is a number up to 65535")
+    return int(text)
+
+
+def _flag(text: str | None) -> bool | None:
+    if not text:
+        return None
+    if text not in {"0", "1"}:
+        raise ConfigError(f"{PREFIX}OPEN_SIGNUP is {text!r}; use 1 or 0")
+    return text == "1"
+
+
+def _check_url(url: str | None) -> None:
+    if url is None:
+        return
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
+        raise ConfigError(f"the public URL is {url!r}; it looks like https://agents.example.com")

@@ -1,0 +1,140 @@
+"""The tables, and the steps that lead to them. A step that was released is never edited."""
+
+import sqlite3
+from typing import Final
+
+from cloudagent_backend.store import delivery_schema
+
+_ACCOUNTS: Final = """
+CREATE TABLE secrets (          -- the server's own, made once
+  name TEXT PRIMARY KEY,
+  value BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE users (
+  id TEXT PRIMARY KEY,
+  email TEXT NOT NULL UNIQUE,   -- as typed, but in lower case
+  name TEXT NOT NULL,
+  password_hash TEXT,           -- argon2id; null: no login by password
+  is_admin INTEGER NOT NULL DEFAULT 0,
+  created_us INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE logins (           -- one per login: a page session, and a chain of refresh tokens
+  id TEXT PRIMARY KEY,
+  user_id TEXT NOT NULL REFERENCES users (id),
+  session_hash BLOB NOT NULL UNIQUE,
+  created_us INTEGER NOT NULL,
+  seen_us INTEGER NOT NULL
+) STRICT;
+CREATE INDEX logins_by_user ON logins (user_id);
+
+CREATE TABLE refresh_tokens (
+  hash BLOB PRIMARY KEY,
+  login_id TEXT NOT NULL REFERENCES logins (id) ON DELETE CASCADE,
+  used_us INTEGER               -- a second use, later, ends the login
+) STRICT, WITHOUT ROWID;
+CREATE INDEX refresh_tokens_by_login ON refresh_tokens (login_id);
+
+CREATE TABLE one_time_links (
+  hash BLOB PRIMARY KEY,
+  kind TEXT NOT NULL CHECK (kind IN ('setup', 'page')),
+  user_id TEXT REFERENCES users (id),
+  expires_us INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tokens (           -- personal access tokens
+  id TEXT PRIMARY KEY,
+  user_id TEXT NOT NULL REFERENCES users (id),
+  name TEXT NOT NULL,
+  hash BLOB NOT NULL UNIQUE,    -- SHA-256 of a random 238 bit token
+  last_four TEXT NOT NULL,
+  created_us INTEGER NOT NULL,
+  last_used_us INTEGER
+) STRICT;
+CREATE INDEX tokens_by_user ON tokens (user_id, id);
+
+CREATE TABLE host_machines (
+  id TEXT PRIMARY KEY,
+  user_id TEXT NOT NULL REFERENCES users (id),
+  name TEXT NOT NULL,
+  hostname TEXT NOT NULL,
+  os TEXT NOT NULL,
+  daemon_version TEXT NOT NULL,
+  state TEXT NOT NULL DEFAULT 'offline',
+  last_seen_us INTEGER,
+  runtimes TEXT NOT NULL DEFAULT '[]',  -- JSON
+  key_hash BLOB UNIQUE,                 -- null once revoked
+  key_last_four TEXT NOT NULL,
+  epoch TEXT,                           -- names the history that the link's numbers belong to
+  created_us INTEGER NOT NULL,
+  deleted_us INTEGER
+) STRICT;
+CREATE INDEX host_machines_by_user ON host_machines (user_id, id);
+
+CREATE TABLE agents (
+  id TEXT PRIMARY KEY,
+  user_id TEXT NOT NULL REFERENCES users (id),
+  host_machine_id TEXT NOT NULL REFERENCES host_machines (id),
+  name TEXT NOT NULL,
+  driver TEXT NOT NULL,
+  model TEXT,
+  instructions TEXT,
+  mode TEXT NOT NULL,
+  command TEXT,                         -- JSON
+  env TEXT NOT NULL,                    -- JSON
+  cwd TEXT,
+  status TEXT NOT NULL DEFAULT 'idle',  -- as of its last run; a host that is away shows as offline
+  created_us INTEGER NOT NULL,
+  deleted_us INTEGER
+) STRICT;
+CREATE INDEX agents_by_user ON agents (user_id, id);
+CREATE INDEX agents_by_host ON agents (host_machine_id);
+CREATE UNIQUE INDEX agents_by_name ON agents (user_id, name) WHERE deleted_us IS NULL;
+
+CREATE TABLE idempotency (
+  user_id TEXT NOT NULL,
+  key_hash BLOB NOT NULL,
+  request_hash BLOB NOT NULL,   -- of method, path and body
+  status INTEGER NOT NULL,
+  body TEXT,                    -- null: the answer held a secret
+  created_us INTEGER NOT NULL,
+  PRIMARY KEY (user_id, key_hash)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_by_age ON idempotency (created_us);
+"""
+
+#: Step n brings a database from version n to n + 1.
+MIGRATIONS: Final[tuple[str, ...]] = (_ACCOUNTS + delivery_schema.TABLES,)
+
+
+class NewerSchemaError(Exception):
+    """The database was written by a newer version of this program."""
+
+
+def version(connection: sqlite3.Connection) -> int:
+    found: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return found
+
+
+def migrate(connection: sqlite3.Connection) -> int:
+    """Apply the steps that are missing, each in its own transaction; return how many.
+
+    Raises:
+        NewerSchemaError: see there.
+    """
+    start = version(connection)
+    if start > len(MIGRATIONS):
+        raise NewerSchemaError(
+            f"its schema is version {start}, this program knows {len(MIGRATIONS)}: upgrade it"
+        )
+    for number, script in enumerate(MIGRATIONS[start:], start + 1):
+        try:
+            connection.executescript(
+                f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
+            )
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    return len(MIGRATIONS) - start
