@@ -1,0 +1,1 @@
+"""The commands, one file each. Bodies import what they run, so that `status` stays fast."""

@@ -1,0 +1,222 @@
+"""The daemon's settings, and the only reader of its environment: defaults < file < env < flags."""
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+KEY_VARIABLE: Final = "CLOUDAGENT_API_KEY"
+PROFILE_VARIABLE: Final = "CLOUDAGENT_DAEMON_PROFILE"
+HOME_VARIABLE: Final = "CLOUDAGENT_HOME"
+CRASH_VARIABLE: Final = "CLOUDAGENT_CRASH_AT"
+
+
+class ConfigError(Exception):
+    """A setting cannot be used; `next` is the command that helps."""
+
+    def __init__(self, what: str, why: str, next_step: str) -> None:
+        super().__init__(f"{what}: {why}")
+        self.what, self.why, self.next_step = what, why, next_step
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the owner of the machine may change; `CLOUDAGENT_MAX_RUNS` and so on override the file."""
+
+    #: Runs at once on this machine.
+    max_runs: int = 5
+    #: How long running work may go on after the first SIGTERM.
+    stop_timeout_s: float = 60.0
+    #: Silence of a coding agent (output, stderr and journal) after which its run is ended.
+    hang_timeout_s: float = 1800.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that one life of the daemon is told; made in profile.py, handed to whoever needs it."""
+
+    profile: str
+    server_url: str
+    machine_key: str = field(repr=False)
+    host_id: str | None
+    #: `~/.cloudagent`, or None in one-shot mode, when nothing may be written there.
+    home: Path | None
+    #: Holds the spool, the logs and the lock; None in one-shot mode: the spool is in memory.
+    state_dir: Path | None
+    #: 0700; for the bridge's socket and for files that live as long as a run. In one-shot mode a
+    #: temporary directory.
+    runtime_dir: Path
+    #: One workspace per agent.
+    agents_dir: Path
+    #: The daemon's environment without our keys, plus the profile's name.
+    environment: Mapping[str, str] = field(repr=False)
+    max_runs: int = Limits.max_runs
+    stop_timeout_s: float = Limits.stop_timeout_s
+    hang_timeout_s: float = Limits.hang_timeout_s
+    #: TLS certificates are not checked.
+    insecure: bool = False
+    #: A further root certificate, PEM.
+    ca_file: Path | None = None
+    #: Where to exit hard, for tests of recovery (crash.py).
+    crash_at: str | None = None
+
+    @property
+    def one_shot(self) -> bool:
+        return self.state_dir is None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What config.json holds."""
+
+    server_url: str
+    machine_key: str = field(repr=False)
+    host_id: str
+    limits: Limits = Limits()
+    ca_file: str | None = None
+
+
+def environment() -> dict[str, str]:
+    """A snapshot of the process's environment."""
+    return dict(os.environ)
+
+
+def home_dir(environ: Mapping[str, str]) -> Path:
+    """`~/.cloudagent`, or where `CLOUDAGENT_HOME` says."""
+    return Path(environ.get(HOME_VARIABLE) or "~/.cloudagent").expanduser()
+
+
+def child_environment(environ: Mapping[str, str], profile: str) -> dict[str, str]:
+    """`environ` without our key, with the profile that commands inside an agent's shell shall use."""
+    rest = {name: value for name, value in environ.items() if name != KEY_VARIABLE}
+    return rest | {PROFILE_VARIABLE: profile}
+
+
+def read_limits(environ: Mapping[str, str], base: Limits) -> Limits:
+    """`base`, overridden by `CLOUDAGENT_MAX_RUNS`, `_STOP_TIMEOUT_S`, `_HANG_TIMEOUT_S`.
+
+    Raises:
+        ConfigError: a value is no positive number.
+    """
+    found: dict[str, Any] = {
+        name: value
+        for name in asdict(base)
+        if (value := environ.get(f"CLOUDAGENT_{name.upper()}")) is not None
+    }
+    return _limits(asdict(base) | found, "the environment")
+
+
+def check_server_url(url: str) -> str:
+    """`url` without a slash at its end; https is assumed where no scheme is named.
+
+    Raises:
+        ConfigError: it is no http or https URL of a server.
+    """
+    text = url.strip().rstrip("/")
+    if "://" not in text:
+        text = f"https://{text}"
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    else:
+        usable = usable and not (parts.username or parts.query or parts.fragment)
+    if not usable:
+        raise ConfigError(
+            "The server's address cannot be used",
+            f"got {url!r}, expected something like https://agents.example.com",
+            "cloudagent-daemon login --server https://agents.example.com",
+        )
+    return text
+
+
+def read_file(path: Path) -> Stored | None:
+    """The content of a config.json, or None where there is none.
+
+    Raises:
+        ConfigError: others may read it, or it cannot be understood.
+    """
+    try:
+        info, text = path.stat(), path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(path, str(error)) from error
+    if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o077:
+        raise ConfigError(
+            f"The machine key in {path} may be known to others",
+            f"mode {stat.S_IMODE(info.st_mode):04o}, owner {info.st_uid}; expected 0600, your own",
+            f"chmod 600 {path}, and rotate the key if others use this machine",
+        )
+    try:
+        return _parse(json.loads(text))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unusable(path, f"{type(error).__name__}: {error}") from error
+
+
+def write_file(path: Path, stored: Stored) -> None:
+    """Replaces a config.json in one step; the file is 0600 from its first byte on."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    body = {
+        "server_url": stored.server_url,
+        "machine_key": stored.machine_key,
+        "host_id": stored.host_id,
+        **asdict(stored.limits),
+        "ca_file": stored.ca_file,
+    }
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(body, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _parse(raw: Any) -> Stored:
+    if not isinstance(raw, dict):
+        raise TypeError("expected an object")
+    body = cast("dict[str, Any]", raw)
+    defaults = asdict(Limits())
+    return Stored(
+        server_url=check_server_url(str(body["server_url"])),
+        machine_key=str(body["machine_key"]),
+        host_id=str(body["host_id"]),
+        limits=_limits({name: body.get(name, value) for name, value in defaults.items()}, "it"),
+        ca_file=body.get("ca_file"),
+    )
+
+
+def _limits(values: Mapping[str, Any], where: str) -> Limits:
+    try:
+        limits = Limits(
+            max_runs=int(values["max_runs"]),
+            stop_timeout_s=float(values["stop_timeout_s"]),
+            hang_timeout_s=float(values["hang_timeout_s"]),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"A limit in {where} is no number", str(error), "cloudagent-daemon status"
+        ) from error
+    if limits.max_runs < 1 or limits.stop_timeout_s < 0 or limits.hang_timeout_s <= 0:
+        raise ConfigError(
+            f"A limit in {where} is out of range", str(limits), "cloudagent-daemon status"
+        )
+    return limits
+
+
+def _unusable(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be used", why, "cloudagent-daemon login --server URL (writes it anew)"
+    )

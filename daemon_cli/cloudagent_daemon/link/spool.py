@@ -1,0 +1,160 @@
+"""The daemon's memory, on its disk.
+
+An inbox that is durable before it is acknowledged, an outbox that is kept until it is
+acknowledged, and the processes that were started. The rows are the truth about every delivery on this machine; the link holds only watermarks.
+"""
+
+import logging
+import sqlite3
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from anyio.to_thread import run_sync
+
+from cloudagent_daemon.link import tables
+from cloudagent_daemon.link.committer import Committer, committing
+from cloudagent_daemon.link.tables import Leftover, Received, Waiting, Watermarks
+from cloudagent_protocol.errors import CloseCode, ProtocolError
+from cloudagent_protocol.events import Finished
+from cloudagent_protocol.frames import MAX_FRAME_BYTES, HostReport, Numbered, RunReport, Send
+from cloudagent_protocol.ids import DeliveryId
+from cloudagent_protocol.link import resume
+
+logger = logging.getLogger(__name__)
+
+
+class Spool:
+    """One profile's memory; made by `open_spool`, shared by the tasks of one event loop.
+
+    A method that changes something returns when the change is on the disk.
+    """
+
+    def __init__(self, committer: Committer[Watermarks], note: str | None = None) -> None:
+        self._committer = committer
+        #: What was wrong with the file at the start, for the log and `status`; or None.
+        self.note = note
+
+    @property
+    def marks(self) -> Watermarks:
+        """Where the two directions stand, on the disk."""
+        return self._committer.observed
+
+    # --- inbox ---
+
+    async def receive(self, frames: Sequence[Numbered], accepted: int) -> Received:
+        """Keeps a batch of backend frames, of which `accepted` is the last number."""
+        return await self._committer.do(lambda c: tables.receive(c, frames, accepted))
+
+    async def unfinished(self) -> list[Waiting]:
+        """All deliveries that have no outcome yet, in the order in which they shall run."""
+        return await self._committer.do(tables.unfinished)
+
+    async def held(self) -> list[DeliveryId]:
+        """What is not over for the backend: unfinished here, or its ending is not acked yet."""
+        return await self._committer.do(tables.held)
+
+    async def drop(self, deliveries: Iterable[DeliveryId]) -> None:
+        """Forgets unfinished deliveries that are over at the backend."""
+        await self._committer.do(lambda c: tables.drop(c, deliveries))
+
+    # --- outbox ---
+
+    async def append(self, frame: RunReport | Send | HostReport) -> int:
+        """Keeps a frame for the backend until it is acked; returns its number.
+
+        Raises:
+            ProtocolError: it is too large for the wire.
+        """
+        body = _body(frame)
+        return await self._committer.do(lambda c: tables.append(c, body))
+
+    async def finish(self, frame: RunReport) -> int:
+        """As `append`, for a run's `Finished`: its deliveries end in the same transaction."""
+        if not isinstance(frame.event, Finished):
+            raise TypeError(f"a run ends with finished, not with {frame.event.type}")
+        body = _body(frame)
+        return await self._committer.do(lambda c: tables.finish(c, body, frame.delivery_ids))
+
+    async def frames_after(self, seq: int, limit: int) -> list[tuple[int, str]]:
+        """Up to `limit` frames above `seq`: number, and JSON text ready to be sent."""
+        rows = await self._committer.do(lambda c: tables.frames_after(c, seq, limit))
+        return [(number, f'{{"seq":{number},{body[1:]}') for number, body in rows]
+
+    async def acked(self, seq: int) -> None:
+        """The backend has everything up to `seq`."""
+        await self._committer.do(lambda c: tables.acked(c, seq))
+
+    async def grown_beyond(self, seq: int) -> None:
+        """Returns when the outbox has a frame above `seq`."""
+        while self.marks.last <= seq:
+            await self._committer.committed.wait()
+
+    # --- launches ---
+
+    async def record_launch(self, delivery_id: DeliveryId, process: Leftover) -> None:
+        """Remembers a process, so that the next life of the daemon can end it."""
+        await self._committer.do(lambda c: tables.record_launch(c, delivery_id, process))
+
+    async def leftovers(self) -> list[Leftover]:
+        """Processes of runs that did not finish."""
+        return await self._committer.do(tables.leftovers)
+
+    async def forget_launches(self, launch_ids: Iterable[str]) -> None:
+        """These are known to be gone."""
+        await self._committer.do(lambda c: tables.forget_launches(c, launch_ids))
+
+    # --- the link ---
+
+    async def reset_epoch(self, epoch: str | None) -> None:
+        """Begins a new history: nothing received, the outbox numbered from 1, in its order.
+
+        None forgets which history it is, so that the backend must name a new one.
+        """
+        await self._committer.do(lambda c: tables.reset_epoch(c, epoch))
+
+    async def resume(self, peer_has: int) -> None:
+        """The backend says which of our frames it has.
+
+        Raises:
+            ProtocolError: the histories differ; a new epoch is needed.
+        """
+        marks = self.marks
+        await self.acked(
+            resume(outbox_acked=marks.acked, outbox_last=marks.last, peer_has=peer_has)
+        )
+
+
+@asynccontextmanager
+async def open_spool(path: Path | None, old_state: Path | None = None) -> AsyncGenerator[Spool]:
+    """The spool in `path`, or in memory; takes over what `old_state` (state.json) knows.
+
+    Raises:
+        NewerSpoolError: a newer daemon wrote the file.
+        sqlite3.OperationalError: it cannot be opened.
+    """
+    connection, note = await run_sync(_prepare, path, old_state)
+    if note:
+        logger.error("%s", note, extra={"action": "spool_set_aside"})
+    async with committing(connection, tables.marks) as committer:
+        await committer.do(tables.prune)
+        yield Spool(committer, note)
+
+
+def _prepare(path: Path | None, old_state: Path | None) -> tuple[sqlite3.Connection, str | None]:
+    connection, note = tables.connect(path)
+    if old_state is not None and old_state.exists():
+        try:
+            tables.import_old_state(connection, old_state)
+        except (ValueError, AttributeError, OSError) as error:
+            note = f"{old_state.name} of an earlier daemon could not be read: {error}"
+    return connection, note
+
+
+def _body(frame: Numbered) -> str:
+    """The frame as JSON without its number, which is given when it is kept, and may change."""
+    body = frame.model_dump_json(exclude_none=True, exclude={"seq"})
+    # 32 bytes: room for the number that is put in front.
+    if len(body.encode()) + 32 > MAX_FRAME_BYTES:
+        raise ProtocolError("frame too large", CloseCode.TOO_LARGE)
+    return body

@@ -1,0 +1,345 @@
+"""The spool's tables, and every statement on them; plain functions on a connection.
+
+Nothing here commits: the committer does, for many at once.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, cast
+
+from cloudagent_protocol.frames import AgentsChanged, Deliver, Interrupt, Numbered, decode
+from cloudagent_protocol.ids import DeliveryId
+
+SCHEMA_VERSION: Final = 1
+#: Finished deliveries that are remembered, so that a repeated one is no second run.
+REMEMBERED: Final = 20_000
+
+_SCHEMA = """
+CREATE TABLE link (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    epoch TEXT,
+    accepted INTEGER NOT NULL DEFAULT 0,  -- the backend's last frame that is here
+    acked INTEGER NOT NULL DEFAULT 0,     -- our last frame that is there
+    last INTEGER NOT NULL DEFAULT 0       -- our last frame
+) STRICT;
+INSERT INTO link (one) VALUES (1);
+CREATE TABLE inbox (
+    id TEXT PRIMARY KEY,
+    delivery_seq INTEGER NOT NULL,
+    frame TEXT NOT NULL,                  -- Deliver; emptied at the end
+    attempts INTEGER NOT NULL DEFAULT 0,
+    interrupted_by TEXT,
+    finished_at REAL,                     -- Unix seconds
+    ending TEXT                           -- the report that ended it, to be told again if need be
+) STRICT;
+CREATE INDEX inbox_unfinished ON inbox (delivery_seq) WHERE finished_at IS NULL;
+CREATE INDEX inbox_finished ON inbox (finished_at) WHERE finished_at IS NOT NULL;
+CREATE TABLE outbox (seq INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
+CREATE TABLE launches (
+    launch_id TEXT PRIMARY KEY,
+    delivery_id TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started_at REAL NOT NULL
+) STRICT;
+CREATE INDEX launches_delivery ON launches (delivery_id);
+CREATE TABLE handled_before (message_id TEXT PRIMARY KEY) STRICT;
+"""
+
+
+class NewerSpoolError(Exception):
+    """A newer daemon has written this file; an older one must not touch it."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A delivery that is not finished."""
+
+    deliver: Deliver
+    #: Processes that were started for it so far.
+    attempts: int = 0
+    #: Who asked to stop it, or None.
+    interrupted_by: str | None = None
+    #: A daemon before 0.3 had handled its message.
+    handled_before: bool = False
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A process that an earlier life of the daemon started, and may have left behind."""
+
+    launch_id: str
+    pid: int
+    #: Its creation, Unix seconds.
+    started_at: float
+
+
+@dataclass(frozen=True)
+class Received:
+    """What was new in a batch; the rest were repetitions."""
+
+    deliveries: Sequence[Waiting] = ()
+    interrupts: Sequence[Interrupt] = ()
+    agents: AgentsChanged | None = None
+
+
+@dataclass(frozen=True)
+class Watermarks:
+    """Where the two directions stand."""
+
+    epoch: str | None = None
+    #: Number of the last backend frame that is on the disk.
+    accepted: int = 0
+    #: Number of the last own frame that the backend has.
+    acked: int = 0
+    #: Number of the last own frame that exists.
+    last: int = 0
+
+
+# --- the file -------------------------------------------------------------------------
+
+
+def connect(path: Path | None) -> tuple[sqlite3.Connection, str | None]:
+    """The spool in `path` (None: in memory), and a note if the file that was there is unreadable.
+
+    Such a file is set aside as `state.db.corrupt-<time>`, never overwritten.
+
+    Raises:
+        NewerSpoolError: its schema is newer than this daemon.
+        sqlite3.OperationalError: it cannot be opened: rights, a full disk, a lock.
+    """
+    if path is None:
+        return _open(":memory:"), None
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        return _open(str(path)), None
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+        for tail in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + tail)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + tail))
+        return _open(str(path)), f"{path.name} was unreadable ({error}); set aside as {aside.name}"
+
+
+def _open(name: str) -> sqlite3.Connection:
+    # The committer uses it from one thread at a time, but not always the same one.
+    connection = sqlite3.connect(name, isolation_level=None, check_same_thread=False, timeout=5)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        _check(connection)
+        _migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    if name != ":memory:":
+        Path(name).chmod(0o600)
+    return connection
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise NewerSpoolError(
+            f"state.db has schema {version}; this daemon knows {SCHEMA_VERSION}. Update the daemon."
+        )
+    if version == 0:
+        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+
+
+def import_old_state(connection: sqlite3.Connection, path: Path) -> int:
+    """Takes over which messages a daemon before 0.3 had handled; returns how many.
+
+    Its `last_seq` counted another history, so it is not taken over. The file is renamed, so that
+    this happens once.
+    """
+    raw: Any = json.loads(path.read_text("utf-8"))
+    lists = [cast("list[Any]", value) for value in raw.values() if isinstance(value, list)]
+    ids = {item for values in lists for item in values if isinstance(item, str)}
+    with connection:
+        connection.executemany(
+            "INSERT OR IGNORE INTO handled_before VALUES (?)", [(item,) for item in sorted(ids)]
+        )
+    path.rename(path.with_name(f"{path.name}.imported"))
+    return len(ids)
+
+
+# --- inbox ----------------------------------------------------------------------------
+
+
+def receive(c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int) -> Received:
+    """Keeps a batch of backend frames, of which `accepted` is the last number."""
+    deliveries: dict[DeliveryId, Waiting] = {}
+    interrupts: list[Interrupt] = []
+    agents: AgentsChanged | None = None
+    for frame in frames:
+        match frame:
+            case Deliver() if _keep(c, frame):
+                deliveries[frame.delivery_id] = _waiting_row(c, frame.delivery_id)
+            case Interrupt() if _mark_interrupted(c, frame):
+                if frame.delivery_id in deliveries:
+                    deliveries[frame.delivery_id] = _waiting_row(c, frame.delivery_id)
+                else:
+                    interrupts.append(frame)
+            case AgentsChanged():
+                agents = frame
+            case _:
+                pass
+    c.execute("UPDATE link SET accepted = max(accepted, ?)", (accepted,))
+    return Received(list(deliveries.values()), interrupts, agents)
+
+
+def _keep(c: sqlite3.Connection, frame: Deliver) -> bool:
+    """Whether it is new.
+
+    One that is over here is answered with its ending once more: the backend would not ask if it
+    knew.
+    """
+    row = c.execute("SELECT ending FROM inbox WHERE id = ?", (frame.delivery_id,)).fetchone()
+    if row is None:
+        c.execute(
+            "INSERT INTO inbox (id, delivery_seq, frame) VALUES (?, ?, ?)",
+            (frame.delivery_id, frame.delivery_seq, frame.model_dump_json()),
+        )
+        return True
+    if row[0] and not _on_its_way(c, row[0]):
+        append(c, row[0])
+    return False
+
+
+def _on_its_way(c: sqlite3.Connection, body: str) -> bool:
+    return bool(c.execute("SELECT 1 FROM outbox WHERE body = ?", (body,)).fetchone())
+
+
+def _mark_interrupted(c: sqlite3.Connection, frame: Interrupt) -> bool:
+    changed = c.execute(
+        "UPDATE inbox SET interrupted_by = ? WHERE id = ? AND finished_at IS NULL",
+        (frame.actor, frame.delivery_id),
+    )
+    return changed.rowcount == 1
+
+
+_WAITING = """
+SELECT frame, attempts, interrupted_by, EXISTS (
+    SELECT 1 FROM handled_before WHERE message_id = frame ->> '$.message.id'
+) FROM inbox WHERE finished_at IS NULL"""
+
+
+def unfinished(c: sqlite3.Connection) -> list[Waiting]:
+    return [_waiting(row) for row in c.execute(f"{_WAITING} ORDER BY delivery_seq")]
+
+
+def _waiting_row(c: sqlite3.Connection, delivery_id: DeliveryId) -> Waiting:
+    return _waiting(c.execute(f"{_WAITING} AND id = ?", (delivery_id,)).fetchone())
+
+
+def _waiting(row: tuple[str, int, str | None, int]) -> Waiting:
+    deliver = decode(row[0])
+    if not isinstance(deliver, Deliver):
+        raise TypeError(f"a {deliver.type} frame in the inbox")
+    return Waiting(deliver, row[1], row[2], bool(row[3]))
+
+
+def held(c: sqlite3.Connection) -> list[DeliveryId]:
+    rows = c.execute(
+        "SELECT id FROM inbox WHERE finished_at IS NULL"
+        " OR (ending <> '' AND ending IN (SELECT body FROM outbox)) ORDER BY delivery_seq"
+    )
+    return [row[0] for row in rows]
+
+
+def drop(c: sqlite3.Connection, deliveries: Iterable[DeliveryId]) -> None:
+    now = time.time()
+    c.executemany(
+        "UPDATE inbox SET finished_at = ?, frame = '' WHERE id = ? AND finished_at IS NULL",
+        [(now, delivery) for delivery in deliveries],
+    )
+
+
+# --- outbox ---------------------------------------------------------------------------
+
+
+def append(c: sqlite3.Connection, body: str) -> int:
+    seq = c.execute("UPDATE link SET last = last + 1 RETURNING last").fetchone()[0]
+    c.execute("INSERT INTO outbox VALUES (?, ?)", (seq, body))
+    return seq
+
+
+def finish(c: sqlite3.Connection, body: str, deliveries: Sequence[DeliveryId]) -> int:
+    now = time.time()
+    c.executemany(
+        "UPDATE inbox SET finished_at = ?, frame = '', ending = ? WHERE id = ?",
+        [(now, body, delivery) for delivery in deliveries],
+    )
+    c.executemany("DELETE FROM launches WHERE delivery_id = ?", [(d,) for d in deliveries])
+    return append(c, body)
+
+
+def frames_after(c: sqlite3.Connection, seq: int, limit: int) -> list[tuple[int, str]]:
+    return c.execute(
+        "SELECT seq, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit)
+    ).fetchall()
+
+
+def acked(c: sqlite3.Connection, seq: int) -> None:
+    c.execute("DELETE FROM outbox WHERE seq <= ?", (seq,))
+    c.execute("UPDATE link SET acked = max(acked, ?)", (seq,))
+
+
+def prune(c: sqlite3.Connection) -> None:
+    """Forgets the oldest of the finished deliveries, beyond `REMEMBERED`."""
+    c.execute(
+        "DELETE FROM inbox WHERE finished_at <= (SELECT finished_at FROM inbox"
+        " WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1 OFFSET ?)",
+        (REMEMBERED,),
+    )
+
+
+# --- launches -------------------------------------------------------------------------
+
+
+def record_launch(c: sqlite3.Connection, delivery_id: DeliveryId, left: Leftover) -> None:
+    c.execute("UPDATE inbox SET attempts = attempts + 1 WHERE id = ?", (delivery_id,))
+    c.execute(
+        "INSERT INTO launches VALUES (?, ?, ?, ?)",
+        (left.launch_id, delivery_id, left.pid, left.started_at),
+    )
+
+
+def leftovers(c: sqlite3.Connection) -> list[Leftover]:
+    return [
+        Leftover(*row)
+        for row in c.execute("SELECT launch_id, pid, started_at FROM launches ORDER BY started_at")
+    ]
+
+
+def forget_launches(c: sqlite3.Connection, launch_ids: Iterable[str]) -> None:
+    c.executemany("DELETE FROM launches WHERE launch_id = ?", [(i,) for i in launch_ids])
+
+
+# --- the link -------------------------------------------------------------------------
+
+
+def marks(c: sqlite3.Connection) -> Watermarks:
+    return Watermarks(*c.execute("SELECT epoch, accepted, acked, last FROM link").fetchone())
+
+
+def reset_epoch(c: sqlite3.Connection, epoch: str | None) -> None:
+    """Numbers the outbox anew from 1, in its order; nothing was received yet."""
+    bodies = c.execute("SELECT body FROM outbox ORDER BY seq").fetchall()
+    c.execute("DELETE FROM outbox")
+    c.executemany("INSERT INTO outbox VALUES (?, ?)", [(i, b[0]) for i, b in enumerate(bodies, 1)])
+    c.execute("UPDATE link SET epoch = ?, accepted = 0, acked = 0, last = ?", (epoch, len(bodies)))
