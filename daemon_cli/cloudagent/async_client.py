@@ -1,0 +1,333 @@
+"""The asynchronous client.
+
+    async with AsyncCloudAgent() as ca:
+        agent = await ca.agents.get("shop")
+        turn = await agent.send("fix the login test")
+        async for event in turn:
+            if isinstance(event, Delta):
+                print(event.text, end="")
+        print((await turn.wait()).text)
+
+`client.py` is the same without `await`. A change here belongs there too.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self
+
+import anyio
+import httpx2
+from pydantic import ConfigDict, Field
+
+from cloudagent import calls, names, turn
+from cloudagent.async_transport import AsyncTransport
+from cloudagent.config import resolve
+from cloudagent.cursor import Cursor
+from cloudagent.errors import WaitTimeoutError
+from cloudagent.turn import TurnEvent, TurnResult, TurnState
+from cloudagent_protocol.events import RunEvent
+from cloudagent_protocol.resources import (
+    Agent,
+    AgentCreate,
+    AgentMessageCreate,
+    AgentUpdate,
+    Conversation,
+    ConversationCreate,
+    Event,
+    EventType,
+    HostMachine,
+    HostMachineCreate,
+    HostMachineWithKey,
+    Message,
+    MessageCreate,
+    Run,
+    Trace,
+    User,
+)
+
+
+class AsyncTurn:
+    """A message that was sent to an agent, and what the agent makes of it.
+
+    Iterate it for what happens, as it happens; `wait` for how it ended. It holds a connection
+    only while it is iterated or waited for.
+    """
+
+    def __init__(self, transport: AsyncTransport, state: TurnState, cursor: Cursor) -> None:
+        self._transport = transport
+        self._state = state
+        self._cursor = cursor
+        self._events: AsyncGenerator[TurnEvent, None] | None = None
+        self._result: TurnResult | None = None
+
+    @property
+    def message(self) -> Message:
+        """The message that was sent."""
+        return self._state.sent
+
+    def __aiter__(self) -> AsyncIterator[TurnEvent]:
+        if self._events is None:
+            self._events = self._follow()
+        return self._events
+
+    async def wait(self, timeout_s: float | None = None) -> TurnResult:
+        """How the turn ended, once it has.
+
+        Raises:
+            WaitTimeoutError: it takes longer; it goes on, and can be waited for again.
+        """
+        if self._result is None:
+            await self.aclose()
+            try:
+                with anyio.fail_after(timeout_s):
+                    async with aclosing(self._follow()) as events:
+                        async for _ in events:
+                            pass
+                    self._result = await self._transport.flow(self._state.settle())
+            except TimeoutError as error:
+                raise WaitTimeoutError(
+                    "the turn is not over yet", why=f"it takes longer than {timeout_s:g} s"
+                ) from error
+        return self._result
+
+    async def interrupt(self) -> None:
+        """Ask the agent to stop; the turn then ends as cancelled."""
+        await self._transport.run(calls.cancel_message(self._state.sent.id))
+
+    async def aclose(self) -> None:
+        """Drop the connection of an iteration that was left early."""
+        if self._events is not None:
+            await self._events.aclose()
+            self._events = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _follow(self) -> AsyncGenerator[TurnEvent, None]:
+        if self._state.ended:
+            return
+        async with aclosing(self._transport.follow(self._cursor)) as log:
+            async for event in log:
+                if event.type == EventType.RESYNC:
+                    shown = await self._transport.flow(self._state.catch_up())
+                else:
+                    shown = self._state.receive(event)
+                for item in shown:
+                    yield item
+                if self._state.ended:
+                    return
+
+
+class AsyncAgentHandle(Agent):
+    """An agent, with what can be done with it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    transport: AsyncTransport = Field(exclude=True, repr=False)
+
+    async def send(
+        self, text: str, *, conversation_id: str | None = None, idempotency_key: str | None = None
+    ) -> AsyncTurn:
+        """Send a message and follow what comes of it."""
+        return await _send(self.transport, self.id, text, conversation_id, idempotency_key)
+
+
+class AsyncAgents:
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def list(self) -> AsyncIterator[AsyncAgentHandle]:
+        async with aclosing(self._transport.items(calls.list_agents())) as agents:
+            async for agent in agents:
+                yield self._handle(agent)
+
+    async def get(self, name_or_id: str) -> AsyncAgentHandle:
+        """Raises NotFoundError, AmbiguousNameError."""
+        return self._handle(await self._transport.flow(names.resolve_agent(name_or_id)))
+
+    async def create(
+        self, body: AgentCreate, *, idempotency_key: str | None = None
+    ) -> AsyncAgentHandle:
+        return self._handle(await self._transport.run(calls.create_agent(body, idempotency_key)))
+
+    async def update(self, agent_id: str, body: AgentUpdate) -> AsyncAgentHandle:
+        return self._handle(await self._transport.run(calls.update_agent(agent_id, body)))
+
+    async def delete(self, agent_id: str) -> None:
+        await self._transport.run(calls.delete_agent(agent_id))
+
+    def _handle(self, agent: Agent) -> AsyncAgentHandle:
+        return AsyncAgentHandle(transport=self._transport, **agent.model_dump())
+
+
+class AsyncHosts:
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(self) -> AsyncIterator[HostMachine]:
+        return self._transport.items(calls.list_hosts())
+
+    async def get(self, host_id: str) -> HostMachine:
+        return await self._transport.run(calls.get_host(host_id))
+
+    async def create(
+        self, body: HostMachineCreate, *, idempotency_key: str | None = None
+    ) -> HostMachineWithKey:
+        return await self._transport.run(calls.create_host(body, idempotency_key))
+
+    async def rotate_key(
+        self, host_id: str, *, idempotency_key: str | None = None
+    ) -> HostMachineWithKey:
+        return await self._transport.run(calls.rotate_host_key(host_id, idempotency_key))
+
+    async def delete(self, host_id: str) -> None:
+        await self._transport.run(calls.delete_host(host_id))
+
+
+class AsyncConversations:
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(self) -> AsyncIterator[Conversation]:
+        return self._transport.items(calls.list_conversations())
+
+    async def get(self, conversation_id: str) -> Conversation:
+        return await self._transport.run(calls.get_conversation(conversation_id))
+
+    async def create(
+        self, body: ConversationCreate, *, idempotency_key: str | None = None
+    ) -> Conversation:
+        return await self._transport.run(calls.create_conversation(body, idempotency_key))
+
+    def messages(self, conversation_id: str) -> AsyncIterator[Message]:
+        """Oldest first."""
+        return self._transport.items(calls.list_messages(conversation_id))
+
+    async def send(
+        self, conversation_id: str, body: MessageCreate, *, idempotency_key: str | None = None
+    ) -> Message:
+        """A message to everybody in the conversation, or the one agent that the body names."""
+        call = calls.create_message(conversation_id, body, idempotency_key)
+        return await self._transport.run(call)
+
+
+class AsyncMessages:
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(
+        self, agent_id: str, body: AgentMessageCreate, *, idempotency_key: str | None = None
+    ) -> Message:
+        """Send a message to an agent, and leave it at that; `agent.send` also follows it."""
+        return await self._transport.run(calls.message_agent(agent_id, body, idempotency_key))
+
+    async def get(self, message_id: str) -> Message:
+        return await self._transport.run(calls.get_message(message_id))
+
+    async def trace(self, message_id: str) -> Trace:
+        """Where the message is: each rung with its time, who says so, and why it failed."""
+        return await self._transport.run(calls.get_trace(message_id))
+
+    async def cancel(self, message_id: str) -> None:
+        await self._transport.run(calls.cancel_message(message_id))
+
+
+class AsyncRuns:
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def get(self, run_id: str) -> Run:
+        return await self._transport.run(calls.get_run(run_id))
+
+    def events(self, run_id: str) -> AsyncIterator[RunEvent]:
+        return self._transport.items(calls.list_run_events(run_id))
+
+    async def interrupt(self, run_id: str, *, idempotency_key: str | None = None) -> None:
+        await self._transport.run(calls.interrupt_run(run_id, idempotency_key))
+
+
+class AsyncEvents:
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def follow(self, after: int | None = None) -> AsyncGenerator[Event, None]:
+        """Every event after an id, or from now on; without end, and over broken connections.
+
+        `resync` says that events after that id are no longer kept: fetch anew what you show.
+        Leave it through `contextlib.aclosing`, so that its connection is closed at once.
+        """
+        async with aclosing(self._transport.follow(Cursor(after))) as log:
+            async for event in log:
+                if event.type != EventType.PING:
+                    yield event
+
+
+class AsyncCloudAgent:
+    """A person's view of one server, for asynchronous code. Use it in an `async with` block.
+
+    Without arguments it goes where CLOUDAGENT_URL and CLOUDAGENT_TOKEN say, else where
+    `~/.cloudagent/client.json` does (`cloudagent up` writes it).
+
+    Raises:
+        ConfigurationError: no server or token is known.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        max_retries: int = 4,
+        http_client: httpx2.AsyncClient | None = None,
+    ) -> None:
+        self.settings = resolve(url, token, timeout_s=timeout_s, max_retries=max_retries)
+        self._transport = AsyncTransport(self.settings, http_client)
+        self.agents = AsyncAgents(self._transport)
+        self.hosts = AsyncHosts(self._transport)
+        self.conversations = AsyncConversations(self._transport)
+        self.messages = AsyncMessages(self._transport)
+        self.runs = AsyncRuns(self._transport)
+        self.events = AsyncEvents(self._transport)
+
+    async def me(self) -> User:
+        return await self._transport.run(calls.get_me())
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+async def _send(
+    transport: AsyncTransport,
+    agent_id: str,
+    text: str,
+    conversation_id: str | None,
+    key: str | None,
+) -> AsyncTurn:
+    body = turn.message_body(text, conversation_id)
+    # The cursor comes first, so that nothing of the turn can lie before it.
+    cursor = Cursor()
+    async with aclosing(transport.follow(cursor)) as events:
+        await anext(events)
+    message = await transport.run(calls.message_agent(agent_id, body, key))
+    return AsyncTurn(transport, TurnState(message, turn.delivery_to(message, agent_id)), cursor)

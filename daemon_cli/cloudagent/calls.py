@@ -1,0 +1,228 @@
+"""Every request of the API as a value: what to send, and how to read the answer.
+
+Nothing here does I/O, so the synchronous and the asynchronous client share it. What takes more
+than one request is a *flow*: a generator that asks with `answer = yield from call` and returns
+its result; a transport runs it.
+"""
+
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, TypeAdapter
+
+from cloudagent_protocol.events import RunEvent
+from cloudagent_protocol.resources import (
+    Agent,
+    AgentCreate,
+    AgentMessageCreate,
+    AgentUpdate,
+    Conversation,
+    ConversationCreate,
+    HostMachine,
+    HostMachineCreate,
+    HostMachineWithKey,
+    Message,
+    MessageCreate,
+    Page,
+    Run,
+    Trace,
+    User,
+)
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+_RUN_EVENTS: TypeAdapter[Page[RunEvent]] = TypeAdapter(Page[RunEvent])
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request. The same value may be sent again: a POST carries its Idempotency-Key."""
+
+    method: str
+    path: str
+    read: Callable[[bytes], T]
+    params: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+    content: bytes | None = None
+    idempotency_key: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        headers = {"Accept": "application/json"}
+        if self.content is not None:
+            headers["Content-Type"] = "application/json"
+        if self.idempotency_key is not None:
+            headers["Idempotency-Key"] = self.idempotency_key
+        return headers
+
+    def __iter__(self) -> "Generator[Call[Any], Any, T]":
+        """For `answer = yield from call` in a flow."""
+        return (yield self)
+
+
+Flow: TypeAlias = Generator[Call[Any], Any, T]
+
+
+class PageCall(Protocol[T]):
+    """Makes the call for the page that begins after a cursor; None for the first."""
+
+    def __call__(self, after: str | None) -> Call[Page[T]]: ...
+
+
+def _nothing(body: bytes) -> None:
+    del body
+
+
+def _get(path: str, read: Callable[[bytes], T], **params: str | int | None) -> Call[T]:
+    known = {name: value for name, value in params.items() if value is not None}
+    return Call("GET", path, read, known)
+
+
+def _write(
+    method: str, path: str, read: Callable[[bytes], T], body: BaseModel | None, key: str | None
+) -> Call[T]:
+    # Only what the caller set travels: PATCH means those, and defaults are the server's to know.
+    content = None if body is None else body.model_dump_json(exclude_unset=True).encode()
+    if method == "POST":
+        key = key or str(uuid.uuid4())
+    return Call(method, path, read, content=content, idempotency_key=key)
+
+
+def _pages(path: str, read: Callable[[bytes], Page[P]]) -> PageCall[P]:
+    return lambda after: _get(path, read, limit=100, after=after)
+
+
+def _part(identifier: str) -> str:
+    """An id as one part of a path, whatever it holds."""
+    # A part of dots only would be resolved away on the way; no id looks so.
+    return quote(identifier, safe="").replace(".", "%2E") if identifier else "%20"
+
+
+# --- agents ---------------------------------------------------------------------------
+
+
+def list_agents() -> PageCall[Agent]:
+    return _pages("/v1/agents", Page[Agent].model_validate_json)
+
+
+def get_agent(agent_id: str) -> Call[Agent]:
+    return _get(f"/v1/agents/{_part(agent_id)}", Agent.model_validate_json)
+
+
+def create_agent(body: AgentCreate, key: str | None = None) -> Call[Agent]:
+    return _write("POST", "/v1/agents", Agent.model_validate_json, body, key)
+
+
+def update_agent(agent_id: str, body: AgentUpdate) -> Call[Agent]:
+    path = f"/v1/agents/{_part(agent_id)}"
+    return _write("PATCH", path, Agent.model_validate_json, body, None)
+
+
+def delete_agent(agent_id: str) -> Call[None]:
+    return _write("DELETE", f"/v1/agents/{_part(agent_id)}", _nothing, None, None)
+
+
+def message_agent(agent_id: str, body: AgentMessageCreate, key: str | None = None) -> Call[Message]:
+    path = f"/v1/agents/{_part(agent_id)}/messages"
+    return _write("POST", path, Message.model_validate_json, body, key)
+
+
+# --- hosts ----------------------------------------------------------------------------
+
+
+def list_hosts() -> PageCall[HostMachine]:
+    return _pages("/v1/host-machines", Page[HostMachine].model_validate_json)
+
+
+def get_host(host_id: str) -> Call[HostMachine]:
+    return _get(f"/v1/host-machines/{_part(host_id)}", HostMachine.model_validate_json)
+
+
+def create_host(body: HostMachineCreate, key: str | None = None) -> Call[HostMachineWithKey]:
+    read = HostMachineWithKey.model_validate_json
+    return _write("POST", "/v1/host-machines", read, body, key)
+
+
+def rotate_host_key(host_id: str, key: str | None = None) -> Call[HostMachineWithKey]:
+    path = f"/v1/host-machines/{_part(host_id)}/rotate-key"
+    return _write("POST", path, HostMachineWithKey.model_validate_json, None, key)
+
+
+def delete_host(host_id: str) -> Call[None]:
+    return _write("DELETE", f"/v1/host-machines/{_part(host_id)}", _nothing, None, None)
+
+
+# --- conversations and messages -------------------------------------------------------
+
+
+def list_conversations() -> PageCall[Conversation]:
+    return _pages("/v1/conversations", Page[Conversation].model_validate_json)
+
+
+def get_conversation(conversation_id: str) -> Call[Conversation]:
+    path = f"/v1/conversations/{_part(conversation_id)}"
+    return _get(path, Conversation.model_validate_json)
+
+
+def create_conversation(body: ConversationCreate, key: str | None = None) -> Call[Conversation]:
+    return _write("POST", "/v1/conversations", Conversation.model_validate_json, body, key)
+
+
+def list_messages(conversation_id: str) -> PageCall[Message]:
+    path = f"/v1/conversations/{_part(conversation_id)}/messages"
+    return _pages(path, Page[Message].model_validate_json)
+
+
+def create_message(
+    conversation_id: str, body: MessageCreate, key: str | None = None
+) -> Call[Message]:
+    path = f"/v1/conversations/{_part(conversation_id)}/messages"
+    return _write("POST", path, Message.model_validate_json, body, key)
+
+
+def get_message(message_id: str) -> Call[Message]:
+    return _get(f"/v1/messages/{_part(message_id)}", Message.model_validate_json)
+
+
+def get_trace(message_id: str) -> Call[Trace]:
+    return _get(f"/v1/messages/{_part(message_id)}/trace", Trace.model_validate_json)
+
+
+def cancel_message(message_id: str) -> Call[None]:
+    return _write("DELETE", f"/v1/messages/{_part(message_id)}", _nothing, None, None)
+
+
+# --- runs and the caller --------------------------------------------------------------
+
+
+def get_run(run_id: str) -> Call[Run]:
+    return _get(f"/v1/runs/{_part(run_id)}", Run.model_validate_json)
+
+
+def list_run_events(run_id: str) -> PageCall[RunEvent]:
+    return _pages(f"/v1/runs/{_part(run_id)}/events", _RUN_EVENTS.validate_json)
+
+
+def interrupt_run(run_id: str, key: str | None = None) -> Call[None]:
+    return _write("POST", f"/v1/runs/{_part(run_id)}/interrupt", _nothing, None, key)
+
+
+def get_me() -> Call[User]:
+    return _get("/v1/me", User.model_validate_json)
+
+
+# --- flows ----------------------------------------------------------------------------
+
+
+def collect(pages: PageCall[T]) -> Flow[list[T]]:
+    """Everything that a list holds, page by page."""
+    found: list[T] = []
+    cursor: str | None = None
+    while True:
+        page = yield from pages(cursor)
+        found += page.data
+        if page.next_cursor is None or not page.data:
+            return found
+        cursor = page.next_cursor

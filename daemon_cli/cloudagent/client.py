@@ -1,0 +1,316 @@
+"""The synchronous client.
+
+    with CloudAgent() as ca:
+        turn = ca.agents.get("shop").send("fix the login test")
+        for event in turn:
+            if isinstance(event, Delta):
+                print(event.text, end="")
+        print(turn.result.text)
+
+`async_client.py` is the same with `await`. A change here belongs there too.
+"""
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from types import TracebackType
+from typing import Self
+
+import httpx2
+from pydantic import ConfigDict, Field
+
+from cloudagent import calls, names, turn
+from cloudagent.config import resolve
+from cloudagent.cursor import Cursor
+from cloudagent.transport import Transport
+from cloudagent.turn import TurnEvent, TurnResult, TurnState
+from cloudagent_protocol.events import RunEvent
+from cloudagent_protocol.resources import (
+    Agent,
+    AgentCreate,
+    AgentMessageCreate,
+    AgentUpdate,
+    Conversation,
+    ConversationCreate,
+    Event,
+    EventType,
+    HostMachine,
+    HostMachineCreate,
+    HostMachineWithKey,
+    Message,
+    MessageCreate,
+    Run,
+    Trace,
+    User,
+)
+
+
+class Turn:
+    """A message that was sent to an agent, and what the agent makes of it.
+
+    Iterate it for what happens, as it happens; `wait` or `result` for how it ended. It holds a
+    connection only while it is iterated or waited for.
+    """
+
+    def __init__(self, transport: Transport, state: TurnState, cursor: Cursor) -> None:
+        self._transport = transport
+        self._state = state
+        self._cursor = cursor
+        self._events: Generator[TurnEvent] | None = None
+        self._result: TurnResult | None = None
+
+    @property
+    def message(self) -> Message:
+        """The message that was sent."""
+        return self._state.sent
+
+    def __iter__(self) -> Iterator[TurnEvent]:
+        if self._events is None:
+            self._events = self._follow(None)
+        return self._events
+
+    @property
+    def result(self) -> TurnResult:
+        """How the turn ended; waits for the end."""
+        return self.wait()
+
+    def wait(self, timeout_s: float | None = None) -> TurnResult:
+        """How the turn ended, once it has.
+
+        Raises:
+            WaitTimeoutError: it takes longer; it goes on, and can be waited for again.
+        """
+        if self._result is None:
+            self.close()
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            for _ in self._follow(deadline):
+                pass
+            self._result = self._transport.flow(self._state.settle())
+        return self._result
+
+    def interrupt(self) -> None:
+        """Ask the agent to stop; the turn then ends as cancelled."""
+        self._transport.run(calls.cancel_message(self._state.sent.id))
+
+    def close(self) -> None:
+        """Drop the connection of an iteration that was left early."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _follow(self, deadline: float | None) -> Generator[TurnEvent]:
+        if self._state.ended:
+            return
+        with closing(self._transport.follow(self._cursor, deadline)) as log:
+            for event in log:
+                if event.type == EventType.RESYNC:
+                    yield from self._transport.flow(self._state.catch_up())
+                else:
+                    yield from self._state.receive(event)
+                if self._state.ended:
+                    return
+
+
+class AgentHandle(Agent):
+    """An agent, with what can be done with it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    transport: Transport = Field(exclude=True, repr=False)
+
+    def send(
+        self, text: str, *, conversation_id: str | None = None, idempotency_key: str | None = None
+    ) -> Turn:
+        """Send a message and follow what comes of it."""
+        return _send(self.transport, self.id, text, conversation_id, idempotency_key)
+
+
+class Agents:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self) -> Iterator[AgentHandle]:
+        return map(self._handle, self._transport.items(calls.list_agents()))
+
+    def get(self, name_or_id: str) -> AgentHandle:
+        """Raises NotFoundError, AmbiguousNameError."""
+        return self._handle(self._transport.flow(names.resolve_agent(name_or_id)))
+
+    def create(self, body: AgentCreate, *, idempotency_key: str | None = None) -> AgentHandle:
+        return self._handle(self._transport.run(calls.create_agent(body, idempotency_key)))
+
+    def update(self, agent_id: str, body: AgentUpdate) -> AgentHandle:
+        return self._handle(self._transport.run(calls.update_agent(agent_id, body)))
+
+    def delete(self, agent_id: str) -> None:
+        self._transport.run(calls.delete_agent(agent_id))
+
+    def _handle(self, agent: Agent) -> AgentHandle:
+        return AgentHandle(transport=self._transport, **agent.model_dump())
+
+
+class Hosts:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self) -> Iterator[HostMachine]:
+        return self._transport.items(calls.list_hosts())
+
+    def get(self, host_id: str) -> HostMachine:
+        return self._transport.run(calls.get_host(host_id))
+
+    def create(
+        self, body: HostMachineCreate, *, idempotency_key: str | None = None
+    ) -> HostMachineWithKey:
+        return self._transport.run(calls.create_host(body, idempotency_key))
+
+    def rotate_key(self, host_id: str, *, idempotency_key: str | None = None) -> HostMachineWithKey:
+        return self._transport.run(calls.rotate_host_key(host_id, idempotency_key))
+
+    def delete(self, host_id: str) -> None:
+        self._transport.run(calls.delete_host(host_id))
+
+
+class Conversations:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self) -> Iterator[Conversation]:
+        return self._transport.items(calls.list_conversations())
+
+    def get(self, conversation_id: str) -> Conversation:
+        return self._transport.run(calls.get_conversation(conversation_id))
+
+    def create(
+        self, body: ConversationCreate, *, idempotency_key: str | None = None
+    ) -> Conversation:
+        return self._transport.run(calls.create_conversation(body, idempotency_key))
+
+    def messages(self, conversation_id: str) -> Iterator[Message]:
+        """Oldest first."""
+        return self._transport.items(calls.list_messages(conversation_id))
+
+    def send(
+        self, conversation_id: str, body: MessageCreate, *, idempotency_key: str | None = None
+    ) -> Message:
+        """A message to everybody in the conversation, or the one agent that the body names."""
+        return self._transport.run(calls.create_message(conversation_id, body, idempotency_key))
+
+
+class Messages:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self, agent_id: str, body: AgentMessageCreate, *, idempotency_key: str | None = None
+    ) -> Message:
+        """Send a message to an agent, and leave it at that; `agent.send` also follows it."""
+        return self._transport.run(calls.message_agent(agent_id, body, idempotency_key))
+
+    def get(self, message_id: str) -> Message:
+        return self._transport.run(calls.get_message(message_id))
+
+    def trace(self, message_id: str) -> Trace:
+        """Where the message is: each rung with its time, who says so, and why it failed."""
+        return self._transport.run(calls.get_trace(message_id))
+
+    def cancel(self, message_id: str) -> None:
+        self._transport.run(calls.cancel_message(message_id))
+
+
+class Runs:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def get(self, run_id: str) -> Run:
+        return self._transport.run(calls.get_run(run_id))
+
+    def events(self, run_id: str) -> Iterator[RunEvent]:
+        return self._transport.items(calls.list_run_events(run_id))
+
+    def interrupt(self, run_id: str, *, idempotency_key: str | None = None) -> None:
+        self._transport.run(calls.interrupt_run(run_id, idempotency_key))
+
+
+class Events:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def follow(self, after: int | None = None) -> Generator[Event]:
+        """Every event after an id, or from now on; without end, and over broken connections.
+
+        `resync` says that events after that id are no longer kept: fetch anew what you show.
+        """
+        with closing(self._transport.follow(Cursor(after))) as log:
+            for event in log:
+                if event.type != EventType.PING:
+                    yield event
+
+
+class CloudAgent:
+    """A person's view of one server. Close it, or use it in a `with` block.
+
+    Without arguments it goes where CLOUDAGENT_URL and CLOUDAGENT_TOKEN say, else where
+    `~/.cloudagent/client.json` does (`cloudagent up` writes it).
+
+    Raises:
+        ConfigurationError: no server or token is known.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        max_retries: int = 4,
+        http_client: httpx2.Client | None = None,
+    ) -> None:
+        self.settings = resolve(url, token, timeout_s=timeout_s, max_retries=max_retries)
+        self._transport = Transport(self.settings, http_client)
+        self.agents = Agents(self._transport)
+        self.hosts = Hosts(self._transport)
+        self.conversations = Conversations(self._transport)
+        self.messages = Messages(self._transport)
+        self.runs = Runs(self._transport)
+        self.events = Events(self._transport)
+
+    def me(self) -> User:
+        return self._transport.run(calls.get_me())
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _send(
+    transport: Transport, agent_id: str, text: str, conversation_id: str | None, key: str | None
+) -> Turn:
+    body = turn.message_body(text, conversation_id)
+    # The cursor comes first, so that nothing of the turn can lie before it.
+    cursor = Cursor()
+    with closing(transport.follow(cursor)) as events:
+        next(events)
+    message = transport.run(calls.message_agent(agent_id, body, key))
+    return Turn(transport, TurnState(message, turn.delivery_to(message, agent_id)), cursor)

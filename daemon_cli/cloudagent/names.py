@@ -1,0 +1,46 @@
+"""An agent as a person names it: by its name or its id."""
+
+from cloudagent import calls
+from cloudagent.calls import Flow
+from cloudagent.errors import AmbiguousNameError, NotFoundError, not_found
+from cloudagent_protocol.resources import Agent
+
+_SHOWN = 10
+
+
+def resolve_agent(name_or_id: str) -> Flow[Agent]:
+    """The agent of this name or id.
+
+    Raises:
+        NotFoundError: there is none; the error lists those that are there.
+        AmbiguousNameError: several have this name; the error lists their ids.
+    """
+    agents = yield from calls.collect(calls.list_agents())
+    if found := [agent for agent in agents if agent.id == name_or_id]:
+        return found[0]
+    found = [agent for agent in agents if agent.name == name_or_id]
+    found = found or [agent for agent in agents if agent.name.lower() == name_or_id.lower()]
+    if len(found) > 1:
+        raise AmbiguousNameError(
+            f"{len(found)} agents are called “{name_or_id}”",
+            why=_listed([f"{agent.id} ({agent.status})" for agent in found]),
+            next_step="use the id instead of the name",
+        )
+    if not found:
+        raise _unknown(name_or_id, agents)
+    return found[0]
+
+
+def _unknown(name: str, agents: list[Agent]) -> NotFoundError:
+    error = not_found(
+        f"there is no agent “{name}”",
+        "cloudagent agents" if agents else "cloudagent up   (makes one for this folder)",
+    )
+    there = _listed([agent.name for agent in agents])
+    error.why = f"there are: {there}" if agents else "there are no agents yet"
+    return error
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
