@@ -1,0 +1,170 @@
+"""Conversations and what is in them, page by page."""
+
+import sqlite3
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar
+
+from fastapi import APIRouter, Query
+
+from cloudagent_backend.api.auth import CurrentUser
+from cloudagent_backend.api.world import CurrentWorld, World
+from cloudagent_backend.delivery import ladder
+from cloudagent_backend.delivery.errors import not_found
+from cloudagent_backend.store import agents, conversations, deliveries, messages, runs
+from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, UserId
+from cloudagent_protocol.resources import (
+    Conversation,
+    ConversationCreate,
+    DeliveryTrace,
+    Message,
+    Page,
+    Run,
+)
+
+router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
+T = TypeVar("T")
+
+Limit = Annotated[int, Query(ge=1, le=200, description="Entries of a page at most.")]
+After = Annotated[
+    str | None, Query(max_length=100, description="The `next_cursor` of the page before.")
+]
+
+
+@router.get("")
+async def list_conversations(
+    user: CurrentUser,
+    world: CurrentWorld,
+    limit: Limit = 50,
+    after: After = None,
+    agent_id: AgentId | None = None,
+) -> Page[Conversation]:
+    """Your conversations, newest first; those of one agent with `agent_id`."""
+    found = await world.database.read(
+        lambda c: conversations.page(
+            c, user.user_id, limit=limit + 1, after=after, agent_id=agent_id
+        )
+    )
+    more = len(found) > limit
+    return Page(data=found[:limit], next_cursor=found[limit - 1].id if more else None)
+
+
+@router.post("", status_code=201)
+async def create_conversation(
+    body: ConversationCreate, user: CurrentUser, world: CurrentWorld
+) -> Conversation:
+    """Begin a conversation with one agent or several."""
+    wanted = list(dict.fromkeys(body.agent_ids))
+
+    def work(c: sqlite3.Connection) -> Conversation:
+        if not all(agents.load(c, user.user_id, agent_id) for agent_id in wanted):
+            raise not_found()
+        return conversations.create(c, user.user_id, wanted, body.title)
+
+    return await world.database.write(work)
+
+
+@router.get("/{conversation_id}")
+async def show_conversation(
+    conversation_id: ConversationId, user: CurrentUser, world: CurrentWorld
+) -> Conversation:
+    """One conversation."""
+    return await world.database.read(lambda c: _own(c, user.user_id, conversation_id))
+
+
+@router.get("/{conversation_id}/messages")
+async def list_messages(
+    conversation_id: ConversationId,
+    user: CurrentUser,
+    world: CurrentWorld,
+    limit: Limit = 50,
+    after: After = None,
+    order: Literal["asc", "desc"] = "asc",
+) -> Page[Message]:
+    """The messages of a conversation, oldest first; with `order=desc` newest first.
+
+    A page that shows the end of a thread asks for `order=desc` and goes on with `after` towards
+    what is older. A cursor is the id of the last message seen.
+    """
+
+    def work(c: sqlite3.Connection) -> messages.MessagePage:
+        _own(c, user.user_id, conversation_id)
+        position = None
+        if after is not None:
+            position = messages.position(c, conversation_id, MessageId(after))
+            if position is None:
+                raise not_found()
+        page = messages.following if order == "asc" else messages.preceding
+        return page(c, conversation_id, position, limit)
+
+    found = await world.database.read(work)
+    return Page(data=found.data, next_cursor=found.data[-1].id if found.more else None)
+
+
+@router.get("/{conversation_id}/traces")
+async def list_traces(
+    conversation_id: ConversationId,
+    user: CurrentUser,
+    world: CurrentWorld,
+    limit: Limit = 50,
+    after: After = None,
+) -> Page[DeliveryTrace]:
+    """Where the messages of a conversation are, newest first."""
+    return await _newest(
+        world,
+        user.user_id,
+        conversation_id,
+        limit,
+        lambda c: [
+            ladder.trace(c, row)
+            for row in deliveries.of_conversation(c, conversation_id, limit=limit + 1, after=after)
+        ],
+        lambda trace: trace.id,
+    )
+
+
+@router.get("/{conversation_id}/runs")
+async def list_runs(
+    conversation_id: ConversationId,
+    user: CurrentUser,
+    world: CurrentWorld,
+    limit: Limit = 50,
+    after: After = None,
+) -> Page[Run]:
+    """The runs of a conversation, newest first."""
+    return await _newest(
+        world,
+        user.user_id,
+        conversation_id,
+        limit,
+        lambda c: [
+            row.resource
+            for row in runs.of_conversation(c, conversation_id, limit=limit + 1, after=after)
+        ],
+        lambda run: run.id,
+    )
+
+
+async def _newest(
+    world: World,
+    user_id: UserId,
+    conversation_id: ConversationId,
+    limit: int,
+    load: Callable[[sqlite3.Connection], list[T]],
+    id_of: Callable[[T], str],
+) -> Page[T]:
+    """A page of something in a conversation of the user's; `load` gives one more than fits."""
+
+    def work(c: sqlite3.Connection) -> list[T]:
+        _own(c, user_id, conversation_id)
+        return load(c)
+
+    found = await world.database.read(work)
+    more = len(found) > limit
+    return Page(data=found[:limit], next_cursor=id_of(found[limit - 1]) if more else None)
+
+
+def _own(c: sqlite3.Connection, user_id: UserId, conversation_id: ConversationId) -> Conversation:
+    found = conversations.load(c, user_id, conversation_id)
+    if found is None:
+        raise not_found()
+    return found

@@ -1,0 +1,83 @@
+"""Messages: sending, where each is, cancelling."""
+
+import sqlite3
+
+from fastapi import APIRouter
+
+from cloudagent_backend.api.auth import CurrentUser, Principal
+from cloudagent_backend.api.world import CurrentWorld
+from cloudagent_backend.delivery import ladder
+from cloudagent_backend.delivery.errors import not_found
+from cloudagent_backend.delivery.sending import Submission
+from cloudagent_backend.store import deliveries, messages
+from cloudagent_protocol.ids import AgentId, ConversationId, MessageId
+from cloudagent_protocol.resources import (
+    AgentMessageCreate,
+    Author,
+    Message,
+    MessageCreate,
+    Trace,
+)
+
+router = APIRouter(prefix="/v1", tags=["messages"])
+
+
+def author_of(principal: Principal) -> Author:
+    return Author(type="user", id=principal.user_id, name=principal.name)
+
+
+@router.post("/agents/{agent_id}/messages", status_code=201)
+async def send_to_agent(
+    agent_id: AgentId, body: AgentMessageCreate, user: CurrentUser, world: CurrentWorld
+) -> Message:
+    """Send a message to an agent.
+
+    Without `conversation_id` it goes to the newest conversation with this agent alone, or a new
+    one. The answer is sent when the message is on the disk; `deliveries` says how it fares.
+    """
+    submission = Submission(
+        user.user_id, author_of(user), body.text, agent_id, body.conversation_id
+    )
+    return await world.service.submit(submission)
+
+
+@router.post("/conversations/{conversation_id}/messages", status_code=201)
+async def send_to_conversation(
+    conversation_id: ConversationId, body: MessageCreate, user: CurrentUser, world: CurrentWorld
+) -> Message:
+    """Send a message into a conversation, to all of its agents or the one named."""
+    submission = Submission(
+        user.user_id, author_of(user), body.text, body.agent_id, conversation_id
+    )
+    return await world.service.submit(submission)
+
+
+@router.get("/messages/{message_id}")
+async def show_message(message_id: MessageId, user: CurrentUser, world: CurrentWorld) -> Message:
+    """One message."""
+    found = await world.database.read(lambda c: messages.load(c, user.user_id, message_id))
+    if found is None:
+        raise not_found()
+    return found
+
+
+@router.get("/messages/{message_id}/trace")
+async def trace_message(message_id: MessageId, user: CurrentUser, world: CurrentWorld) -> Trace:
+    """Where a message is: per agent its state, and each thing that is known to have happened."""
+
+    def work(c: sqlite3.Connection) -> Trace | None:
+        if messages.load(c, user.user_id, message_id) is None:
+            return None
+        rows = deliveries.of_message(c, user.user_id, message_id)
+        return Trace(message_id=message_id, deliveries=[ladder.trace(c, row) for row in rows])
+
+    found = await world.database.read(work)
+    if found is None:
+        raise not_found()
+    return found
+
+
+@router.delete("/messages/{message_id}")
+async def cancel_message(message_id: MessageId, user: CurrentUser, world: CurrentWorld) -> Trace:
+    """Cancel a message: at once while it is queued; a machine that has it is asked to stop."""
+    return await world.service.cancel(user.user_id, user.name, message_id)

@@ -1,0 +1,55 @@
+"""Runs: what an agent does with a message, event by event."""
+
+import sqlite3
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from cloudagent_backend.api.auth import CurrentUser
+from cloudagent_backend.api.world import CurrentWorld
+from cloudagent_backend.delivery.errors import not_found
+from cloudagent_backend.store import runs
+from cloudagent_backend.store.runs import RunRow
+from cloudagent_protocol.ids import RunId, UserId
+from cloudagent_protocol.resources import Page, Run
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+
+@router.get("/{run_id}")
+async def show_run(run_id: RunId, user: CurrentUser, world: CurrentWorld) -> Run:
+    """One run."""
+    row = await world.database.read(lambda c: _own(c, user.user_id, run_id))
+    return row.resource
+
+
+@router.get("/{run_id}/events")
+async def list_events(
+    run_id: RunId,
+    user: CurrentUser,
+    world: CurrentWorld,
+    limit: Annotated[int, Query(ge=1, le=500, description="Entries of a page at most.")] = 100,
+    after: Annotated[int, Query(ge=0, le=2**53, description="The `seq` after which to go on.")] = 0,
+) -> Page[dict[str, Any]]:
+    """A run's events in their order, each `{seq, type, at, ...}`."""
+
+    def work(c: sqlite3.Connection) -> list[dict[str, Any]]:
+        _own(c, user.user_id, run_id)
+        return runs.events(c, run_id, after=after, limit=limit + 1)
+
+    found = await world.database.read(work)
+    more = len(found) > limit
+    return Page(data=found[:limit], next_cursor=str(found[limit - 1]["seq"]) if more else None)
+
+
+@router.post("/{run_id}/interrupt", status_code=202)
+async def interrupt_run(run_id: RunId, user: CurrentUser, world: CurrentWorld) -> Run:
+    """Ask the machine to stop a run. It ends a moment later, or when the machine is back."""
+    return await world.service.interrupt(user.user_id, user.name, run_id)
+
+
+def _own(c: sqlite3.Connection, user_id: UserId, run_id: RunId) -> RunRow:
+    row = runs.load(c, run_id)
+    if row is None or row.user_id != user_id:
+        raise not_found()
+    return row

@@ -1,0 +1,1 @@
+"""How a message gets from a person to an agent's machine, and what comes back."""

@@ -1,0 +1,84 @@
+"""Leases queued deliveries to connected hosts: by hint at once, by poll in any case."""
+
+import logging
+import sqlite3
+from datetime import timedelta
+from typing import Final
+
+import anyio
+
+from cloudagent_backend.delivery import sending
+from cloudagent_backend.delivery.hub import Hub
+from cloudagent_backend.delivery.service import Service
+from cloudagent_backend.store import clock, events
+from cloudagent_backend.store.database import Database
+from cloudagent_protocol.ids import HostId
+
+logger = logging.getLogger(__name__)
+
+#: Hosts served by one transaction, so that none is long.
+_HOSTS_AT_ONCE: Final = 32
+#: A log line is kept this long, if the cap of lines does not end it sooner.
+_KEPT_US: Final = timedelta(days=7) // timedelta(microseconds=1)
+_TRIM_EVERY_S: Final = 600.0
+
+
+class Dispatcher:
+    """The loop between the queue and the hub, and the keeper of the logs' length.
+
+    Args:
+        poll_s: how often it looks without a hint.
+        events_kept: lines that a person's event log keeps.
+    """
+
+    def __init__(
+        self, database: Database, service: Service, hub: Hub, *, poll_s: float, events_kept: int
+    ) -> None:
+        self._database = database
+        self._service = service
+        self._hub = hub
+        self._poll_s = poll_s
+        self._events_kept = events_kept
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(self._trim)
+            while True:
+                hinted = await self._service.hints.take(self._poll_s)
+                ready = self._hub.ready()
+                wanted = ready if hinted is None else [h for h in ready if h in hinted]
+                await self._serve(wanted)
+
+    async def _serve(self, host_ids: list[HostId]) -> None:
+        for start in range(0, len(host_ids), _HOSTS_AT_ONCE):
+            some = host_ids[start : start + _HOSTS_AT_ONCE]
+            try:
+                served = await self._database.write(lambda c, some=some: self._lease(c, some))
+            except sqlite3.Error:
+                logger.exception("leasing failed; the poll tries again", extra={"action": "lease"})
+                continue
+            for host_id in served:
+                self._hub.hint(host_id)
+
+    def _lease(self, c: sqlite3.Connection, host_ids: list[HostId]) -> list[HostId]:
+        return [h for h in host_ids if sending.lease(c, h, self._service.window)]
+
+    async def _trim(self) -> None:
+        while True:
+            try:
+                await self._trim_all()
+            except sqlite3.Error:
+                logger.exception("trimming failed", extra={"action": "trim_events"})
+            await anyio.sleep(_TRIM_EVERY_S)
+
+    async def _trim_all(self) -> None:
+        for user_id in await self._database.read(events.users):
+            more = True
+            while more:
+                before_us = clock.now_us() - _KEPT_US
+                more = await self._database.write(
+                    lambda c, user_id=user_id, before_us=before_us: events.trim(
+                        c, user_id, keep=self._events_kept, before_us=before_us
+                    )
+                )

@@ -1,0 +1,21 @@
+"""What the verbs of delivery may refuse."""
+
+from cloudagent_protocol.errors import ErrorCode
+
+
+class RefusedError(Exception):
+    """The request cannot be done as things are; the API shows it as a problem.
+
+    `detail` says what and why, `next` what the reader can do about it.
+    """
+
+    def __init__(self, code: ErrorCode, detail: str, *, next: str | None = None) -> None:  # noqa: A002  the problem's own field name
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.next = next
+
+
+def not_found() -> RefusedError:
+    """The same for what is missing and for what is another user's."""
+    return RefusedError(ErrorCode.NOT_FOUND, "There is no such thing here.")

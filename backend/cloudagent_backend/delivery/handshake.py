@@ -1,0 +1,136 @@
+"""A daemon's hello: do the two histories fit, and what of the work is still its own."""
+
+import sqlite3
+from dataclasses import dataclass
+
+from cloudagent_backend.delivery import ladder, reports, states
+from cloudagent_backend.delivery.reports import Machine
+from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, runs
+from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
+from cloudagent_backend.store.outbox import LinkRow
+from cloudagent_backend.store.runs import RunRow
+from cloudagent_protocol.errors import ProtocolError
+from cloudagent_protocol.frames import Hello, Interrupt
+from cloudagent_protocol.ids import DeliveryId, HostId, RunId, UserId
+from cloudagent_protocol.link import resume
+from cloudagent_protocol.resources import (
+    AgentRef,
+    AgentStatus,
+    DeliveryState,
+    EventType,
+    HostState,
+    RungName,
+    RunState,
+)
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What the welcome says, and what this side starts its link with."""
+
+    link: LinkRow
+    agents: list[AgentRef]
+    drop: list[DeliveryId]
+    live_runs: list[RunRow]
+
+
+def greet(c: sqlite3.Connection, machine: Machine, hello: Hello) -> Greeting:
+    """Resume the host's history, or begin a new epoch and reconcile by delivery id."""
+    _note_host(c, machine, hello)
+    link = _resumed(c, machine, hello)
+    if link is None:
+        link = outbox.start_epoch(c, machine.host_id)
+        _reconcile(c, machine, set(hello.unfinished))
+    return Greeting(
+        link=link,
+        agents=ladder.roster(c, machine.host_id),
+        drop=[one for one in hello.unfinished if _is_over(c, machine, one)],
+        live_runs=runs.live_of_host(c, machine.host_id),
+    )
+
+
+def leave(c: sqlite3.Connection, machine: Machine) -> None:
+    """The host's newest connection is gone."""
+    hosts.set_state(c, machine.host_id, HostState.OFFLINE)
+    tell_presence(c, machine.user_id, machine.host_id)
+
+
+def tell_presence(c: sqlite3.Connection, user_id: UserId, host_id: HostId) -> None:
+    """The host, and its agents, whose shown status depends on it."""
+    host = hosts.load(c, user_id, host_id)
+    if host is None:
+        return
+    events.append(c, user_id, EventType.HOST_UPDATED, hosts.resource(host))
+    for agent in agents.of_host(c, host_id):
+        events.append(c, user_id, EventType.AGENT_UPDATED, agents.resource(c, agent))
+
+
+def _note_host(c: sqlite3.Connection, machine: Machine, hello: Hello) -> None:
+    hosts.greet(
+        c,
+        machine.host_id,
+        hostname=hello.hostname,
+        os=hello.os,
+        daemon_version=hello.daemon_version,
+        runtimes=hello.runtimes,
+    )
+    tell_presence(c, machine.user_id, machine.host_id)
+
+
+def _resumed(c: sqlite3.Connection, machine: Machine, hello: Hello) -> LinkRow | None:
+    link = outbox.link(c, machine.host_id)
+    if link is None or link.epoch != hello.epoch:
+        return None
+    try:
+        resume(outbox_acked=link.acked, outbox_last=link.last, peer_has=hello.last_seq)
+    except ProtocolError:
+        return None
+    reports.acked(c, machine, hello.last_seq)
+    return LinkRow(link.epoch, link.accepted, hello.last_seq, link.last)
+
+
+def _reconcile(c: sqlite3.Connection, machine: Machine, held: set[DeliveryId]) -> None:
+    """What the daemon holds stays with it, the rest goes back into the queue.
+
+    Interrupts that were under way went down with the old outbox, and are said again.
+    """
+    for row in deliveries.in_flight(c, machine.host_id):
+        if row.id in held:
+            ladder.receive(c, row, machine.name)
+            if row.interrupted_by:
+                interrupt = Interrupt(delivery_id=row.id, actor=row.interrupted_by)
+                outbox.put(c, machine.host_id, interrupt)
+        else:
+            _take_back(c, machine, row)
+
+
+def _take_back(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> None:
+    run = runs.load(c, RunId(row.run_id)) if row.run_id else None
+    if run is not None and run.state is not RunState.FINISHED:
+        ladder.abandon_run(c, run)
+        if not runs.has_live(c, run.host_id, run.agent_id):
+            ladder.show_agent(c, run.user_id, run.agent_id, AgentStatus.IDLE)
+    detail = "the machine no longer knows this message; it is sent again"
+    rung = NewRung(RungName.INTERRUPTED, ladder.BACKEND, detail)
+    # Nothing was lost where nothing had begun: a delivery that was only under way says nothing.
+    began = [rung] if row.state is not DeliveryState.LEASED else []
+    moved = ladder.move(c, row, DeliveryState.QUEUED, *began)
+    if moved is None:
+        return
+    if row.interrupted_by:
+        ladder.close(
+            c,
+            moved,
+            DeliveryState.CANCELLED,
+            actor=row.interrupted_by,
+            detail="stopped before it began",
+            reason="interrupted",
+        )
+    else:
+        ladder.tell(c, moved)
+
+
+def _is_over(c: sqlite3.Connection, machine: Machine, delivery_id: DeliveryId) -> bool:
+    """Whether the daemon should forget it; also one that was never its own."""
+    row = deliveries.load(c, delivery_id)
+    return row is None or row.host_id != machine.host_id or row.state in states.ENDS

@@ -1,0 +1,118 @@
+"""The live links of this process: one per host, the newest wins. It knows nothing of sockets."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from typing import Final
+
+import anyio
+
+from cloudagent_backend.store import outbox
+from cloudagent_backend.store.database import Database
+from cloudagent_backend.store.outbox import OutboxRow
+from cloudagent_protocol.errors import CloseCode
+from cloudagent_protocol.ids import HostId
+from cloudagent_protocol.link import Link
+
+#: Frames read from the store at once.
+_BATCH: Final = 64
+
+
+class Session:
+    """One connection of a host's daemon, from its hello to its close.
+
+    Whoever serves the connection sends what `outgoing` yields, and closes when `closed` is set.
+    """
+
+    def __init__(self, host_id: HostId) -> None:
+        self.id = f"ses_{secrets.token_hex(12)}"
+        self.host_id = host_id
+        self.closed = anyio.Event()
+        self.close_code = CloseCode.GOING_AWAY
+        self.close_reason = ""
+        #: Whether the handshake is done, so that work may be leased to it.
+        self.ready = False
+        self._hinted = anyio.Event()
+
+    def hint(self) -> None:
+        """There may be something to send: a new frame, or room for one."""
+        self._hinted.set()
+
+    def close(self, code: CloseCode, reason: str = "") -> None:
+        """Ask whoever serves the connection to close it; the first code counts."""
+        if not self.closed.is_set():
+            self.close_code, self.close_reason = code, reason
+            self.closed.set()
+
+    async def outgoing(self, database: Database, link: Link) -> AsyncGenerator[list[OutboxRow]]:
+        """Numbered frames, as they come and as the link has room; stamped, in batches, for ever."""
+        while True:
+            rows = await self._next_rows(database, link)
+            for row in rows:
+                link.stamp(row.seq, time.monotonic())
+            if rows:
+                yield rows
+            else:
+                await self._hinted.wait()
+                self._hinted = anyio.Event()
+
+    async def _next_rows(self, database: Database, link: Link) -> list[OutboxRow]:
+        room = min(link.may_send, _BATCH)
+        if room <= 0:
+            return []
+        return await database.read(lambda c: outbox.after(c, self.host_id, link.sent, room))
+
+
+class Hub:
+    """Which hosts are connected here."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[HostId, Session] = {}
+        self._closing = False
+
+    def attach(self, session: Session) -> None:
+        """The session is its host's connection from now on; an older one is closed.
+
+        To be called before the first write of the session: what the older one wrote until then
+        comes before it, and nothing of it after.
+        """
+        if older := self._sessions.get(session.host_id):
+            older.close(CloseCode.SUPERSEDED)
+        self._sessions[session.host_id] = session
+        if self._closing:
+            session.close(CloseCode.RESTART)
+
+    def detach(self, session: Session) -> bool:
+        """The session is over; returns whether it was its host's newest."""
+        if self._sessions.get(session.host_id) is not session:
+            return False
+        del self._sessions[session.host_id]
+        return True
+
+    def hint(self, host_id: HostId) -> None:
+        """The host's outbox has grown."""
+        if session := self._sessions.get(host_id):
+            session.hint()
+
+    def ready(self) -> list[HostId]:
+        """The hosts that can take work."""
+        return [host_id for host_id, session in self._sessions.items() if session.ready]
+
+    def is_ready(self, host_id: HostId) -> bool:
+        session = self._sessions.get(host_id)
+        return session is not None and session.ready
+
+    def disconnect(self, host_id: HostId, code: CloseCode) -> None:
+        """Close the host's connection, if there is one: its key was revoked or changed."""
+        if session := self._sessions.get(host_id):
+            session.close(code)
+
+    def shutdown(self) -> None:
+        """Close every connection: the backend restarts, daemons come back with jitter."""
+        self._closing = True
+        for session in self._sessions.values():
+            session.close(CloseCode.RESTART)
+
+    @property
+    def connected(self) -> int:
+        return len(self._sessions)

@@ -1,0 +1,124 @@
+"""One step of a delivery, told: the move, its rungs, and the line in its owner's event log.
+
+All of it runs inside the caller's transaction.
+"""
+
+import sqlite3
+
+from cloudagent_backend.delivery import states
+from cloudagent_backend.store import agents, clock, deliveries, events, hosts, outbox, runs
+from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
+from cloudagent_backend.store.runs import RunRow
+from cloudagent_protocol.events import Outcome, Reason
+from cloudagent_protocol.ids import AgentId, HostId, UserId
+from cloudagent_protocol.resources import (
+    AgentRef,
+    AgentStatus,
+    DeliveryState,
+    DeliveryTrace,
+    EventType,
+    HostState,
+    RungName,
+)
+
+BACKEND = "backend"
+
+
+def trace(c: sqlite3.Connection, row: DeliveryRow) -> DeliveryTrace:
+    waits = row.state is DeliveryState.QUEUED and not host_online(c, row.host_id)
+    return deliveries.trace(row, waits_for_host=waits)
+
+
+def host_online(c: sqlite3.Connection, host_id: HostId) -> bool:
+    host = hosts.load_any(c, host_id)
+    return host is not None and host.state is not HostState.OFFLINE
+
+
+def tell(c: sqlite3.Connection, row: DeliveryRow) -> None:
+    events.append(c, row.user_id, EventType.DELIVERY_UPDATED, trace(c, row))
+
+
+def move(
+    c: sqlite3.Connection,
+    row: DeliveryRow,
+    target: DeliveryState,
+    *rungs: NewRung,
+    outcome: str | None = None,
+    reason: str | None = None,
+    attempt: int | None = None,
+    run_id: str | None = None,
+) -> DeliveryRow | None:
+    """Change the state if the table allows it; null if it does not. Nothing is told yet."""
+    moved = deliveries.move(
+        c,
+        row,
+        target,
+        states.sources(target),
+        rungs,
+        outcome=outcome,
+        reason=reason,
+        attempt=attempt,
+        run_id=run_id,
+    )
+    if moved is not None and target in states.ENDS:
+        outbox.ended(c, row.host_id)
+    return moved
+
+
+def receive(c: sqlite3.Connection, row: DeliveryRow, host_name: str) -> DeliveryRow:
+    """The machine has it on its disk, whatever was known before; told if that is news."""
+    if row.state not in {DeliveryState.QUEUED, DeliveryState.LEASED}:
+        return row
+    # The note that it was sent is written after the send, and its ack can overtake it.
+    missing = [] if row.has_rung(RungName.SENT) else [NewRung(RungName.SENT, BACKEND)]
+    received = NewRung(RungName.RECEIVED, host_name)
+    moved = move(c, row, DeliveryState.RECEIVED, *missing, received)
+    if moved is None:
+        return row
+    tell(c, moved)
+    return moved
+
+
+def close(
+    c: sqlite3.Connection,
+    row: DeliveryRow,
+    target: DeliveryState,
+    *,
+    actor: str,
+    detail: str,
+    reason: str,
+) -> None:
+    """End a delivery by the backend's own decision, and tell it."""
+    rung = NewRung(RungName(target.value), actor, detail)
+    if moved := move(c, row, target, rung, outcome=target.value, reason=reason):
+        tell(c, moved)
+
+
+def abandon_run(c: sqlite3.Connection, run: RunRow) -> None:
+    """A run is over without its machine having said so: it was cut off."""
+    runs.finish(
+        c,
+        run.id,
+        outcome=Outcome.FAILED.value,
+        reason=Reason.DAEMON_STOPPED.value,
+        ended_us=clock.now_us(),
+    )
+    if finished := runs.load(c, run.id):
+        events.append(c, run.user_id, EventType.RUN_FINISHED, finished.resource)
+
+
+def roster(c: sqlite3.Connection, host_id: HostId) -> list[AgentRef]:
+    """The host's agents by name: what is needed to run one comes with each delivery."""
+    return [agents.ref(agent) for agent in agents.of_host(c, host_id)]
+
+
+def show_agent(
+    c: sqlite3.Connection, user_id: UserId, agent_id: AgentId, status: AgentStatus
+) -> None:
+    """Set the agent's status and tell it, if that is news."""
+    agent = agents.load(c, user_id, agent_id)
+    if agent is None or agent.status is status:
+        return
+    agents.set_status(c, agent_id, status)
+    if changed := agents.load(c, user_id, agent_id):
+        events.append(c, user_id, EventType.AGENT_UPDATED, agents.resource(c, changed))

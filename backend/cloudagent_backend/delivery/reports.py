@@ -1,0 +1,349 @@
+"""What a machine's numbered frames change, in the transaction that also accepts their numbers.
+
+A frame is judged whole before anything of it is written. One that a machine has no right to send
+ends the group: what came before it is kept, the connection closes. One that is about something
+that is gone (a removed agent, a delivery from after a restored backup) is accepted and ignored,
+because refusing it would hold up the machine's queue for ever.
+"""
+
+import json
+import re
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cloudagent_backend.delivery import ladder, states
+from cloudagent_backend.store import (
+    agents,
+    clock,
+    conversations,
+    deliveries,
+    events,
+    hosts,
+    messages,
+    outbox,
+    runs,
+)
+from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
+from cloudagent_backend.store.runs import RunRow
+from cloudagent_protocol.errors import ProtocolError
+from cloudagent_protocol.events import (
+    Finished,
+    Outcome,
+    Ready,
+    RunEvent,
+    Started,
+    Text,
+    ToolCall,
+    UsageReported,
+)
+from cloudagent_protocol.frames import Ack, Delta, HostReport, RunReport, Send, UnknownFrame
+from cloudagent_protocol.ids import AgentId, ConversationId, HostId, RunId, UserId
+from cloudagent_protocol.resources import (
+    AgentStatus,
+    Author,
+    DeliveryState,
+    EventType,
+    Message,
+    RungName,
+    RunState,
+)
+
+#: What can wait in a group. An unknown numbered frame is accepted and otherwise ignored.
+Reported = RunReport | Send | HostReport | Ack | Delta | UnknownFrame
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Who reports."""
+
+    host_id: HostId
+    user_id: UserId
+    name: str
+    #: Runs whose model is known to have begun to answer: their deltas change nothing that is kept.
+    seen: set[RunId] = field(default_factory=set[RunId])
+
+    def changes_nothing(self, frame: Reported) -> bool:
+        return isinstance(frame, Delta) and frame.run_id in self.seen
+
+
+@dataclass
+class Applied:
+    """What became of a group of frames."""
+
+    #: Frames that were dealt with, from the start of the group.
+    count: int = 0
+    #: Runs that turned out to be over because a later attempt has begun.
+    abandoned: list[RunId] = field(default_factory=list[RunId])
+    #: Why the rest was refused.
+    error: ProtocolError | None = None
+
+
+def apply(c: sqlite3.Connection, machine: Machine, frames: Sequence[Reported]) -> Applied:
+    """Keep what the frames say and accept their numbers; `Applied` tells how far it went."""
+    applied = Applied()
+    accepted = 0
+    for frame in frames:
+        try:
+            _apply_one(c, machine, frame, applied)
+        except ProtocolError as error:
+            applied.error = error
+            break
+        applied.count += 1
+        if not isinstance(frame, Ack | Delta):
+            accepted = frame.seq or accepted
+    if accepted:
+        outbox.accepted(c, machine.host_id, accepted)
+    return applied
+
+
+def _apply_one(c: sqlite3.Connection, machine: Machine, frame: Reported, applied: Applied) -> None:
+    match frame:
+        case RunReport():
+            _report(c, machine, frame, applied)
+        case Send():
+            _send(c, machine, frame)
+        case HostReport():
+            hosts.set_runtimes(c, machine.host_id, frame.runtimes)
+            tell_host(c, machine)
+        case Ack():
+            acked(c, machine, frame.seq)
+        case Delta():
+            _begin_to_answer(c, machine, frame)
+        case UnknownFrame():
+            pass
+
+
+def acked(c: sqlite3.Connection, machine: Machine, seq: int) -> None:
+    """The machine has all frames up to `seq` on its disk."""
+    for delivery_id in outbox.acked(c, machine.host_id, seq):
+        if row := deliveries.load(c, delivery_id):
+            ladder.receive(c, row, machine.name)
+
+
+def tell_host(c: sqlite3.Connection, machine: Machine) -> None:
+    if host := hosts.load(c, machine.user_id, machine.host_id):
+        events.append(c, machine.user_id, EventType.HOST_UPDATED, hosts.resource(host))
+
+
+# --- messages of agents ---------------------------------------------------------------
+
+
+def _send(c: sqlite3.Connection, machine: Machine, frame: Send) -> None:
+    _check_id("msg", frame.message_id)
+    agent = agents.load_any(c, frame.agent_id)
+    if agent is None:
+        return
+    if agent.host_machine_id != machine.host_id:
+        raise ProtocolError(f"{frame.agent_id} is not an agent of this host")
+    if not conversations.contains(c, machine.user_id, frame.conversation_id, frame.agent_id):
+        if conversations.load(c, machine.user_id, frame.conversation_id) is None:
+            return
+        raise ProtocolError(f"{frame.agent_id} takes no part in {frame.conversation_id}")
+    reply_to = frame.in_reply_to
+    if reply_to and messages.position(c, frame.conversation_id, reply_to) is None:
+        reply_to = None
+    message = Message(
+        id=frame.message_id,
+        conversation_id=frame.conversation_id,
+        author=Author(type="agent", id=agent.id, name=agent.name),
+        text=frame.text,
+        created_at=clock.at(min(clock.to_us(frame.sent_at), clock.now_us())),
+        in_reply_to=reply_to,
+        run_id=frame.run_id,
+        auto_published=frame.auto_published,
+    )
+    if messages.insert(c, machine.user_id, message):
+        events.append(c, machine.user_id, EventType.MESSAGE_CREATED, message)
+
+
+# --- runs -----------------------------------------------------------------------------
+
+
+def _report(c: sqlite3.Connection, machine: Machine, frame: RunReport, applied: Applied) -> None:
+    _check_id("run", frame.run_id)
+    body = _json(frame.event)
+    run = runs.load(c, frame.run_id) or _new_run(c, machine, frame)
+    if run is None:
+        return
+    if (run.host_id, run.agent_id) != (machine.host_id, frame.agent_id):
+        raise ProtocolError(f"{frame.run_id} is not a run of {frame.agent_id} on this host")
+    if not runs.add_event(c, run.id, frame.event.seq, body):
+        return
+    where = {"run_id": run.id, "conversation_id": run.conversation_id, "agent_id": run.agent_id}
+    data = f'{json.dumps(where)[:-1]}, "event": {body}}}'
+    match frame.event:
+        case Started() as event:
+            applied.abandoned += _started(c, machine, run, event)
+            events.append(c, run.user_id, EventType.RUN_EVENT, data)
+        case Finished() as event:
+            events.append(c, run.user_id, EventType.RUN_EVENT, data)
+            _finished(c, machine, run, event)
+        case event:
+            events.append(c, run.user_id, EventType.RUN_EVENT, data)
+            _went_on(c, run, event)
+
+
+def _new_run(c: sqlite3.Connection, machine: Machine, frame: RunReport) -> RunRow | None:
+    """The run that this first report begins; null if it is about something that is gone."""
+    agent = agents.load_any(c, frame.agent_id)
+    if agent is None:
+        return None
+    if agent.host_machine_id != machine.host_id:
+        raise ProtocolError(f"{frame.agent_id} is not an agent of this host")
+    rows = [row for one in frame.delivery_ids if (row := deliveries.load(c, one))]
+    for row in rows:
+        if (row.agent_id, row.conversation_id) != (frame.agent_id, frame.conversation_id):
+            raise ProtocolError(f"{row.id} is not a delivery to {frame.agent_id} there")
+    if not rows:
+        return None
+    event = frame.event
+    run = RunRow(
+        id=frame.run_id,
+        user_id=machine.user_id,
+        host_id=machine.host_id,
+        agent_id=frame.agent_id,
+        conversation_id=frame.conversation_id,
+        delivery_ids=[row.id for row in rows],
+        driver=event.driver if isinstance(event, Started) else agent.driver,
+        state=RunState.RUNNING,
+        outcome=None,
+        reason=None,
+        attempt=event.attempt if isinstance(event, Started) else 1,
+        session_id=None,
+        usage=None,
+        seen=False,
+        started_us=_time_of(event),
+        ended_us=None,
+    )
+    runs.insert(c, run)
+    return run
+
+
+def _deliveries(c: sqlite3.Connection, run: RunRow) -> list[DeliveryRow]:
+    return [row for one in run.delivery_ids if (row := deliveries.load(c, one))]
+
+
+def _started(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Started) -> list[RunId]:
+    """The process is alive; returns the runs of earlier attempts, which are thereby over."""
+    abandoned: list[RunId] = []
+    at_us = _time_of(event)
+    for row in _deliveries(c, run):
+        if row.run_id and row.run_id != run.id:
+            earlier = runs.load(c, RunId(row.run_id))
+            if earlier is not None and earlier.state is not RunState.FINISHED:
+                ladder.abandon_run(c, earlier)
+                abandoned.append(earlier.id)
+        rungs = [NewRung(RungName.STARTED, machine.name, None, at_us)]
+        if event.attempt > 1:
+            detail = f"cut off; attempt {event.attempt} goes on"
+            rungs.insert(0, NewRung(RungName.INTERRUPTED, machine.name, detail, at_us))
+        row = ladder.receive(c, row, machine.name)
+        moved = ladder.move(
+            c, row, DeliveryState.RUNNING, *rungs, attempt=event.attempt, run_id=run.id
+        )
+        if moved:
+            ladder.tell(c, moved)
+    events.append(c, run.user_id, EventType.RUN_STARTED, run.resource)
+    ladder.show_agent(c, run.user_id, run.agent_id, AgentStatus.WORKING)
+    return abandoned
+
+
+def _went_on(c: sqlite3.Connection, run: RunRow, event: RunEvent) -> None:
+    match event:
+        case Ready():
+            if event.session_id:
+                runs.set_session(c, run.id, event.session_id)
+            _note(c, run, RungName.READY, _time_of(event))
+        case UsageReported():
+            runs.set_usage(c, run.id, event.usage)
+        case Text() | ToolCall():
+            if not run.seen:
+                _see(c, run, _time_of(event))
+        case _:
+            pass
+
+
+def _begin_to_answer(c: sqlite3.Connection, machine: Machine, delta: Delta) -> None:
+    """A run's first piece of text is the earliest sign that the model has begun to answer."""
+    if delta.run_id in machine.seen:
+        return
+    run = runs.load(c, delta.run_id)
+    if run is None or (run.host_id, run.agent_id) != (machine.host_id, delta.agent_id):
+        return
+    machine.seen.add(run.id)
+    _see(c, run, clock.now_us())
+
+
+def _see(c: sqlite3.Connection, run: RunRow, at_us: int) -> None:
+    if runs.see(c, run.id):
+        _note(c, run, RungName.SEEN, at_us)
+
+
+def _note(c: sqlite3.Connection, run: RunRow, name: RungName, at_us: int) -> None:
+    agent = agents.load_any(c, run.agent_id)
+    rung = NewRung(name, agent.name if agent else run.agent_id, None, at_us)
+    for row in _deliveries(c, run):
+        ladder.tell(c, deliveries.note(c, row, rung))
+
+
+def _finished(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Finished) -> None:
+    at_us = _time_of(event)
+    reason = event.reason.value if event.reason else None
+    for row in _deliveries(c, run):
+        actor = (row.interrupted_by if event.outcome is Outcome.CANCELLED else None) or machine.name
+        rung = NewRung(states.last_rung(event.outcome), actor, event.detail or reason, at_us)
+        row = ladder.receive(c, row, machine.name)
+        if moved := ladder.move(
+            c,
+            row,
+            states.end_of(event.outcome),
+            rung,
+            outcome=event.outcome.value,
+            reason=reason,
+            run_id=run.id,
+        ):
+            ladder.tell(c, moved)
+    if event.session_id:
+        runs.set_session(c, run.id, event.session_id)
+    if event.usage:
+        runs.set_usage(c, run.id, event.usage)
+    runs.finish(c, run.id, outcome=event.outcome.value, reason=reason, ended_us=at_us)
+    if finished := runs.load(c, run.id):
+        events.append(c, run.user_id, EventType.RUN_FINISHED, finished.resource)
+    if not runs.has_live(c, run.host_id, run.agent_id):
+        status = states.status_after(event.outcome, event.reason)
+        ladder.show_agent(c, run.user_id, run.agent_id, status)
+
+
+# --- what a machine may say -----------------------------------------------------------
+
+
+def _check_id(kind: str, given: str) -> None:
+    """Ids that are made on machines end up in paths, pages and logs."""
+    if not re.fullmatch(kind + "_[0-9A-Za-z]{1,40}", given):
+        raise ProtocolError(f"not an id of a {kind}")
+
+
+def _json(event: RunEvent) -> str:
+    try:
+        return event.model_dump_json(exclude_none=True)
+    except ValueError as error:  # nested too deeply, or half of a surrogate pair
+        raise ProtocolError(f"an event that cannot be kept: {error}") from error
+
+
+def _time_of(event: RunEvent) -> int:
+    """When it happened, in microseconds; a machine's clock may run ahead of ours."""
+    return min(clock.to_us(event.at), clock.now_us())
+
+
+def may_read(
+    c: sqlite3.Connection, machine: Machine, agent_id: AgentId, conversation_id: ConversationId
+) -> bool:
+    """Whether the agent is one of the machine's and takes part in the conversation."""
+    agent = agents.load(c, machine.user_id, agent_id)
+    return (
+        agent is not None
+        and agent.host_machine_id == machine.host_id
+        and conversations.contains(c, machine.user_id, conversation_id, agent_id)
+    )

@@ -1,0 +1,267 @@
+"""From a person to a machine: take a message in, lease it, stop it. Inside the caller's transaction."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cloudagent_backend.delivery import ladder
+from cloudagent_backend.delivery.errors import RefusedError, not_found
+from cloudagent_backend.delivery.states import ENDS
+from cloudagent_backend.store import (
+    agents,
+    clock,
+    conversations,
+    deliveries,
+    events,
+    hosts,
+    messages,
+    outbox,
+    runs,
+)
+from cloudagent_backend.store.agents import AgentRow
+from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
+from cloudagent_protocol.errors import ErrorCode, ProtocolError
+from cloudagent_protocol.frames import AgentsChanged, Deliver, DeliveredMessage, Interrupt
+from cloudagent_protocol.ids import (
+    AgentId,
+    ConversationId,
+    DeliveryId,
+    HostId,
+    MessageId,
+    RunId,
+    UserId,
+    new_delivery_id,
+    new_message_id,
+)
+from cloudagent_protocol.resources import (
+    Author,
+    DeliveryState,
+    DeliverySummary,
+    EventType,
+    HostState,
+    Message,
+    RungName,
+    RunState,
+)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A message that somebody wants delivered.
+
+    With an agent and no conversation it goes to their newest one, or a new one; with a
+    conversation and no agent to all who take part in it.
+    """
+
+    user_id: UserId
+    author: Author
+    text: str
+    agent_id: AgentId | None = None
+    conversation_id: ConversationId | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    message: Message
+    hosts: set[HostId]
+
+
+def submit(c: sqlite3.Connection, submission: Submission, backlog_cap: int) -> Submitted:
+    """Keep the message and a queued delivery per agent.
+
+    Raises:
+        RefusedError: nothing of that name, nobody to deliver to, or a host's backlog is full.
+    """
+    user_id = submission.user_id
+    conversation_id, targets = _targets(c, submission)
+    message = Message(
+        id=new_message_id(),
+        conversation_id=conversation_id,
+        author=submission.author,
+        text=submission.text,
+        created_at=clock.at(clock.now_us()),
+    )
+    rows = [_queue(c, message, user_id, agent, backlog_cap) for agent in targets]
+    message.deliveries = [
+        DeliverySummary(id=row.id, agent_id=row.agent_id, seq=row.seq, state=row.state)
+        for row in rows
+    ]
+    messages.insert(c, user_id, message)
+    events.append(c, user_id, EventType.MESSAGE_CREATED, message)
+    for row in rows:
+        ladder.tell(c, row)
+    return Submitted(message, {row.host_id for row in rows})
+
+
+def _targets(
+    c: sqlite3.Connection, submission: Submission
+) -> tuple[ConversationId, list[AgentRow]]:
+    user_id, agent_id = submission.user_id, submission.agent_id
+    if submission.conversation_id is None:
+        agent = agents.load(c, user_id, agent_id) if agent_id else None
+        if agent is None:
+            raise not_found()
+        found = conversations.latest_with(c, user_id, agent.id)
+        return found or conversations.create(c, user_id, [agent.id]).id, [agent]
+    conversation = conversations.load(c, user_id, submission.conversation_id)
+    if conversation is None or (agent_id and agent_id not in conversation.agent_ids):
+        raise not_found()
+    wanted = [agent_id] if agent_id else conversation.agent_ids
+    present = [row for one in wanted if (row := agents.load(c, user_id, one))]
+    if not present:
+        raise RefusedError(
+            ErrorCode.CONFLICT,
+            "Nobody would read this: the agents of this conversation were removed.",
+            next="Start a conversation with another agent.",
+        )
+    return conversation.id, present
+
+
+def _queue(
+    c: sqlite3.Connection, message: Message, user_id: UserId, agent: AgentRow, backlog_cap: int
+) -> DeliveryRow:
+    host = hosts.load_any(c, agent.host_machine_id)
+    name = host.name if host else agent.host_machine_id
+    seq = outbox.next_delivery_seq(c, agent.host_machine_id, backlog_cap)
+    if seq is None:
+        raise RefusedError(
+            ErrorCode.BACKLOG_FULL,
+            f"{backlog_cap:,} messages already wait for {name}; this one was not taken.",
+            next=f"Start the daemon on {name}, or cancel messages that are no longer wanted.",
+        )
+    rungs = [NewRung(RungName.STORED, ladder.BACKEND)]
+    if host is None or host.state is HostState.OFFLINE:
+        detail = f"{name} is offline; it is delivered when the machine is back"
+        rungs.append(NewRung(RungName.WAITING, ladder.BACKEND, detail))
+    row = DeliveryRow(
+        id=new_delivery_id(),
+        user_id=user_id,
+        host_id=agent.host_machine_id,
+        agent_id=agent.id,
+        conversation_id=message.conversation_id,
+        message_id=message.id,
+        seq=seq,
+    )
+    return deliveries.insert(c, row, rungs)
+
+
+def lease(c: sqlite3.Connection, host_id: HostId, window: int) -> bool:
+    """Number frames for as many queued deliveries as the host's window has room for.
+
+    Returns whether there are any.
+    """
+    room = window - deliveries.in_flight_count(c, host_id)
+    rows = deliveries.queued(c, host_id, room) if room > 0 else []
+    known: dict[AgentId, AgentRow | None] = {}
+    for row in rows:
+        if row.agent_id not in known:
+            known[row.agent_id] = agents.load(c, row.user_id, row.agent_id)
+        agent, message = known[row.agent_id], messages.load(c, row.user_id, row.message_id)
+        if agent is None or message is None:
+            _give_up(c, row, "the agent was removed", "agent_unknown")
+        elif leased := ladder.move(c, row, DeliveryState.LEASED):
+            try:
+                outbox.put(c, host_id, _deliver(row, agent, message))
+            except ProtocolError:
+                detail = "the message and its agent's settings do not fit into one frame"
+                _give_up(c, leased, detail, "too_large")
+    return bool(rows)
+
+
+def _give_up(c: sqlite3.Connection, row: DeliveryRow, detail: str, reason: str) -> None:
+    ladder.close(c, row, DeliveryState.DEAD, actor=ladder.BACKEND, detail=detail, reason=reason)
+
+
+def _deliver(row: DeliveryRow, agent: AgentRow, message: Message) -> Deliver:
+    return Deliver(
+        delivery_id=row.id,
+        delivery_seq=row.seq,
+        agent=agents.spec(agent),
+        message=DeliveredMessage(
+            id=message.id,
+            conversation_id=message.conversation_id,
+            author=message.author,
+            text=message.text,
+            created_at=message.created_at,
+        ),
+    )
+
+
+def sent(c: sqlite3.Connection, delivery_ids: Sequence[DeliveryId]) -> None:
+    """Their frames were written to a socket. An ack that was faster has said so already."""
+    for delivery_id in delivery_ids:
+        row = deliveries.load(c, delivery_id)
+        if row and row.state is DeliveryState.LEASED and not row.has_rung(RungName.SENT):
+            ladder.tell(c, deliveries.note(c, row, NewRung(RungName.SENT, ladder.BACKEND)))
+
+
+def cancel(
+    c: sqlite3.Connection, user_id: UserId, actor: str, message_id: MessageId
+) -> list[DeliveryRow]:
+    """Stop every delivery of a message that is not over.
+
+    Raises:
+        RefusedError: there is no such message, or it is all over.
+    """
+    if messages.load(c, user_id, message_id) is None:
+        raise not_found()
+    rows = deliveries.of_message(c, user_id, message_id)
+    if all(row.state in ENDS for row in rows):
+        raise RefusedError(
+            ErrorCode.CONFLICT, "There is nothing left to cancel: the message is done."
+        )
+    for row in rows:
+        stop(c, row, actor)
+    return deliveries.of_message(c, user_id, message_id)
+
+
+def interrupt(c: sqlite3.Connection, user_id: UserId, actor: str, run_id: RunId) -> runs.RunRow:
+    """Ask the machine to stop a run.
+
+    Raises:
+        RefusedError: there is no such run, or it is over.
+    """
+    run = runs.load(c, run_id)
+    if run is None or run.user_id != user_id:
+        raise not_found()
+    if run.state is RunState.FINISHED:
+        raise RefusedError(ErrorCode.CONFLICT, "The run has ended already.")
+    for delivery_id in run.delivery_ids:
+        if row := deliveries.load(c, delivery_id):
+            stop(c, row, actor)
+    return run
+
+
+def stop(c: sqlite3.Connection, row: DeliveryRow, actor: str, *, detail: str = "") -> None:
+    """Cancel what is still here; ask the machine, once, to stop what it has."""
+    if row.state in ENDS:
+        return
+    if row.state is DeliveryState.QUEUED:
+        ladder.close(
+            c, row, DeliveryState.CANCELLED, actor=actor, detail=detail, reason="interrupted"
+        )
+    elif row.interrupted_by is None:
+        deliveries.interrupted(c, row.id, actor)
+        outbox.put(c, row.host_id, Interrupt(delivery_id=row.id, actor=actor))
+
+
+def change_agents(c: sqlite3.Connection, host_id: HostId) -> None:
+    """Tell a machine its agents anew; one that never connected learns them by its welcome."""
+    if outbox.link(c, host_id):
+        outbox.put(c, host_id, AgentsChanged(agents=ladder.roster(c, host_id)))
+
+
+def remove_agent(c: sqlite3.Connection, agent_id: AgentId) -> None:
+    """The agent is gone: what waits for it is cancelled, what runs is asked to stop."""
+    for row in deliveries.open_of_agent(c, agent_id):
+        stop(c, row, ladder.BACKEND, detail="the agent was removed")
+
+
+def remove_host(c: sqlite3.Connection, host_id: HostId) -> None:
+    """The machine is gone for good: nothing of it will ever end by itself."""
+    for run in runs.live_of_host(c, host_id):
+        ladder.abandon_run(c, run)
+    open_ones = [*deliveries.in_flight(c, host_id), *deliveries.queued(c, host_id, -1)]
+    for row in open_ones:
+        _give_up(c, row, "the machine was removed", "host_removed")
+    outbox.forget(c, host_id)

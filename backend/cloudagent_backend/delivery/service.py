@@ -1,0 +1,173 @@
+"""The verbs of delivery, for the API. Each is one transaction; hints and wake-ups follow its commit.
+
+What happens inside the transactions: `sending.py` (down), `reports.py` (up), `handshake.py`.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+
+from cloudagent_backend.delivery import handshake, ladder, reports, sending
+from cloudagent_backend.delivery.fanout import Fanout
+from cloudagent_backend.delivery.handshake import Greeting
+from cloudagent_backend.delivery.hints import Hints
+from cloudagent_backend.delivery.hub import Hub
+from cloudagent_backend.delivery.reports import Applied, Machine, Reported
+from cloudagent_backend.delivery.sending import Submission
+from cloudagent_backend.store import hosts, messages
+from cloudagent_backend.store.database import Database
+from cloudagent_protocol.events import Finished, Started, Text
+from cloudagent_protocol.frames import Delta, Hello, ListMessages, RunReport
+from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, MessageId, RunId, UserId
+from cloudagent_protocol.resources import Message, Run, Trace
+
+
+class Service:
+    """What people and machines can do with messages, deliveries and runs.
+
+    Args:
+        window: deliveries that may be unfinished on a machine at once.
+        backlog_cap: unfinished deliveries per host, above which new ones are refused.
+    """
+
+    def __init__(
+        self, database: Database, hub: Hub, fanout: Fanout, *, window: int, backlog_cap: int
+    ) -> None:
+        self._database = database
+        self._hub = hub
+        self._fanout = fanout
+        self._backlog_cap = backlog_cap
+        self.window = window
+        #: Rung when a host has work; the dispatcher listens.
+        self.hints = Hints()
+
+    async def start(self) -> None:
+        """Before serving: whoever was online when the last process ended is not any more."""
+        await self._database.write(hosts.all_offline)
+
+    # --- people ---
+
+    async def submit(self, submission: Submission) -> Message:
+        """Take a message in; it is on the disk when this returns.
+
+        Raises:
+            RefusedError: see `sending.submit`.
+        """
+        done = await self._database.write(
+            lambda c: sending.submit(c, submission, self._backlog_cap)
+        )
+        self._fanout.notify(submission.user_id)
+        for host_id in done.hosts:
+            self.hints.hint(host_id)
+        return done.message
+
+    async def cancel(self, user_id: UserId, actor: str, message_id: MessageId) -> Trace:
+        """Cancel what of the message is queued, interrupt what a machine has.
+
+        Raises:
+            RefusedError: there is no such message, or it is all over.
+        """
+
+        def work(c: sqlite3.Connection) -> tuple[Trace, set[HostId]]:
+            rows = sending.cancel(c, user_id, actor, message_id)
+            trace = Trace(message_id=message_id, deliveries=[ladder.trace(c, row) for row in rows])
+            return trace, {row.host_id for row in rows}
+
+        trace, told = await self._database.write(work)
+        self._changed(user_id, told)
+        return trace
+
+    async def interrupt(self, user_id: UserId, actor: str, run_id: RunId) -> Run:
+        """Ask the machine to stop the run.
+
+        Raises:
+            RefusedError: there is no such run, or it is over.
+        """
+        run = await self._database.write(lambda c: sending.interrupt(c, user_id, actor, run_id))
+        self._changed(user_id, {run.host_id})
+        return run.resource
+
+    # --- the machines that people own ---
+
+    async def agents_changed(self, host_id: HostId) -> None:
+        """The host's agents were made, changed or removed: its daemon is told."""
+        await self._database.write(lambda c: sending.change_agents(c, host_id))
+        self._hub.hint(host_id)
+
+    def agent_removed(self, c: sqlite3.Connection, user_id: UserId, agent_id: AgentId) -> None:
+        """For the transaction that removes an agent of the user's; `agents_changed` follows."""
+        sending.remove_agent(c, agent_id)
+
+    def host_removed(self, c: sqlite3.Connection, user_id: UserId, host_id: HostId) -> None:
+        """For the transaction that removes a host of the user's; `hub.disconnect` follows."""
+        sending.remove_host(c, host_id)
+
+    # --- machines ---
+
+    async def greet(self, machine: Machine, hello: Hello) -> Greeting:
+        """A daemon is here; its session is attached to the hub already."""
+        greeting = await self._database.write(lambda c: handshake.greet(c, machine, hello))
+        for run in greeting.live_runs:
+            self._fanout.run_started(run.user_id, run.id, run.agent_id, run.conversation_id)
+        self._fanout.notify(machine.user_id)
+        return greeting
+
+    async def leave(self, machine: Machine) -> None:
+        """The newest connection of a host has ended."""
+        await self._database.write(lambda c: handshake.leave(c, machine))
+        self._fanout.notify(machine.user_id)
+
+    async def sent(self, machine: Machine, delivery_ids: Sequence[DeliveryId]) -> None:
+        """The frames of these deliveries were written to the socket."""
+        await self._database.write(lambda c: sending.sent(c, delivery_ids))
+        self._fanout.notify(machine.user_id)
+
+    async def apply(self, machine: Machine, frames: Sequence[Reported]) -> Applied:
+        """Keep what a machine reports, in one transaction, then show it to followers, in order."""
+        if all(machine.changes_nothing(frame) for frame in frames):
+            applied = Applied(count=len(frames))
+        else:
+            applied = await self._database.write(lambda c: reports.apply(c, machine, frames))
+            self._fanout.notify(machine.user_id)
+            # An end makes room in the host's window.
+            self.hints.hint(machine.host_id)
+        for run_id in applied.abandoned:
+            self._fanout.run_finished(machine.user_id, run_id)
+        for frame in frames[: applied.count]:
+            self._show(machine.user_id, frame)
+        return applied
+
+    async def list_messages(self, machine: Machine, query: ListMessages) -> list[Message] | None:
+        """The last messages that an agent may read, oldest first; null if it may not."""
+
+        def work(c: sqlite3.Connection) -> list[Message] | None:
+            if not reports.may_read(c, machine, query.agent_id, query.conversation_id):
+                return None
+            before = None
+            if query.before is not None:
+                before = messages.position(c, query.conversation_id, query.before)
+                if before is None:
+                    return []
+            return messages.preceding(c, query.conversation_id, before, query.limit).data[::-1]
+
+        return await self._database.read(work)
+
+    def _show(self, user_id: UserId, frame: Reported) -> None:
+        match frame:
+            case Delta():
+                self._fanout.delta(user_id, frame)
+            case RunReport(event=Started()):
+                self._fanout.run_started(
+                    user_id, frame.run_id, frame.agent_id, frame.conversation_id
+                )
+            case RunReport(event=Text() as event):
+                self._fanout.block_finished(user_id, frame.run_id, event.block)
+            case RunReport(event=Finished()):
+                self._fanout.run_finished(user_id, frame.run_id)
+            case _:
+                pass
+
+    def _changed(self, user_id: UserId, host_ids: set[HostId]) -> None:
+        self._fanout.notify(user_id)
+        for host_id in host_ids:
+            self._hub.hint(host_id)
+            self.hints.hint(host_id)

@@ -1,0 +1,256 @@
+"""Deliveries: one message on its way to one agent, its state and its ladder.
+
+`move` is the only way to change a state, and a compare-and-set; which moves are allowed is told by
+`delivery/states.py`, not here.
+"""
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from cloudagent_backend.store import clock
+from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, HostId, MessageId, UserId
+from cloudagent_protocol.resources import (
+    DeliveryState,
+    DeliverySummary,
+    DeliveryTrace,
+    RungName,
+)
+
+#: Above every ULID.
+LAST: Final = "~"
+
+
+@dataclass(frozen=True)
+class DeliveryRow:
+    id: DeliveryId
+    user_id: UserId
+    host_id: HostId
+    agent_id: AgentId
+    conversation_id: ConversationId
+    message_id: MessageId
+    #: Order for the agent, and for its host: rises with every delivery to that host.
+    seq: int
+    state: DeliveryState = DeliveryState.QUEUED
+    outcome: str | None = None
+    reason: str | None = None
+    attempt: int = 0
+    run_id: str | None = None
+    #: Who asked to stop it; the machine has been told or will be.
+    interrupted_by: str | None = None
+    #: The ladder, a JSON array of `Rung`.
+    rungs: str = "[]"
+
+    def has_rung(self, name: RungName) -> bool:
+        return f'{{"rung":"{name.value}"' in self.rungs
+
+
+@dataclass(frozen=True)
+class NewRung:
+    """A rung to add; `at_us` is now if it is null."""
+
+    name: RungName
+    actor: str
+    detail: str | None = None
+    at_us: int | None = None
+
+    @property
+    def json(self) -> str:
+        at = clock.rfc3339(clock.now_us() if self.at_us is None else self.at_us)
+        fields = {"rung": self.name.value, "at": at, "actor": self.actor}
+        if self.detail:
+            fields["detail"] = self.detail
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+def _row(row: sqlite3.Row) -> DeliveryRow:
+    return DeliveryRow(
+        id=row["id"],
+        user_id=row["user_id"],
+        host_id=row["host_id"],
+        agent_id=row["agent_id"],
+        conversation_id=row["conversation_id"],
+        message_id=row["message_id"],
+        seq=row["seq"],
+        state=DeliveryState(row["state"]),
+        outcome=row["outcome"],
+        reason=row["reason"],
+        attempt=row["attempt"],
+        run_id=row["run_id"],
+        interrupted_by=row["interrupted_by"],
+        rungs=row["rungs"],
+    )
+
+
+def _extended(ladder: str, rungs: Iterable[NewRung]) -> str:
+    added = ",".join(rung.json for rung in rungs)
+    if not added:
+        return ladder
+    return f"[{added}]" if ladder == "[]" else f"{ladder[:-1]},{added}]"
+
+
+def insert(c: sqlite3.Connection, row: DeliveryRow, rungs: Iterable[NewRung]) -> DeliveryRow:
+    """Keep a new delivery, with its first rungs."""
+    ladder = _extended("[]", rungs)
+    c.execute(
+        "INSERT INTO deliveries (id, user_id, host_id, agent_id, conversation_id, message_id, seq,"
+        " state, rungs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            row.id,
+            row.user_id,
+            row.host_id,
+            row.agent_id,
+            row.conversation_id,
+            row.message_id,
+            row.seq,
+            row.state.value,
+            ladder,
+        ),
+    )
+    return replace(row, rungs=ladder)
+
+
+def load(c: sqlite3.Connection, delivery_id: DeliveryId) -> DeliveryRow | None:
+    row = c.execute("SELECT * FROM deliveries WHERE id = ?", (delivery_id,)).fetchone()
+    return _row(row) if row else None
+
+
+def of_message(c: sqlite3.Connection, user_id: UserId, message_id: MessageId) -> list[DeliveryRow]:
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE message_id = ? AND user_id = ? ORDER BY id",
+        (message_id, user_id),
+    )
+    return [_row(row) for row in rows]
+
+
+def of_conversation(
+    c: sqlite3.Connection, conversation_id: ConversationId, *, limit: int, after: str | None
+) -> list[DeliveryRow]:
+    """Newest first, below the id `after`."""
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE conversation_id = ? AND id < ? ORDER BY id DESC LIMIT ?",
+        (conversation_id, after or LAST, limit),
+    )
+    return [_row(row) for row in rows]
+
+
+def queued(c: sqlite3.Connection, host_id: HostId, limit: int) -> list[DeliveryRow]:
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE host_id = ? AND state = 'queued' ORDER BY seq LIMIT ?",
+        (host_id, limit),
+    )
+    return [_row(row) for row in rows]
+
+
+def in_flight(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE host_id = ?"
+        " AND state IN ('leased', 'received', 'running', 'waiting') ORDER BY seq",
+        (host_id,),
+    )
+    return [_row(row) for row in rows]
+
+
+def in_flight_count(c: sqlite3.Connection, host_id: HostId) -> int:
+    [(count,)] = c.execute(
+        "SELECT count(*) FROM deliveries WHERE host_id = ?"
+        " AND state IN ('leased', 'received', 'running', 'waiting')",
+        (host_id,),
+    ).fetchall()
+    return count
+
+
+def open_of_agent(c: sqlite3.Connection, agent_id: AgentId) -> list[DeliveryRow]:
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE agent_id = ?"
+        " AND state IN ('queued', 'leased', 'received', 'running', 'waiting') ORDER BY seq",
+        (agent_id,),
+    )
+    return [_row(row) for row in rows]
+
+
+def summaries(
+    c: sqlite3.Connection, message_ids: Sequence[MessageId]
+) -> dict[MessageId, list[DeliverySummary]]:
+    """What a message shows of its deliveries, for many messages in one query."""
+    found: dict[MessageId, list[DeliverySummary]] = {message_id: [] for message_id in message_ids}
+    rows = c.execute(
+        "SELECT message_id, id, agent_id, seq, state FROM deliveries"
+        " WHERE message_id IN (SELECT value FROM json_each(?)) ORDER BY id",
+        (json.dumps(message_ids),),
+    )
+    for message_id, delivery_id, agent_id, seq, state in rows:
+        found[message_id].append(
+            DeliverySummary(id=delivery_id, agent_id=agent_id, seq=seq, state=DeliveryState(state))
+        )
+    return found
+
+
+def move(
+    c: sqlite3.Connection,
+    row: DeliveryRow,
+    target: DeliveryState,
+    sources: Collection[DeliveryState],
+    rungs: Iterable[NewRung] = (),
+    *,
+    outcome: str | None = None,
+    reason: str | None = None,
+    attempt: int | None = None,
+    run_id: str | None = None,
+) -> DeliveryRow | None:
+    """Change the state if it is one of `sources`, and add rungs; null if it is another."""
+    current = load(c, row.id)
+    if current is None or current.state not in sources:
+        return None
+    ladder = _extended(current.rungs, rungs)
+    return _row(
+        c.execute(
+            "UPDATE deliveries SET state = ?2, outcome = coalesce(?3, outcome), reason = ?4,"
+            " attempt = coalesce(?5, attempt), run_id = coalesce(?6, run_id), rungs = ?7"
+            " WHERE id = ?1 AND state = ?8 RETURNING *",
+            (
+                row.id,
+                target.value,
+                outcome,
+                reason,
+                attempt,
+                run_id,
+                ladder,
+                current.state.value,
+            ),
+        ).fetchall()[0]
+    )
+
+
+def note(c: sqlite3.Connection, row: DeliveryRow, rung: NewRung) -> DeliveryRow:
+    """Add a rung without a change of state."""
+    current = load(c, row.id) or row
+    ladder = _extended(current.rungs, [rung])
+    c.execute("UPDATE deliveries SET rungs = ? WHERE id = ?", (ladder, row.id))
+    return replace(current, rungs=ladder)
+
+
+def interrupted(c: sqlite3.Connection, delivery_id: DeliveryId, actor: str) -> None:
+    """Remember who asked to stop it."""
+    c.execute("UPDATE deliveries SET interrupted_by = ? WHERE id = ?", (actor, delivery_id))
+
+
+def trace(row: DeliveryRow, *, waits_for_host: bool) -> DeliveryTrace:
+    """The delivery as the API shows it; a queued one says if its host is why it waits."""
+    reason = "host_offline" if waits_for_host and row.state is DeliveryState.QUEUED else row.reason
+    return DeliveryTrace.model_validate(
+        {
+            "id": row.id,
+            "message_id": row.message_id,
+            "conversation_id": row.conversation_id,
+            "agent_id": row.agent_id,
+            "run_id": row.run_id,
+            "state": row.state,
+            "outcome": row.outcome,
+            "reason": reason,
+            "attempt": row.attempt,
+            "rungs": json.loads(row.rungs),
+        }
+    )

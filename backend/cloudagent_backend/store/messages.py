@@ -1,0 +1,111 @@
+"""Messages, in the order in which they arrived here."""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Final
+
+from cloudagent_backend.store import clock, deliveries
+from cloudagent_protocol.ids import ConversationId, MessageId, UserId
+from cloudagent_protocol.resources import Author, DeliverySummary, Message
+
+#: Above every position that SQLite can give.
+_END: Final = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class MessagePage:
+    """In the order asked for; `more` says whether there are further ones."""
+
+    data: list[Message]
+    more: bool
+
+
+def _resource(row: sqlite3.Row, summaries: list[DeliverySummary]) -> Message:
+    auto_published = row["auto_published"]
+    return Message(
+        id=row["id"],
+        conversation_id=row["conversation_id"],
+        author=Author(type=row["author_type"], id=row["author_id"], name=row["author_name"]),
+        text=row["text"],
+        created_at=clock.at(row["created_us"]),
+        deliveries=summaries,
+        in_reply_to=row["in_reply_to"],
+        run_id=row["run_id"],
+        auto_published=None if auto_published is None else bool(auto_published),
+    )
+
+
+def insert(c: sqlite3.Connection, user_id: UserId, message: Message) -> bool:
+    """Keep the message and note it on its conversation; false if the id is known already."""
+    created_us = clock.to_us(message.created_at)
+    stored = c.execute(
+        "INSERT INTO messages (id, conversation_id, user_id, author_type, author_id, author_name,"
+        " text, created_us, in_reply_to, run_id, auto_published)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+        (
+            message.id,
+            message.conversation_id,
+            user_id,
+            message.author.type,
+            message.author.id,
+            message.author.name,
+            message.text,
+            created_us,
+            message.in_reply_to,
+            message.run_id,
+            message.auto_published,
+        ),
+    ).rowcount
+    if stored:
+        c.execute(
+            "UPDATE conversations SET last_message_us = ? WHERE id = ?",
+            (created_us, message.conversation_id),
+        )
+    return bool(stored)
+
+
+def load(c: sqlite3.Connection, user_id: UserId, message_id: MessageId) -> Message | None:
+    row = c.execute(
+        "SELECT * FROM messages WHERE id = ? AND user_id = ?", (message_id, user_id)
+    ).fetchone()
+    return _resource(row, deliveries.summaries(c, [message_id])[message_id]) if row else None
+
+
+def position(
+    c: sqlite3.Connection, conversation_id: ConversationId, message_id: MessageId
+) -> int | None:
+    """Where a message stands in its conversation; null if it is not in it."""
+    row = c.execute(
+        "SELECT position FROM messages WHERE id = ? AND conversation_id = ?",
+        (message_id, conversation_id),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def following(
+    c: sqlite3.Connection, conversation_id: ConversationId, after: int | None, limit: int
+) -> MessagePage:
+    """The messages after a position (null: from the start), oldest first."""
+    rows = c.execute(
+        "SELECT * FROM messages WHERE conversation_id = ? AND position > ?"
+        " ORDER BY position LIMIT ?",
+        (conversation_id, after or 0, limit + 1),
+    ).fetchall()
+    return _page(c, rows[:limit], more=len(rows) > limit)
+
+
+def preceding(
+    c: sqlite3.Connection, conversation_id: ConversationId, before: int | None, limit: int
+) -> MessagePage:
+    """The messages before a position (null: from the end), newest first."""
+    rows = c.execute(
+        "SELECT * FROM messages WHERE conversation_id = ? AND position < ?"
+        " ORDER BY position DESC LIMIT ?",
+        (conversation_id, _END if before is None else before, limit + 1),
+    ).fetchall()
+    return _page(c, rows[:limit], more=len(rows) > limit)
+
+
+def _page(c: sqlite3.Connection, rows: list[sqlite3.Row], *, more: bool) -> MessagePage:
+    of = deliveries.summaries(c, [row["id"] for row in rows])
+    return MessagePage([_resource(row, of[row["id"]]) for row in rows], more)

@@ -1,0 +1,116 @@
+"""The backend's durable end of each host's link: watermarks, and numbered frames until acked."""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Final
+
+from cloudagent_protocol.frames import AgentsChanged, Deliver, Interrupt, encode
+from cloudagent_protocol.ids import DeliveryId, HostId, new_epoch
+
+_LINK: Final = "SELECT epoch, accepted, acked, last FROM links WHERE host_id = ?"
+
+
+@dataclass(frozen=True)
+class LinkRow:
+    epoch: str
+    #: Number of the last daemon frame that is durable here.
+    accepted: int
+    #: Number of the last own frame that the daemon has said it has.
+    acked: int
+    #: Number of the last own frame that exists.
+    last: int
+
+
+@dataclass(frozen=True)
+class OutboxRow:
+    seq: int
+    type: str
+    delivery_id: DeliveryId | None
+    #: JSON text, ready for the wire.
+    frame: str
+
+
+def link(c: sqlite3.Connection, host_id: HostId) -> LinkRow | None:
+    """The state of a host's link; null if it has none yet."""
+    row = c.execute(_LINK, (host_id,)).fetchone()
+    return LinkRow(*row) if row else None
+
+
+def next_delivery_seq(c: sqlite3.Connection, host_id: HostId, backlog_cap: int) -> int | None:
+    """The number of a new delivery to this host; null if its backlog is full."""
+    rows = c.execute(
+        "INSERT INTO links (host_id, epoch, delivery_seq, backlog) VALUES (?, ?, 1, 1)"
+        " ON CONFLICT (host_id) DO UPDATE SET delivery_seq = delivery_seq + 1,"
+        " backlog = backlog + 1 WHERE backlog < ? RETURNING delivery_seq",
+        (host_id, new_epoch(), backlog_cap),
+    ).fetchall()
+    return rows[0][0] if rows else None
+
+
+def ended(c: sqlite3.Connection, host_id: HostId) -> None:
+    """A delivery to this host is over: its backlog is one shorter."""
+    c.execute("UPDATE links SET backlog = backlog - 1 WHERE host_id = ?", (host_id,))
+
+
+def put(
+    c: sqlite3.Connection,
+    host_id: HostId,
+    frame: Deliver | Interrupt | AgentsChanged,
+) -> None:
+    """Give the frame the host's next number and keep it. The host has a link row.
+
+    Raises:
+        ProtocolError: it is larger than a frame may be; nothing was kept.
+    """
+    [(last,)] = c.execute("SELECT last FROM links WHERE host_id = ?", (host_id,)).fetchall()
+    text = encode(frame.model_copy(update={"seq": last + 1}))
+    [(seq,)] = c.execute(
+        "UPDATE links SET last = last + 1 WHERE host_id = ? RETURNING last", (host_id,)
+    ).fetchall()
+    delivery_id = None if isinstance(frame, AgentsChanged) else frame.delivery_id
+    c.execute(
+        "INSERT INTO outbox (host_id, seq, type, delivery_id, frame) VALUES (?, ?, ?, ?, ?)",
+        (host_id, seq, frame.type, delivery_id, text),
+    )
+
+
+def after(c: sqlite3.Connection, host_id: HostId, seq: int, limit: int) -> list[OutboxRow]:
+    rows = c.execute(
+        "SELECT seq, type, delivery_id, frame FROM outbox"
+        " WHERE host_id = ? AND seq > ? ORDER BY seq LIMIT ?",
+        (host_id, seq, limit),
+    )
+    return [OutboxRow(*row) for row in rows]
+
+
+def acked(c: sqlite3.Connection, host_id: HostId, seq: int) -> list[DeliveryId]:
+    """The daemon has everything up to `seq`: forget it; returns which deliveries those were."""
+    c.execute("UPDATE links SET acked = max(acked, ?) WHERE host_id = ?", (seq, host_id))
+    rows = c.execute(
+        "DELETE FROM outbox WHERE host_id = ? AND seq <= ? RETURNING seq, type, delivery_id",
+        (host_id, seq),
+    ).fetchall()
+    return [delivery_id for _, kind, delivery_id in sorted(rows) if kind == "deliver"]
+
+
+def accepted(c: sqlite3.Connection, host_id: HostId, seq: int) -> None:
+    """Daemon frames up to `seq` are in the store (with this transaction)."""
+    c.execute("UPDATE links SET accepted = ? WHERE host_id = ?", (seq, host_id))
+
+
+def start_epoch(c: sqlite3.Connection, host_id: HostId) -> LinkRow:
+    """Begin a new history with this host: both directions count from 1 again."""
+    epoch = new_epoch()
+    c.execute("DELETE FROM outbox WHERE host_id = ?", (host_id,))
+    c.execute(
+        "INSERT INTO links (host_id, epoch) VALUES (?, ?) ON CONFLICT (host_id)"
+        " DO UPDATE SET epoch = excluded.epoch, accepted = 0, acked = 0, last = 0",
+        (host_id, epoch),
+    )
+    return LinkRow(epoch, 0, 0, 0)
+
+
+def forget(c: sqlite3.Connection, host_id: HostId) -> None:
+    """The host is gone."""
+    c.execute("DELETE FROM outbox WHERE host_id = ?", (host_id,))
+    c.execute("DELETE FROM links WHERE host_id = ?", (host_id,))
