@@ -1,0 +1,71 @@
+/** What the browser keeps for a person between visits: drafts, and messages not yet sent. */
+
+import type { Outgoing } from "./reducer";
+
+const PREFIX = "cloudagent";
+
+export class Kept {
+  constructor(private readonly user_id: string) {}
+
+  draft(thread: string): string {
+    return read(this.#name("draft", thread)) ?? "";
+  }
+
+  keepDraft(thread: string, text: string): void {
+    write(this.#name("draft", thread), text === "" ? null : text);
+  }
+
+  /** Each message has its own entry: two tabs must not write over each other's. */
+  keepOutgoing(out: Outgoing): void {
+    write(this.#name("out", out.key), JSON.stringify(out));
+  }
+
+  dropOutgoing(key: string): void {
+    write(this.#name("out", key), null);
+  }
+
+  outgoing(): Outgoing[] {
+    const prefix = this.#name("out", "");
+    const found: Outgoing[] = [];
+    for (const name of names()) {
+      if (!name.startsWith(prefix)) continue;
+      try {
+        found.push(JSON.parse(read(name) ?? "") as Outgoing);
+      } catch {
+        write(name, null);
+      }
+    }
+    return found.sort((a, b) => a.written_at.localeCompare(b.written_at));
+  }
+
+  #name(kind: string, thing: string): string {
+    return `${PREFIX}.${kind}.${this.user_id}.${thing}`;
+  }
+}
+
+// Storage can be full, or switched off: the page works without.
+
+function read(name: string): string | null {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+function write(name: string, value: string | null): void {
+  try {
+    if (value === null) localStorage.removeItem(name);
+    else localStorage.setItem(name, value);
+  } catch {
+    return;
+  }
+}
+
+function names(): string[] {
+  try {
+    return Object.keys(localStorage);
+  } catch {
+    return [];
+  }
+}

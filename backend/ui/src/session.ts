@@ -1,0 +1,326 @@
+/** What the page does between the backend and the store: who is signed in, what is fetched when. */
+
+import { get, post, Problem, remove } from "./api";
+import { Kept } from "./kept";
+import { Outbox } from "./outbox";
+import { isLive } from "./run";
+import { Store } from "./store";
+import { Stream } from "./stream";
+import type {
+  Agent,
+  Conversation,
+  DeliveryTrace,
+  Host,
+  LogEvent,
+  Message,
+  Page,
+  Run,
+  RunEvent,
+  Trace,
+  User,
+} from "./wire";
+import { OVER } from "./wire";
+
+const PAGE = 50;
+/** How many requests a thread's history may have open at once: a browser has six lines to a server. */
+const AT_ONCE = 4;
+
+export class Session {
+  readonly store = new Store();
+  kept = new Kept("nobody");
+  outbox = new Outbox(this.store, this.kept);
+  #stream: Stream | null = null;
+  #open: string | null = null;
+  /** What is being fetched, and whether it was asked for again meanwhile. */
+  readonly #asking = new Map<string, boolean>();
+
+  // --- who is there -------------------------------------------------------------------
+
+  /** Signs in with the address's one-time key, or with the cookie of an earlier visit.
+   *  Raises Unreachable, and Problem if the key is no longer good and nobody is signed in. */
+  async start(key: string | null): Promise<void> {
+    let refused: unknown = null;
+    if (key !== null) {
+      try {
+        await post("/v1/auth/link", { key });
+      } catch (error) {
+        refused = error;
+      }
+    }
+    try {
+      await this.#enter();
+    } catch (error) {
+      if (!(error instanceof Problem) || error.status !== 401) throw refused ?? error;
+      this.store.dispatch({ type: "session", session: "signed_out", user: null });
+      if (refused !== null) throw refused;
+    }
+  }
+
+  async signIn(email: string, password: string): Promise<void> {
+    await post("/v1/auth/login", { email, password });
+    await this.#enter();
+  }
+
+  async setUp(key: string, email: string, password: string): Promise<void> {
+    await post("/v1/auth/setup", { key, email, password });
+    await this.#enter();
+  }
+
+  async signOut(): Promise<void> {
+    await post("/v1/auth/logout").catch(() => undefined);
+    this.#leave();
+  }
+
+  async #enter(): Promise<void> {
+    const user = await get<User>("/v1/me");
+    this.#stream?.close();
+    this.outbox.close();
+    this.kept = new Kept(user.id);
+    this.outbox = new Outbox(this.store, this.kept);
+    this.store.dispatch({ type: "session", session: "signed_in", user });
+    this.outbox.open();
+    this.#stream = new Stream(socketUrl(), {
+      cursor: () => this.store.state.cursor,
+      onEvent: this.#onEvent,
+      onLink: (link) => {
+        this.store.dispatch({ type: "link", link });
+        if (link === "live") void this.outbox.flush();
+      },
+      onRefused: () => void this.#check(),
+    });
+    this.#stream.open();
+    this.refresh();
+  }
+
+  /** The session is over: nothing of it stays on the page. */
+  #leave(): void {
+    this.#stream?.close();
+    this.#stream = null;
+    this.outbox.close();
+    this.#open = null;
+    for (const out of this.store.state.outgoing) this.store.dispatch({ type: "outgoing_gone", key: out.key });
+    this.store.dispatch({ type: "reset" });
+    this.store.dispatch({ type: "session", session: "signed_out", user: null });
+  }
+
+  async #check(): Promise<void> {
+    try {
+      await get<User>("/v1/me");
+    } catch (error) {
+      if (error instanceof Problem && error.status === 401) this.#leave();
+    }
+  }
+
+  // --- the event log --------------------------------------------------------------------
+
+  readonly #onEvent = (event: LogEvent): void => {
+    // What changed between the first fetch and the first word of the stream is known to neither.
+    if (event.type === "resync" || this.store.state.cursor === null) {
+      this.store.dispatch({ type: "resync", cursor: event.id });
+      this.refresh();
+    }
+    this.store.dispatch({ type: "event", event });
+    const conversation_id = event.data["conversation_id"];
+    if (typeof conversation_id === "string") this.#learn(conversation_id);
+    if (event.type === "run.event" || event.type === "run.delta") this.#learnRun(String(event.data["run_id"]));
+  };
+
+  /** A conversation that another page or program has begun. */
+  #learn(id: string): void {
+    if (this.store.state.conversations[id] !== undefined || !this.store.state.ready) return;
+    void this.#once(`conversation ${id}`, async () => {
+      const conversation = await get<Conversation>(`/v1/conversations/${id}`);
+      this.store.dispatch({ type: "conversations", conversations: [conversation] });
+    });
+  }
+
+  #learnRun(id: string): void {
+    const view = this.store.state.runs[id];
+    if (view === undefined || view.run !== null || view.conversation_id !== this.#open) return;
+    void this.fetchRun(id);
+  }
+
+  // --- what is fetched --------------------------------------------------------------------
+
+  /** Fetches anew what is shown. */
+  refresh(): void {
+    void this.#overview();
+    if (this.#open !== null) void this.#newest(this.#open);
+  }
+
+  async #overview(): Promise<void> {
+    await this.#once("overview", async () => {
+      const since = this.store.state.cursor ?? 0;
+      const [hosts, agents, conversations] = await Promise.all([
+        all<Host>("/v1/host-machines"),
+        all<Agent>("/v1/agents"),
+        all<Conversation>("/v1/conversations"),
+      ]);
+      this.store.dispatch({ type: "overview", since, hosts, agents, conversations });
+    });
+  }
+
+  /** Shows a conversation: fetches its newest messages with all that is known of them. */
+  openConversation(id: string | null): void {
+    this.#open = id;
+    if (id === null) return;
+    this.store.dispatch({ type: "read", conversation_id: id });
+    void this.#newest(id);
+  }
+
+  async #newest(id: string): Promise<void> {
+    await this.#once(`newest ${id}`, async () => {
+      const page = await get<Page<Message>>(`/v1/conversations/${id}/messages?order=desc&limit=${PAGE}`);
+      this.#history(id, page, true);
+      await this.#latestStories(id);
+      await this.#stories(page.data);
+    });
+  }
+
+  async older(id: string): Promise<void> {
+    const cursor = this.store.state.threads[id]?.older;
+    if (cursor == null) return;
+    await this.#once(`older ${id}`, async () => {
+      const path = `/v1/conversations/${id}/messages?order=desc&limit=${PAGE}`;
+      const page = await get<Page<Message>>(`${path}&after=${encodeURIComponent(cursor)}`);
+      this.#history(id, page, false);
+      await this.#stories(page.data);
+    });
+  }
+
+  #history(conversation_id: string, page: Page<Message>, fresh: boolean): void {
+    const messages = [...page.data].reverse();
+    this.store.dispatch({ type: "thread", conversation_id, messages, older: page.next_cursor, fresh });
+  }
+
+  /** The newest ladders and runs of a conversation, in two requests. */
+  async #latestStories(id: string): Promise<void> {
+    const [traces, runs] = await Promise.all([
+      get<Page<DeliveryTrace>>(`/v1/conversations/${id}/traces?limit=${PAGE}`),
+      get<Page<Run>>(`/v1/conversations/${id}/runs?limit=${PAGE}`),
+    ]);
+    this.store.dispatch({ type: "traces", traces: traces.data });
+    for (const run of runs.data) this.store.dispatch({ type: "run", run, events: null });
+    await inTurns(runs.data.filter(tellsAtOnce), async (run) => {
+      if (this.store.state.runs[run.id]?.complete !== true) await this.fetchRun(run.id);
+    });
+  }
+
+  /** The ladders of these messages and their runs, as far as they are not known, the newest first. */
+  async #stories(newestFirst: Message[]): Promise<void> {
+    const asked = newestFirst.filter((message) => message.deliveries.some((d) => this.#unsure(d.id)));
+    await inTurns(asked, async (message) => {
+      const trace = await get<Trace>(`/v1/messages/${message.id}/trace`);
+      this.store.dispatch({ type: "traces", traces: trace.deliveries });
+      for (const delivery of trace.deliveries) await this.#story(delivery);
+    });
+  }
+
+  #unsure(delivery_id: string): boolean {
+    const trace = this.store.state.traces[delivery_id];
+    if (trace === undefined || !OVER.has(trace.state)) return true;
+    return trace.run_id != null && this.store.state.runs[trace.run_id]?.run == null;
+  }
+
+  async #story(delivery: DeliveryTrace): Promise<void> {
+    if (delivery.run_id == null || this.store.state.runs[delivery.run_id]?.run != null) return;
+    const run = await get<Run>(`/v1/runs/${delivery.run_id}`);
+    this.store.dispatch({ type: "run", run, events: null });
+    if (tellsAtOnce(run)) await this.fetchRun(run.id);
+  }
+
+  /** A run with all of its events. */
+  async fetchRun(id: string): Promise<void> {
+    await this.#once(`run ${id}`, async () => {
+      const [run, events] = await Promise.all([
+        get<Run>(`/v1/runs/${id}`),
+        all<RunEvent>(`/v1/runs/${id}/events`),
+      ]);
+      this.store.dispatch({ type: "run", run, events });
+    });
+  }
+
+  /** The first words of a conversation that has no title. */
+  async opening(id: string): Promise<void> {
+    const known = this.store.state;
+    if (known.openings[id] !== undefined || known.conversations[id]?.title != null) return;
+    await this.#once(`opening ${id}`, async () => {
+      const page = await get<Page<Message>>(`/v1/conversations/${id}/messages?limit=1`);
+      this.store.dispatch({ type: "opening", conversation_id: id, text: page.data[0]?.text ?? "" });
+    });
+  }
+
+  // --- what a person does -------------------------------------------------------------------
+
+  /** Stops what runs in a conversation, and takes back what has not begun. */
+  async stop(conversation_id: string): Promise<void> {
+    const state = this.store.state;
+    const runs = Object.values(state.runs).filter((v) => v.conversation_id === conversation_id && isLive(v));
+    if (runs.length > 0) {
+      await Promise.all(runs.map((view) => post(`/v1/runs/${view.id}/interrupt`)));
+      return;
+    }
+    const waiting = (state.threads[conversation_id]?.order ?? [])
+      .map((id) => state.messages[id])
+      .filter((m) => m?.deliveries.some((d) => !OVER.has(state.traces[d.id]?.state ?? d.state)));
+    await Promise.all(waiting.map((message) => remove(`/v1/messages/${message?.id ?? ""}`)));
+  }
+
+  async cancel(message_id: string): Promise<void> {
+    await remove(`/v1/messages/${message_id}`);
+  }
+
+  /** One at a time of a kind; asked for meanwhile, once more after it. A failure is tried again. */
+  async #once(what: string, work: () => Promise<void>): Promise<void> {
+    if (this.#asking.has(what)) {
+      this.#asking.set(what, true);
+      return;
+    }
+    const session = this.#stream;
+    for (let failures = 0; ; ) {
+      this.#asking.set(what, false);
+      try {
+        await work();
+        if (this.#asking.get(what) !== true) break;
+      } catch (error) {
+        if (error instanceof Problem && error.status === 401) this.#leave();
+        if (error instanceof Problem && error.status < 500) break;
+        failures += 1;
+        await new Promise((done) => setTimeout(done, Math.min(10_000, 500 * 2 ** failures)));
+      }
+      if (this.#stream !== session) break;
+    }
+    this.#asking.delete(what);
+  }
+}
+
+/** Whether a run's events are shown without being asked for: they can be megabytes. */
+function tellsAtOnce(run: Run): boolean {
+  return run.state !== "finished" || run.outcome === "failed";
+}
+
+function socketUrl(): string {
+  const url = new URL("/v1/events/ws", location.href);
+  url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  return url.href;
+}
+
+/** Every page of a list. */
+async function all<T>(path: string): Promise<T[]> {
+  const found: T[] = [];
+  for (let after: string | null = ""; after !== null; ) {
+    const query: string = after === "" ? "" : `&after=${encodeURIComponent(after)}`;
+    const page: Page<T> = await get<Page<T>>(`${path}?limit=200${query}`);
+    found.push(...page.data);
+    after = page.next_cursor;
+  }
+  return found;
+}
+
+async function inTurns<T>(things: T[], work: (thing: T) => Promise<void>): Promise<void> {
+  const queue = things.values();
+  const worker = async (): Promise<void> => {
+    for (const thing of queue) await work(thing);
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+}

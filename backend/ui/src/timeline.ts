@@ -1,0 +1,38 @@
+/** A conversation as it is shown, top to bottom: messages, and the runs between them. Pure. */
+
+import type { State } from "./reducer";
+import { runsOf } from "./reducer";
+import type { RunView } from "./run";
+import type { Message } from "./wire";
+
+export type Entry =
+  | { kind: "message"; key: string; at: string; message: Message }
+  | { kind: "run"; key: string; at: string; view: RunView };
+
+/** A run stands before the first message that it sent; without one, after the message that it is about
+ *  and after what was written before it began (a host's clock may be wrong, so its message comes first). */
+export function timeline(state: State, conversation_id: string): Entry[] {
+  const thread = state.threads[conversation_id];
+  const messages = (thread?.order ?? []).map((id) => state.messages[id]).filter((m) => m !== undefined);
+  const place = new Map<string, number>();
+  messages.forEach((message, at) => message.deliveries.forEach((d) => place.set(d.id, at)));
+  const before = new Map<number, RunView[]>();
+  for (const view of runsOf(state, conversation_id)) {
+    const run = view.run;
+    if (run === null) continue;
+    const anchors = run.delivery_ids.map((id) => place.get(id)).filter((at) => at !== undefined);
+    const sent = messages.findIndex((message) => message.run_id === run.id);
+    if (anchors.length === 0 && sent < 0) continue; // its messages are further up, not fetched yet
+    const written = messages.filter((m) => Date.parse(m.created_at) <= Date.parse(run.started_at)).length;
+    const at = sent >= 0 ? sent : Math.max(Math.max(...anchors) + 1, written);
+    before.set(at, [...(before.get(at) ?? []), view]);
+  }
+  const entries: Entry[] = [];
+  for (let at = 0; at <= messages.length; at += 1) {
+    for (const view of (before.get(at) ?? []).sort((a, b) => (a.id < b.id ? -1 : 1)))
+      entries.push({ kind: "run", key: view.id, at: view.run?.started_at ?? "", view });
+    const message = messages[at];
+    if (message !== undefined) entries.push({ kind: "message", key: message.id, at: message.created_at, message });
+  }
+  return entries;
+}

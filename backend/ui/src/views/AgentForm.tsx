@@ -1,0 +1,204 @@
+/** An agent: a new one, or the settings of one. */
+
+import { useState, type FormEvent, type ReactNode } from "react";
+
+import { patch, post, remove } from "../api";
+import { chatPath, go } from "../router";
+import type { Agent, Host } from "../wire";
+import { driverName } from "../words";
+import { Confirm, Failure, Icon, Link } from "./parts";
+import { TopBar } from "./TopBar";
+import { useApp, useAttempt, useSession, useTitle } from "./use";
+
+const DRIVERS = [
+  { name: "claude_code", about: "Anthropic's coding agent, with your own account on that machine" },
+  { name: "builtin", about: "A small agent of our own; needs an Anthropic or OpenAI-compatible key there" },
+  { name: "scripted", about: "Plays an agent without any model: to try things out" },
+];
+const MODES = [
+  { name: "default", about: "Ask as the program is set up to" },
+  { name: "acceptEdits", about: "May edit files without asking" },
+  { name: "plan", about: "Plans only, changes nothing" },
+  { name: "bypassPermissions", about: "May do everything without asking" },
+];
+
+export function AgentForm(props: { agent: Agent | null; host: string | null; onMenu: (() => void) | null }): ReactNode {
+  const session = useSession();
+  const state = useApp();
+  const { agent } = props;
+  const hosts = Object.values(state.hosts).sort((a, b) => a.name.localeCompare(b.name));
+  const { busy, error, attempt } = useAttempt();
+  const [name, setName] = useState(agent?.name ?? "");
+  const [hostId, setHostId] = useState(agent?.host_machine_id ?? props.host ?? hosts.find((h) => h.state === "online")?.id ?? hosts[0]?.id ?? "");
+  const host = state.hosts[hostId];
+  const [driver, setDriver] = useState(agent?.driver ?? bestDriver(host));
+  const [cwd, setCwd] = useState(agent?.cwd ?? "");
+  const [model, setModel] = useState(agent?.model ?? "");
+  const [instructions, setInstructions] = useState(agent?.instructions ?? "");
+  const [mode, setMode] = useState(agent?.mode ?? "default");
+  const [asking, setAsking] = useState(false);
+  const [key] = useState(() => crypto.randomUUID());
+  const title = agent === null ? "Add an agent" : `Settings of ${agent.name}`;
+  useTitle(`${title} · cloudagent`);
+
+  const save = (event: FormEvent): void => {
+    event.preventDefault();
+    const fields = {
+      name: name.trim(),
+      driver,
+      cwd: cwd.trim() || null,
+      model: model.trim() || null,
+      instructions: instructions.trim() || null,
+      mode,
+    };
+    void attempt(async () => {
+      const saved =
+        agent === null
+          ? await post<Agent>("/v1/agents", { ...fields, runtime: "local_daemon", host_machine_id: hostId }, key)
+          : await patch<Agent>(`/v1/agents/${agent.id}`, fields);
+      session.store.dispatch({ type: "agents", agents: [saved] });
+      go(chatPath(saved.name), "replace");
+    });
+  };
+  const dismiss = (yes: boolean): void => {
+    setAsking(false);
+    if (!yes || agent === null) return;
+    void attempt(async () => {
+      await remove(`/v1/agents/${agent.id}`);
+      go("/", "replace");
+      session.store.dispatch({ type: "forget", id: agent.id });
+    });
+  };
+
+  return (
+    <>
+      <TopBar onMenu={props.onMenu}>
+        {agent !== null && (
+          <Link to={chatPath(agent.name)} className="button icon-only quiet" label={`Back to ${agent.name}`}>
+            <Icon name="back" />
+          </Link>
+        )}
+        <div className="title-text">
+          <h1>{title}</h1>
+        </div>
+      </TopBar>
+      <div className="page">
+        <div className="page-column">
+          {hosts.length === 0 ? (
+            <div className="center">
+              <h2>First, a machine</h2>
+              <p className="muted">An agent lives on a computer of yours. Connect one, then come back here.</p>
+              <Link to="/hosts/new" className="button primary">
+                Connect a machine
+              </Link>
+            </div>
+          ) : (
+            <form className="form card" onSubmit={save}>
+              <label className="field">
+                <span>Name</span>
+                <input type="text" required maxLength={100} autoFocus={agent === null} placeholder="shop" value={name} onChange={(e) => setName(e.target.value)} />
+              </label>
+              {agent === null && (
+                <label className="field">
+                  <span>Machine</span>
+                  <select value={hostId} onChange={(e) => setHostId(e.target.value)}>
+                    {hosts.map((h) => (
+                      <option key={h.id} value={h.id}>
+                        {h.name}
+                        {h.state === "online" ? "" : ` (${h.state})`}
+                      </option>
+                    ))}
+                  </select>
+                </label>
+              )}
+              <label className="field">
+                <span>Folder on {host?.name ?? "the machine"}</span>
+                <input
+                  type="text"
+                  placeholder="~/src/shop"
+                  pattern="[/~].*"
+                  title="A path that begins with / or ~"
+                  spellCheck={false}
+                  autoCapitalize="off"
+                  aria-describedby="cwd-hint"
+                  value={cwd}
+                  onChange={(e) => setCwd(e.target.value)}
+                />
+              </label>
+              <p className="hint" id="cwd-hint">
+                Where it works. Empty: a workspace of its own.
+              </p>
+              <fieldset className="field choices">
+                <legend>What does the thinking</legend>
+                {DRIVERS.map((choice) => (
+                  <label key={choice.name} className="choice">
+                    <input type="radio" name="driver" value={choice.name} checked={driver === choice.name} onChange={() => setDriver(choice.name)} />
+                    <span>
+                      <strong>{driverName(choice.name)}</strong>
+                      <span className="muted">{choice.about}</span>
+                      <Presence host={host} driver={choice.name} />
+                    </span>
+                  </label>
+                ))}
+              </fieldset>
+              <details className="more" open={agent !== null}>
+                <summary>More</summary>
+                <label className="field">
+                  <span>Model</span>
+                  <input type="text" spellCheck={false} autoCapitalize="off" placeholder="the program's own choice" value={model} onChange={(e) => setModel(e.target.value)} />
+                </label>
+                <label className="field">
+                  <span>Instructions</span>
+                  <textarea rows={4} maxLength={50_000} placeholder="What it should know in every conversation" value={instructions} onChange={(e) => setInstructions(e.target.value)} />
+                </label>
+                <label className="field">
+                  <span>Permissions</span>
+                  <select value={mode} onChange={(e) => setMode(e.target.value)}>
+                    {MODES.map((m) => (
+                      <option key={m.name} value={m.name}>
+                        {m.about}
+                      </option>
+                    ))}
+                  </select>
+                </label>
+              </details>
+              <Failure error={error} />
+              <div className="actions">
+                <button type="submit" className="button primary" disabled={busy || name.trim() === ""}>
+                  {busy ? "One moment…" : agent === null ? "Add the agent" : "Save"}
+                </button>
+                {agent !== null && (
+                  <button type="button" className="button danger-text" disabled={busy} onClick={() => setAsking(true)}>
+                    Remove…
+                  </button>
+                )}
+              </div>
+            </form>
+          )}
+        </div>
+      </div>
+      {asking && agent !== null && (
+        <Confirm title={`Remove ${agent.name}?`} action="Remove" onAnswer={dismiss}>
+          It can no longer be written to. Its files on the machine stay.
+        </Confirm>
+      )}
+    </>
+  );
+}
+
+function Presence({ host, driver }: { host: Host | undefined; driver: string }): ReactNode {
+  const runtime = host?.runtimes.find((r) => r.name === driver);
+  if (runtime === undefined) return null;
+  if (runtime.problem != null) return <span className="presence bad">on {host?.name}: {runtime.problem}</span>;
+  return (
+    <span className="presence good">
+      on {host?.name} {runtime.version != null && `· ${runtime.version}`}
+    </span>
+  );
+}
+
+/** The first program that works there; without news of any, the usual one. */
+function bestDriver(host: Host | undefined): string {
+  const works = (name: string) => host?.runtimes.some((r) => r.name === name && r.problem == null) === true;
+  return DRIVERS.find((choice) => works(choice.name))?.name ?? "claude_code";
+}

@@ -1,0 +1,309 @@
+/** A conversation with an agent. */
+
+import { Fragment, useEffect, useState, type ReactNode } from "react";
+
+import { get } from "../api";
+import { conversationsOf, hostOf, outgoingIn, runsOf, type State } from "../reducer";
+import { chatPath, go, type Route } from "../router";
+import { isLive } from "../run";
+import { timeline, type Entry } from "../timeline";
+import type { Agent, Message } from "../wire";
+import { OVER } from "../wire";
+import { agentWords, between, dayOf, driverName, duration, hostWords } from "../words";
+import { Activity } from "./Activity";
+import { Composer } from "./Composer";
+import { Log } from "./Log";
+import { AgentMessage, OwnMessage, Pending } from "./Messages";
+import { Avatar, Dot, Failure, Icon, Link, Spinner, Stop } from "./parts";
+import { TopBar } from "./TopBar";
+import { useApp, useAttempt, useNow, useSession, useTitle } from "./use";
+
+type ChatRoute = Extract<Route, { view: "chat" }>;
+
+export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => void) | null }): ReactNode {
+  const { agent, route } = props;
+  const session = useSession();
+  const state = useApp();
+  const host = hostOf(state, agent);
+  const words = agentWords(agent, host);
+  const id = useConversation(agent, route, state);
+  // Keys of messages that this view has sent into a conversation that is still to be made.
+  const [begun, setBegun] = useState<string | null>(null);
+  const [sent, setSent] = useState(0);
+
+  const made = state.outgoing.find((out) => out.key === begun);
+  const conversation = id ?? made?.conversation_id ?? null;
+  useEffect(() => session.openConversation(conversation), [session, conversation]);
+  useEffect(() => {
+    if (conversation !== null && state.unread.has(conversation) && document.visibilityState === "visible")
+      session.store.dispatch({ type: "read", conversation_id: conversation });
+  });
+  useEffect(() => {
+    if (route.fresh && conversation !== null) go(chatPath(agent.name, conversation), "replace");
+  }, [route.fresh, conversation, agent.name]);
+
+  const working = conversation === null ? [] : runsOf(state, conversation).filter(isLive);
+  const news = state.unread.size > 0 ? `(${state.unread.size}) ` : "";
+  useTitle(`${news}${agent.name}${working.length > 0 ? " · working" : ""} · cloudagent`);
+
+  const send = (text: string): void => {
+    const key = session.outbox.send(agent.id, conversation, text);
+    if (conversation === null) setBegun(key);
+    setSent((count) => count + 1);
+  };
+  const outgoing =
+    conversation === null
+      ? state.outgoing.filter((out) => out.conversation_id === null && out.agent_id === agent.id)
+      : outgoingIn(state, conversation);
+  const offline = host !== undefined && host.state === "offline";
+  return (
+    <>
+      <TopBar
+        onMenu={props.onMenu}
+        actions={
+          <>
+            <Link to={`/a/${encodeURIComponent(agent.name)}/settings`} className="button icon-only quiet" label={`Settings of ${agent.name}`}>
+              <Icon name="gear" />
+            </Link>
+            <Link to={`/a/${encodeURIComponent(agent.name)}/new`} className="button" label="New conversation">
+              <Icon name="plus" />
+              <span className="wide-only">New</span>
+            </Link>
+          </>
+        }
+      >
+        <Avatar name={agent.name} id={agent.id} />
+        <div className="title-text">
+          <h1>{agent.name}</h1>
+          <p>
+            <Dot tone={words.tone} />
+            {words.text}
+            <span className="wide-only">
+              {" "}
+              · {driverName(agent.driver)}
+              {agent.cwd !== null && ` · ${agent.cwd}`}
+            </span>
+          </p>
+        </div>
+      </TopBar>
+      {state.link === "lost" && <LostLink />}
+      <Thread
+        key={conversation ?? "new"}
+        agent={agent}
+        conversation={conversation}
+        target={route.message}
+        sent={sent}
+        outgoing={outgoing}
+        state={state}
+      />
+      <div className="dock">
+        <Busy conversation={conversation} agent={agent} state={state} />
+        <Composer
+          key={`${agent.id}/${conversation ?? "new"}`}
+          thread={`${agent.id}.${conversation ?? "new"}`}
+          name={agent.name}
+          hint={
+            offline
+              ? `${hostWords(host).text}. What you write waits on the server and goes out when it is back.`
+              : state.link === "lost"
+                ? "No connection. What you write is kept here and goes out when it is back."
+                : null
+          }
+          onSend={send}
+        />
+      </div>
+    </>
+  );
+}
+
+/** The conversation of the address; of an agent alone, the latest. */
+function useConversation(agent: Agent, route: ChatRoute, state: State): string | null {
+  const [found, setFound] = useState<string | null>(null);
+  const wanted = route.message;
+  useEffect(() => {
+    if (wanted === null) return;
+    get<Message>(`/v1/messages/${encodeURIComponent(wanted)}`).then(
+      (message) => setFound(message.conversation_id),
+      () => go(chatPath(agent.name), "replace"),
+    );
+  }, [wanted, agent.name]);
+  if (wanted !== null) return state.messages[wanted]?.conversation_id ?? found;
+  if (route.fresh) return null;
+  return route.conversation ?? conversationsOf(state, agent.id)[0]?.id ?? null;
+}
+
+function Thread(props: {
+  agent: Agent;
+  conversation: string | null;
+  target: string | null;
+  sent: number;
+  outgoing: State["outgoing"];
+  state: State;
+}): ReactNode {
+  const session = useSession();
+  const { agent, conversation, state, outgoing } = props;
+  const thread = conversation === null ? undefined : state.threads[conversation];
+  if (conversation !== null && thread === undefined)
+    return (
+      <div className="center">
+        <Spinner label="Loading the conversation" />
+      </div>
+    );
+  const entries = conversation === null ? [] : timeline(state, conversation);
+  if (entries.length === 0 && outgoing.length === 0) return <Greeting agent={agent} state={state} />;
+  const older = thread?.older != null && conversation !== null ? () => session.older(conversation) : null;
+  const last = entries.at(-1);
+  return (
+    <Log
+      version={`${entries.length} ${last?.kind === "run" ? `${last.view.events.length} ${length(last)}` : ""} ${outgoing.length}`}
+      sent={props.sent}
+      label={`Conversation with ${agent.name}`}
+      older={older}
+      target={thread === undefined ? null : props.target}
+    >
+      {entries.map((entry, at) => (
+        <Fragment key={entry.key}>
+          <DayLine entry={entry} before={entries[at - 1]} />
+          <Line entry={entry} before={entries[at - 1]} state={state} entries={entries} />
+        </Fragment>
+      ))}
+      {outgoing.map((out) => (
+        <Pending key={out.key} out={out} lost={state.link === "lost"} />
+      ))}
+      <Announcer entries={entries} agent={agent} />
+    </Log>
+  );
+}
+
+function length(entry: Extract<Entry, { kind: "run" }>): number {
+  let sum = 0;
+  for (const partial of entry.view.partials.values()) sum += partial.length;
+  return sum;
+}
+
+function DayLine({ entry, before }: { entry: Entry; before: Entry | undefined }): ReactNode {
+  const day = dayOf(entry.at);
+  if (before !== undefined && dayOf(before.at) === day) return null;
+  return (
+    <p className="day">
+      <span>{day}</span>
+    </p>
+  );
+}
+
+function Line(props: { entry: Entry; before: Entry | undefined; entries: Entry[]; state: State }): ReactNode {
+  const { entry, before, state } = props;
+  const head = before === undefined || authorOf(before) !== authorOf(entry);
+  if (entry.kind === "run") {
+    const name = state.agents[entry.view.agent_id ?? ""]?.name ?? "agent";
+    const said = props.entries.flatMap((other) =>
+      other.kind === "message" && other.message.run_id === entry.view.id ? [other.message.text.trim()] : [],
+    );
+    return <Activity view={entry.view} name={name} head={head} said={said} />;
+  }
+  if (entry.message.author.type === "user") return <OwnMessage message={entry.message} state={state} />;
+  return <AgentMessage message={entry.message} head={head} />;
+}
+
+function authorOf(entry: Entry): string {
+  return entry.kind === "run" ? (entry.view.agent_id ?? "") : entry.message.author.id;
+}
+
+/** Says to a screen reader, once each, what happens: not every token. */
+function Announcer({ entries, agent }: { entries: Entry[]; agent: Agent }): ReactNode {
+  const last = entries.at(-1);
+  let text = "";
+  if (last?.kind === "run") {
+    if (isLive(last.view)) text = `${agent.name} is working`;
+    else text = last.view.run?.outcome === "failed" ? `${agent.name} failed` : `${agent.name} is done`;
+  } else if (last?.message.author.type === "agent") {
+    text = `${agent.name} replied`;
+  }
+  return (
+    <p className="sr-only" role="status">
+      {text}
+    </p>
+  );
+}
+
+/** Stands above the composer while something runs, so that Stop is always in view. */
+function Busy({ conversation, agent, state }: { conversation: string | null; agent: Agent; state: State }): ReactNode {
+  const session = useSession();
+  const { busy, error, attempt } = useAttempt();
+  const [asked, setAsked] = useState<string | null>(null);
+  const live = conversation === null ? undefined : runsOf(state, conversation).find(isLive);
+  const starting =
+    conversation !== null &&
+    live === undefined &&
+    Object.values(state.traces).some(
+      (trace) =>
+        trace.conversation_id === conversation &&
+        !OVER.has(trace.state) &&
+        trace.state !== "queued" &&
+        state.threads[conversation]?.order.includes(trace.message_id) === true,
+    );
+  const now = useNow(live !== undefined);
+  const shown = live !== undefined || starting;
+  const what = live?.id ?? "start";
+  const stop = (): void => {
+    if (conversation === null) return;
+    setAsked(what);
+    void attempt(() => session.stop(conversation));
+  };
+  useEffect(() => {
+    if (!shown) return;
+    const onKey = (event: globalThis.KeyboardEvent): void => {
+      if (event.key !== "Escape" || event.isComposing || event.defaultPrevented) return;
+      if (document.querySelector("dialog[open], .menu-open") !== null) return;
+      stop();
+    };
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  });
+  if (!shown) return <Failure error={error} />;
+  const stopping = asked === what && error === null;
+  return (
+    <>
+      <div className="busy">
+        <Dot tone="busy" />
+        <span className="busy-text">
+          {stopping ? "Stopping…" : live === undefined ? `${agent.name} is starting` : `${agent.name} is working`}
+          {live?.run != null && <span className="busy-time"> {duration(Math.max(0, between(live.run.started_at, new Date(now).toISOString())))}</span>}
+        </span>
+        <button type="button" className="button stop" disabled={busy} onClick={stop} aria-keyshortcuts="Escape">
+          <Stop />
+          Stop
+          <kbd className="wide-only">Esc</kbd>
+        </button>
+      </div>
+      <Failure error={error} />
+    </>
+  );
+}
+
+function LostLink(): ReactNode {
+  return (
+    <p className="lost" role="status">
+      <Spinner label="" /> Reconnecting… nothing is lost: what you write is kept, and what you missed will follow.
+    </p>
+  );
+}
+
+function Greeting({ agent, state }: { agent: Agent; state: State }): ReactNode {
+  const host = hostOf(state, agent);
+  return (
+    <div className="center greeting">
+      <Avatar name={agent.name} id={agent.id} />
+      <h2>Say something to {agent.name}</h2>
+      <p className="muted">
+        It is {driverName(agent.driver)} on {host?.name ?? "its machine"}
+        {agent.cwd !== null && (
+          <>
+            , in <code>{agent.cwd}</code>
+          </>
+        )}
+        . It remembers this conversation, and you can close this page while it works.
+      </p>
+    </div>
+  );
+}

@@ -1,0 +1,79 @@
+/** Where a person writes. Enter sends, Shift+Enter makes a line, and a draft survives a reload. */
+
+import { useEffect, useLayoutEffect, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
+
+import { Icon } from "./parts";
+import { useSession } from "./use";
+
+export function Composer(props: {
+  /** Under which the draft is kept. */
+  thread: string;
+  name: string;
+  hint: string | null;
+  onSend: (text: string) => void;
+}): ReactNode {
+  const { kept } = useSession();
+  const { thread } = props;
+  const [text, setText] = useState(() => kept.draft(thread));
+  const area = useRef<HTMLTextAreaElement>(null);
+  const empty = text.trim() === "";
+
+  useEffect(() => kept.keepDraft(thread, text), [kept, thread, text]);
+  useLayoutEffect(() => fit(area.current), [text]);
+  useEffect(() => {
+    // On a touch screen the keyboard would cover what one came to read.
+    if (matchMedia("(pointer: fine)").matches) area.current?.focus();
+  }, [thread]);
+
+  const send = (): void => {
+    if (empty) return;
+    props.onSend(text.trim());
+    setText("");
+    area.current?.focus();
+  };
+  const onKey = (event: KeyboardEvent): void => {
+    // While an input method composes, Enter chooses a word.
+    if (event.key !== "Enter" || event.shiftKey || event.nativeEvent.isComposing || event.keyCode === 229) return;
+    event.preventDefault();
+    send();
+  };
+  return (
+    <form
+      className="composer"
+      onSubmit={(event) => {
+        event.preventDefault();
+        send();
+      }}
+    >
+      <div className="composer-box">
+        <textarea
+          ref={area}
+          rows={1}
+          aria-label={`Message ${props.name}`}
+          placeholder={`Message ${props.name}`}
+          enterKeyHint="send"
+          maxLength={200_000}
+          value={text}
+          onChange={(event) => setText(event.target.value)}
+          onKeyDown={onKey}
+        />
+        <button type="submit" className="button primary icon-only send" aria-label="Send" disabled={empty}>
+          <Icon name="send" />
+        </button>
+      </div>
+      <p className="composer-hint">
+        {props.hint ?? (
+          <span className="keys">
+            <kbd>Enter</kbd> sends · <kbd>Shift</kbd> <kbd>Enter</kbd> new line
+          </span>
+        )}
+      </p>
+    </form>
+  );
+}
+
+function fit(area: HTMLTextAreaElement | null): void {
+  if (area === null) return;
+  area.style.height = "auto";
+  area.style.height = `${area.scrollHeight}px`;
+}

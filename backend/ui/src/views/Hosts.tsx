@@ -1,0 +1,272 @@
+/** The machines that agents live on, and how to connect another. */
+
+import { useState, type FormEvent, type ReactNode } from "react";
+
+import { post, remove } from "../api";
+import type { Host, HostWithKey } from "../wire";
+import { driverName, hostWords, since } from "../words";
+import { Command, Confirm, CopyButton, Dot, Failure, Icon, Link } from "./parts";
+import { TopBar } from "./TopBar";
+import { useApp, useAttempt, useSession, useTitle } from "./use";
+
+export function Hosts({ onMenu }: { onMenu: (() => void) | null }): ReactNode {
+  const state = useApp();
+  const hosts = Object.values(state.hosts).sort((a, b) => a.name.localeCompare(b.name));
+  useTitle("Host machines · cloudagent");
+  return (
+    <>
+      <TopBar
+        onMenu={onMenu}
+        actions={
+          <Link to="/hosts/new" className="button" label="Connect a machine">
+            <Icon name="plus" />
+            <span className="wide-only">Connect</span>
+          </Link>
+        }
+      >
+        <div className="title-text">
+          <h1>Host machines</h1>
+          <p>where your agents live</p>
+        </div>
+      </TopBar>
+      <div className="page">
+        <div className="page-column">
+          {hosts.length === 0 && (
+            <div className="center">
+              <h2>No machine yet</h2>
+              <p className="muted">Connect the computer that your agents should work on.</p>
+              <Link to="/hosts/new" className="button primary">
+                Connect a machine
+              </Link>
+            </div>
+          )}
+          {hosts.map((host) => (
+            <HostCard key={host.id} host={host} />
+          ))}
+        </div>
+      </div>
+    </>
+  );
+}
+
+function HostCard({ host }: { host: Host }): ReactNode {
+  const session = useSession();
+  const state = useApp();
+  const { busy, error, attempt } = useAttempt();
+  const [question, setQuestion] = useState<"remove" | "rotate" | null>(null);
+  const [renewed, setRenewed] = useState<HostWithKey | null>(null);
+  const agents = Object.values(state.agents).filter((agent) => agent.host_machine_id === host.id);
+  const words = hostWords(host);
+
+  const answer = (yes: boolean): void => {
+    const what = question;
+    setQuestion(null);
+    if (!yes) return;
+    void attempt(async () => {
+      if (what === "rotate") {
+        setRenewed(await post<HostWithKey>(`/v1/host-machines/${host.id}/rotate-key`, undefined, crypto.randomUUID()));
+      } else {
+        await remove(`/v1/host-machines/${host.id}`);
+        session.store.dispatch({ type: "forget", id: host.id });
+      }
+    });
+  };
+  return (
+    <section className="card" aria-label={host.name}>
+      <div className="card-head">
+        <Dot tone={words.tone} />
+        <h2>{host.name}</h2>
+        <span className="muted">{host.state === "online" ? "online" : words.text.replace(`${host.name} `, "")}</span>
+      </div>
+      <p className="muted facts">
+        {[host.hostname !== host.name && host.hostname, host.os, host.daemon_version && `daemon ${host.daemon_version}`, `key ends in ${host.key_last_four}`]
+          .filter(Boolean)
+          .join(" · ")}
+      </p>
+      <h3>Runtimes</h3>
+      {host.runtimes.length === 0 ? (
+        <p className="muted">{host.last_seen_at === null ? "Known once it connects." : "No agent program was found."}</p>
+      ) : (
+        <ul className="runtimes">
+          {host.runtimes.map((runtime) => (
+            <li key={runtime.name} className={runtime.problem == null ? "good" : "bad"}>
+              <Icon name={runtime.problem == null ? "check" : "cross"} />
+              <span className="runtime-name">
+                {driverName(runtime.name)} {runtime.version}
+              </span>
+              <span className="runtime-detail">
+                {runtime.problem ?? (runtime.logged_in === false ? "not signed in" : runtime.path)}
+              </span>
+            </li>
+          ))}
+        </ul>
+      )}
+      <h3>Agents</h3>
+      <p className="chips">
+        {agents.map((agent) => (
+          <Link key={agent.id} to={`/a/${encodeURIComponent(agent.name)}`} className="chip">
+            {agent.name}
+          </Link>
+        ))}
+        <Link to={`/agents/new?host=${host.id}`} className="chip add">
+          <Icon name="plus" />
+          Add an agent
+        </Link>
+      </p>
+      {renewed !== null && <Pairing made={renewed} renewed />}
+      <Failure error={error} />
+      <div className="card-actions">
+        <button type="button" className="button" disabled={busy} onClick={() => setQuestion("rotate")}>
+          New key…
+        </button>
+        <button type="button" className="button danger-text" disabled={busy} onClick={() => setQuestion("remove")}>
+          Remove…
+        </button>
+      </div>
+      {question !== null && (
+        <Confirm
+          title={question === "remove" ? `Remove ${host.name}?` : `Make a new key for ${host.name}?`}
+          action={question === "remove" ? "Remove" : "Make a new key"}
+          onAnswer={answer}
+        >
+          {question === "remove"
+            ? `Its key stops working at once.${agents.length > 0 ? ` ${agents.length === 1 ? "Its agent" : `Its ${agents.length} agents`} can no longer be reached.` : ""} Files on the machine stay.`
+            : "The old key stops working at once: the machine is disconnected until it has the new one."}
+        </Confirm>
+      )}
+    </section>
+  );
+}
+
+export function AddHost({ onMenu }: { onMenu: (() => void) | null }): ReactNode {
+  const session = useSession();
+  const { busy, error, attempt } = useAttempt();
+  const [name, setName] = useState("");
+  const [made, setMade] = useState<HostWithKey | null>(null);
+  const [key] = useState(() => crypto.randomUUID());
+  useTitle("Connect a machine · cloudagent");
+  const submit = (event: FormEvent): void => {
+    event.preventDefault();
+    void attempt(async () => {
+      const host = await post<HostWithKey>("/v1/host-machines", { name: name.trim() }, key);
+      const { raw_key: _, ...known } = host;
+      session.store.dispatch({ type: "hosts", hosts: [known] });
+      setMade(host);
+    });
+  };
+  return (
+    <>
+      <TopBar onMenu={onMenu}>
+        <div className="title-text">
+          <h1>Connect a machine</h1>
+        </div>
+      </TopBar>
+      <div className="page">
+        <div className="page-column">
+          {made === null ? (
+            <form className="form card" onSubmit={submit}>
+              <label className="field">
+                <span>What do you call it?</span>
+                <input
+                  type="text"
+                  required
+                  maxLength={100}
+                  autoFocus
+                  placeholder="mbp-ana"
+                  aria-describedby="host-hint"
+                  value={name}
+                  onChange={(event) => setName(event.target.value)}
+                />
+              </label>
+              <p className="hint" id="host-hint">
+                A name that you will recognise, such as the computer's own.
+              </p>
+              <Failure error={error} />
+              <button type="submit" className="button primary" disabled={busy || name.trim() === ""}>
+                {busy ? "One moment…" : "Continue"}
+              </button>
+            </form>
+          ) : (
+            <Pairing made={made} renewed={false} />
+          )}
+        </div>
+      </div>
+    </>
+  );
+}
+
+/** The commands that connect a machine. The key is here now and never again. */
+function Pairing({ made, renewed }: { made: HostWithKey; renewed: boolean }): ReactNode {
+  const state = useApp();
+  const [way, setWay] = useState<"stay" | "once">("stay");
+  const host = state.hosts[made.id];
+  const server = location.origin;
+  const connected = host?.state === "online" && (!renewed || Date.parse(host.last_seen_at ?? "") > 0);
+  return (
+    <div className="card pairing">
+      <h2>{renewed ? "The new key" : `In a terminal on ${made.name}`}</h2>
+      <div className="ways" role="group" aria-label="How to connect">
+        <button type="button" aria-pressed={way === "stay"} onClick={() => setWay("stay")}>
+          Keep it connected
+        </button>
+        <button type="button" aria-pressed={way === "once"} onClick={() => setWay("once")}>
+          Just try it
+        </button>
+      </div>
+      {way === "stay" ? (
+        <>
+          <p className="muted">Saves the connection on that machine. It asks for the key below, without showing it.</p>
+          <Command label="the log-in command" text={`uvx cloudagent-daemon login --server ${server}`} />
+          <div className="key">
+            <span className="key-label">Key</span>
+            <code tabIndex={0} role="group" aria-label="Machine key">
+              {made.raw_key}
+            </code>
+            <CopyButton text={made.raw_key} label="Copy: the machine key" />
+          </div>
+          <p className="muted">Then start it:</p>
+          <Command label="the start command" text="uvx cloudagent-daemon start" />
+        </>
+      ) : (
+        <>
+          <p className="muted">Runs until you press Ctrl-C and writes nothing to that machine's home. The key will be in your shell's history.</p>
+          <Command
+            label="the one-shot command"
+            text={`uvx cloudagent-daemon start --server-url ${server} --api-key ${made.raw_key}`}
+          />
+        </>
+      )}
+      <p className="once">
+        <Icon name="warn" /> The key is shown only now. Lost it? Make a new one under Host machines.
+      </p>
+      <div className="waiting" role="status">
+        {connected ? (
+          <>
+            <Dot tone="good" />
+            <span>
+              <strong>{host.name} is connected.</strong> {found(host)}
+            </span>
+          </>
+        ) : (
+          <>
+            <Dot tone="busy" />
+            <span>Waiting for {made.name} to connect… this page notices by itself.</span>
+          </>
+        )}
+      </div>
+      {!renewed && (
+        <div className="actions">
+          <Link to={`/agents/new?host=${made.id}`} className={connected ? "button primary" : "button"}>
+            Add an agent on {made.name}
+          </Link>
+        </div>
+      )}
+    </div>
+  );
+}
+
+function found(host: Host): string {
+  const good = host.runtimes.filter((runtime) => runtime.problem == null);
+  if (good.length === 0) return host.last_seen_at === null ? "" : `No agent program was found there${host.last_seen_at ? ` (looked at ${since(host.last_seen_at)})` : ""}.`;
+  return `Found ${good.map((runtime) => `${driverName(runtime.name)} ${runtime.version ?? ""}`.trim()).join(", ")}.`;
+}

@@ -1,0 +1,164 @@
+/** One message: who, what, and for a person's own where it is. */
+
+import { memo, useState, type ReactNode } from "react";
+
+import type { Outgoing, State } from "../reducer";
+import type { DeliveryTrace, Message } from "../wire";
+import { clock, fullTime, ladder, plain, preciseClock, rungWords, since } from "../words";
+import { Markdown } from "./Markdown";
+import { Avatar, Dot, Failure, Icon } from "./parts";
+import { useAttempt, useSession } from "./use";
+
+export const OwnMessage = memo(function OwnMessage({ message, state }: { message: Message; state: State }): ReactNode {
+  return (
+    <article className="message own" id={message.id} aria-label={`You, ${clock(message.created_at)}`}>
+      <div className="bubble" title={fullTime(message.created_at)}>
+        <p className="typed">{plain(message.text)}</p>
+      </div>
+      {message.deliveries.map((delivery) => {
+        const trace = state.traces[delivery.id];
+        return (
+          trace !== undefined && (
+            <Whereabouts key={delivery.id} trace={trace} state={state} several={message.deliveries.length > 1} />
+          )
+        );
+      })}
+    </article>
+  );
+}, sameMessage);
+
+/** A message changes with its ladders and with where its machine is; not with what other agents do. */
+function sameMessage(a: { message: Message; state: State }, b: { message: Message; state: State }): boolean {
+  if (a.message !== b.message) return false;
+  if (a.state.hosts !== b.state.hosts || a.state.agents !== b.state.agents) return false;
+  return a.message.deliveries.every((d) => {
+    const [was, is] = [a.state.traces[d.id], b.state.traces[d.id]];
+    return was === is && a.state.runs[was?.run_id ?? ""]?.run === b.state.runs[is?.run_id ?? ""]?.run;
+  });
+}
+
+function Whereabouts({ trace, state, several }: { trace: DeliveryTrace; state: State; several: boolean }): ReactNode {
+  const session = useSession();
+  const { busy, error, attempt } = useAttempt();
+  const [open, setOpen] = useState(false);
+  const agent = state.agents[trace.agent_id];
+  const host = agent && state.hosts[agent.host_machine_id];
+  const words = ladder(trace, agent, host, state.runs[trace.run_id ?? ""]);
+  return (
+    <div className="ladder-of">
+      <div className={`ladder ${words.tone}`}>
+        {words.cancellable && (
+          <button
+            type="button"
+            className="text-button"
+            disabled={busy}
+            onClick={() => void attempt(() => session.cancel(trace.message_id))}
+          >
+            {busy ? "Cancelling…" : "Cancel"}
+          </button>
+        )}
+        <button type="button" className="ladder-words" aria-expanded={open} onClick={() => setOpen(!open)}>
+          <Dot tone={words.tone} />
+          <span>
+            {`${clock(trace.rungs[0]?.at ?? "")} · `}
+            {several && `${agent?.name ?? "agent"}: `}
+            {words.text}
+          </span>
+          <Icon name="chevron" />
+        </button>
+      </div>
+      {open && <Rungs trace={trace} />}
+      <Failure error={error} />
+    </div>
+  );
+}
+
+function Rungs({ trace }: { trace: DeliveryTrace }): ReactNode {
+  return (
+    <ol className="rungs" aria-label="Where this message has been">
+      {trace.rungs.map((rung, at) => (
+        <li key={at} className={rung.rung === "failed" || rung.rung === "dead" ? "bad" : ""}>
+          <time dateTime={rung.at}>{preciseClock(rung.at)}</time>
+          <span>
+            {rungWords(rung)}
+            {rung.rung === "sent" || rung.rung === "received" ? ` ${rung.rung === "sent" ? "" : "· "}${rung.actor}` : ""}
+            {rung.detail ? <span className="muted"> · {plain(rung.detail)}</span> : null}
+          </span>
+        </li>
+      ))}
+    </ol>
+  );
+}
+
+export const AgentMessage = memo(function AgentMessage(props: { message: Message; head: boolean }): ReactNode {
+  const { message, head } = props;
+  const system = message.author.type === "system";
+  return (
+    <article className={`message from${system ? " system" : ""}`} id={message.id} aria-label={`${message.author.name}, ${clock(message.created_at)}`}>
+      {head && <Head name={message.author.name} id={message.author.id} at={message.created_at} />}
+      <div className="turn-body">
+        <Markdown text={message.text} />
+        {message.auto_published === true && (
+          <p className="aside" title="It ended its turn without sending a message, so its last words were sent for it.">
+            sent automatically when the run ended
+          </p>
+        )}
+      </div>
+    </article>
+  );
+});
+
+export function Head({ name, id, at }: { name: string; id: string; at: string }): ReactNode {
+  return (
+    <div className="turn-head">
+      <Avatar name={name} id={id} small />
+      <h2>{name}</h2>
+      <time dateTime={at} title={fullTime(at)}>
+        {clock(at)}
+      </time>
+    </div>
+  );
+}
+
+/** A message that the server has not yet answered for. */
+export function Pending({ out, lost }: { out: Outgoing; lost: boolean }): ReactNode {
+  const session = useSession();
+  const refused = out.state === "refused";
+  return (
+    <article className={`message own pending${refused ? " refused" : ""}`} aria-label="You, being sent">
+      <div className="bubble">
+        <p className="typed">{plain(out.text)}</p>
+      </div>
+      {refused ? (
+        <div className="failure" role="alert">
+          <Icon name="warn" />
+          <p>
+            Not sent: {out.problem?.detail} {out.problem?.next}
+            <span className="failure-actions">
+              <button type="button" className="button" onClick={() => session.outbox.retry(out)}>
+                Try again
+              </button>
+              <button type="button" className="button" onClick={() => session.outbox.discard(out.key)}>
+                Discard
+              </button>
+            </span>
+          </p>
+        </div>
+      ) : (
+        <div className="ladder">
+          <Dot tone={out.state === "waiting" ? "warn" : "busy"} />
+          <span>
+            {out.state === "waiting" || lost
+              ? `no connection · kept here since ${since(out.written_at)}, goes out when it is back`
+              : "sending…"}
+          </span>
+          {out.state === "waiting" && (
+            <button type="button" className="text-button" onClick={() => session.outbox.discard(out.key)}>
+              Discard
+            </button>
+          )}
+        </div>
+      )}
+    </article>
+  );
+}

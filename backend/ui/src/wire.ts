@@ -1,0 +1,187 @@
+/** What the backend's API says, as this page reads it (cloudagent_protocol/resources.py, events.py).
+ *  A newer backend may send more fields and more kinds; everything unknown is passed over. */
+
+export interface User {
+  id: string;
+  email: string;
+  name: string;
+}
+
+export interface Runtime {
+  name: string;
+  version?: string | null;
+  path?: string | null;
+  logged_in?: boolean | null;
+  problem?: string | null;
+}
+
+export interface Host {
+  id: string;
+  name: string;
+  hostname: string;
+  os: string;
+  daemon_version: string;
+  state: "online" | "offline" | "draining";
+  last_seen_at: string | null;
+  runtimes: Runtime[];
+  key_last_four: string;
+  created_at: string;
+}
+
+export interface HostWithKey extends Host {
+  raw_key: string;
+}
+
+export type AgentStatus =
+  | "idle"
+  | "working"
+  | "waiting"
+  | "crashed"
+  | "offline"
+  | "runtime_missing";
+
+export interface Agent {
+  id: string;
+  name: string;
+  driver: string;
+  host_machine_id: string;
+  status: AgentStatus;
+  model: string | null;
+  instructions: string | null;
+  mode: string;
+  cwd: string | null;
+  created_at: string;
+}
+
+export interface Conversation {
+  id: string;
+  title: string | null;
+  agent_ids: string[];
+  created_at: string;
+  last_message_at: string | null;
+}
+
+export type DeliveryState =
+  | "queued"
+  | "leased"
+  | "received"
+  | "running"
+  | "waiting"
+  | "done"
+  | "failed"
+  | "cancelled"
+  | "dead";
+
+export interface DeliverySummary {
+  id: string;
+  agent_id: string;
+  seq: number;
+  state: DeliveryState;
+}
+
+export interface Message {
+  id: string;
+  conversation_id: string;
+  author: { type: "user" | "agent" | "system"; id: string; name: string };
+  text: string;
+  created_at: string;
+  deliveries: DeliverySummary[];
+  in_reply_to?: string | null;
+  run_id?: string | null;
+  auto_published?: boolean | null;
+}
+
+export interface Rung {
+  rung: string;
+  at: string;
+  actor: string;
+  detail?: string | null;
+}
+
+export interface DeliveryTrace {
+  id: string;
+  message_id: string;
+  conversation_id: string;
+  agent_id: string;
+  run_id?: string | null;
+  state: DeliveryState;
+  outcome?: string | null;
+  reason?: string | null;
+  attempt: number;
+  rungs: Rung[];
+}
+
+export interface Trace {
+  message_id: string;
+  deliveries: DeliveryTrace[];
+}
+
+export interface Usage {
+  input_tokens: number;
+  output_tokens: number;
+  cost_usd?: number | null;
+}
+
+export interface Run {
+  id: string;
+  agent_id: string;
+  conversation_id: string;
+  delivery_ids: string[];
+  driver: string;
+  state: "running" | "waiting" | "finished";
+  outcome?: string | null;
+  reason?: string | null;
+  attempt: number;
+  usage?: Usage | null;
+  started_at: string;
+  ended_at?: string | null;
+}
+
+interface At {
+  seq: number;
+  at: string;
+}
+
+export type RunEvent =
+  | (At & { type: "started"; driver: string; attempt: number; pid?: number | null; resumed?: boolean })
+  | (At & { type: "ready"; model?: string | null })
+  | (At & { type: "text"; block: number; text: string })
+  | (At & { type: "tool_call"; tool_call_id: string; name: string; input: Record<string, unknown> })
+  | (At & { type: "tool_result"; tool_call_id: string; output: string; is_error?: boolean; truncated?: boolean })
+  | (At & { type: "usage"; usage: Usage })
+  | (At & { type: "retry"; attempt: number; reason: string; delay_s?: number; detail?: string })
+  | (At & { type: "stderr"; text: string })
+  | (At & {
+      type: "finished";
+      outcome: string;
+      reason?: string | null;
+      detail?: string;
+      exit_code?: number | null;
+      stderr_tail?: string;
+      usage?: Usage | null;
+    });
+
+export interface Delta {
+  run_id: string;
+  conversation_id: string;
+  agent_id?: string;
+  block: number;
+  /** In code points of the block, as the backend counts. */
+  offset: number;
+  text: string;
+}
+
+export interface Page<T> {
+  data: T[];
+  next_cursor: string | null;
+}
+
+export interface LogEvent {
+  id: number;
+  type: string;
+  at: string;
+  data: Record<string, unknown>;
+}
+
+/** States after which nothing more happens to a delivery. */
+export const OVER: ReadonlySet<DeliveryState> = new Set(["done", "failed", "cancelled", "dead"]);

@@ -1,0 +1,261 @@
+/** States, ladders and reasons as a person says them. Pure. */
+
+import { isLive, type RunView } from "./run";
+import type { Agent, AgentStatus, DeliveryTrace, Host, Rung } from "./wire";
+import { OVER } from "./wire";
+
+export type Tone = "quiet" | "busy" | "good" | "warn" | "bad";
+
+export interface Words {
+  text: string;
+  tone: Tone;
+}
+
+const DRIVERS: Record<string, string> = {
+  claude_code: "Claude Code",
+  builtin: "Built-in agent",
+  scripted: "Scripted demo",
+  codex: "Codex",
+  gemini: "Gemini",
+  opencode: "OpenCode",
+};
+
+/** What a driver's program is called in a sentence: "claude started". */
+const PROGRAMS: Record<string, string> = { claude_code: "claude", builtin: "built-in agent", scripted: "scripted agent" };
+
+export const driverName = (driver: string): string => DRIVERS[driver] ?? driver;
+const programOf = (driver: string | undefined): string =>
+  driver === undefined ? "agent" : (PROGRAMS[driver] ?? driver);
+
+// --- times ---------------------------------------------------------------------------------
+
+const TIME = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hour12: false });
+const PRECISE = new Intl.DateTimeFormat(undefined, {
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  hour12: false,
+});
+const DAY = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long" });
+const SHORT_DAY = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
+
+export const clock = (at: string): string => said(TIME, at);
+export const preciseClock = (at: string): string => said(PRECISE, at);
+export const fullTime = (at: string): string => said(FULL, at);
+
+const said = (format: Intl.DateTimeFormat, at: string): string =>
+  Number.isNaN(Date.parse(at)) ? "" : format.format(new Date(at));
+
+export function dayOf(at: string, now = new Date()): string {
+  const days = daysAgo(at, now);
+  return days === 0 ? "Today" : days === 1 ? "Yesterday" : DAY.format(new Date(at));
+}
+
+/** "09:12" today, "yesterday 09:12", "3 Nov 09:12". */
+export function since(at: string, now = new Date()): string {
+  const days = daysAgo(at, now);
+  const time = clock(at);
+  return days === 0 ? time : days === 1 ? `yesterday ${time}` : `${SHORT_DAY.format(new Date(at))} ${time}`;
+}
+
+function daysAgo(at: string, now: Date): number {
+  const midnight = (date: Date) => new Date(date.getFullYear(), date.getMonth(), date.getDate()).getTime();
+  return Math.round((midnight(now) - midnight(new Date(at))) / 86_400_000);
+}
+
+/** "0.4 s", "12 s", "4 min 03 s", "2 h 10 min". */
+export function duration(ms: number): string {
+  if (ms < 0) return "0 s";
+  if (ms < 950) return `${(ms / 1000).toFixed(1)} s`;
+  const s = Math.round(ms / 1000);
+  if (s < 60) return `${s} s`;
+  const min = Math.floor(s / 60);
+  if (min < 60) return `${min} min ${String(s % 60).padStart(2, "0")} s`;
+  return `${Math.floor(min / 60)} h ${String(min % 60).padStart(2, "0")} min`;
+}
+
+export const between = (from: string, to: string): number => Date.parse(to) - Date.parse(from);
+
+// --- agents and hosts -------------------------------------------------------------------------
+
+export function agentWords(agent: Agent, host: Host | undefined): Words {
+  const where = host?.name ?? "its machine";
+  const words: Record<AgentStatus, Words> = {
+    idle: { text: `ready on ${where}`, tone: "good" },
+    working: { text: `working on ${where}`, tone: "busy" },
+    waiting: { text: `waiting for you`, tone: "warn" },
+    crashed: { text: `last run failed`, tone: "bad" },
+    offline: { text: hostWords(host).text, tone: "quiet" },
+    runtime_missing: { text: `${driverName(agent.driver)} is missing on ${where}`, tone: "bad" },
+  };
+  return words[agent.status] ?? { text: agent.status, tone: "quiet" };
+}
+
+export function hostWords(host: Host | undefined): Words {
+  if (host === undefined) return { text: "its machine is gone", tone: "bad" };
+  if (host.state === "online") return { text: "online", tone: "good" };
+  if (host.state === "draining") return { text: `${host.name} is finishing up`, tone: "warn" };
+  if (host.last_seen_at === null) return { text: `${host.name} has not connected yet`, tone: "quiet" };
+  return { text: `${host.name} is offline since ${since(host.last_seen_at)}`, tone: "quiet" };
+}
+
+// --- the ladder --------------------------------------------------------------------------------
+
+export interface Ladder extends Words {
+  /** It has not begun, and can be taken back. */
+  cancellable: boolean;
+}
+
+/** Where a message is, in words: "on mbp · claude started · replied". */
+export function ladder(trace: DeliveryTrace, agent: Agent | undefined, host: Host | undefined, run?: RunView): Ladder {
+  const has = (rung: string): Rung | undefined => trace.rungs.findLast((r) => r.rung === rung);
+  const cancellable = !OVER.has(trace.state) && trace.state !== "running" && trace.state !== "waiting";
+  const where = host?.name ?? has("received")?.actor ?? "its machine";
+  if (trace.state === "queued" || trace.state === "leased") return { ...queued(trace, host), cancellable };
+
+  const words = [`on ${where}`];
+  if (has("started")) words.push(`${programOf(run?.run?.driver ?? agent?.driver)} started`);
+  if (trace.attempt > 1) words.push(`attempt ${trace.attempt}`);
+  const end = ending(trace);
+  if (end !== null) return { text: [...words, end.text].join(" · "), tone: end.tone, cancellable };
+  if (trace.state === "waiting") words.push(has("waiting")?.detail ?? "waiting");
+  else if (has("seen")) words.push("answering");
+  else if (has("ready")) words.push("ready");
+  else if (!has("started")) words.push("waiting for its turn");
+  return { text: words.join(" · "), tone: trace.state === "waiting" ? "warn" : "busy", cancellable };
+}
+
+function queued(trace: DeliveryTrace, host: Host | undefined): Words {
+  if (host === undefined || host.state === "online") {
+    const sent = trace.rungs.some((rung) => rung.rung === "sent");
+    return { text: sent ? `on its way to ${host?.name ?? "its machine"}` : "stored · queued", tone: "busy" };
+  }
+  if (host.state === "draining")
+    return { text: `${host.name} is restarting, will be delivered when it is back`, tone: "warn" };
+  return { text: `${hostWords(host).text}, will be delivered when it is back`, tone: "warn" };
+}
+
+function ending(trace: DeliveryTrace): Words | null {
+  const last = trace.rungs.findLast((rung) => rung.rung === trace.outcome || rung.rung === trace.state);
+  switch (trace.outcome ?? (OVER.has(trace.state) ? trace.state : null)) {
+    case null:
+      return null;
+    case "replied":
+    case "auto_published":
+    case "done":
+      return { text: "replied", tone: "good" };
+    case "silent":
+      return { text: `chose not to reply${last?.detail ? `: ${last.detail}` : ""}`, tone: "quiet" };
+    case "cancelled":
+      return { text: "stopped", tone: "quiet" };
+    case "dead":
+      return { text: "given up", tone: "bad" };
+    default:
+      return { text: `failed: ${reasonWords(trace.reason).toLowerCase()}`, tone: "bad" };
+  }
+}
+
+const RUNGS: Record<string, string> = {
+  stored: "stored on the server",
+  sent: "sent to",
+  received: "safe on the machine",
+  started: "program started",
+  ready: "its tools answered",
+  seen: "began to answer",
+  waiting: "waiting",
+  interrupted: "interrupted, tried again",
+  replied: "replied",
+  silent: "chose not to reply",
+  auto_published: "replied (its last words were sent)",
+  failed: "failed",
+  cancelled: "stopped",
+  dead: "given up",
+};
+
+export const rungWords = (rung: Rung): string => RUNGS[rung.rung] ?? rung.rung;
+
+const REASONS: Record<string, string> = {
+  runtime_missing: "Program not found on this machine",
+  spawn_failed: "Program could not be started",
+  tools_unavailable: "Its tools did not connect",
+  session_lost: "Its session is gone",
+  authentication: "Not signed in to its model",
+  billing: "Its account needs attention",
+  rate_limit: "Rate limit reached",
+  overloaded: "The model is overloaded",
+  server_error: "The model's server failed",
+  connection: "The model could not be reached",
+  invalid_request: "The model refused the request",
+  context_overflow: "The conversation is too long",
+  max_turns: "Too many steps",
+  model_error: "The model reported an error",
+  crashed: "The program crashed",
+  no_result: "The program ended without a result",
+  hung: "No sign of life for too long",
+  interrupted: "Stopped",
+  daemon_stopped: "The daemon was stopped",
+  agent_unknown: "The machine does not know this agent",
+  internal: "Internal error",
+};
+
+export const reasonWords = (reason: string | null | undefined): string =>
+  reason == null ? "The run failed" : (REASONS[reason] ?? reason.replaceAll("_", " "));
+
+// --- runs -------------------------------------------------------------------------------------------
+
+/** "Worked for 12 s · 3 steps · 1,204 tokens". */
+export function runSummary(view: RunView): string {
+  const run = view.run;
+  if (run === null) return "";
+  const steps = view.events.filter((event) => event.type === "tool_call").length;
+  const words = [
+    isLive(view)
+      ? "Working"
+      : `${run.outcome === "failed" ? "Failed after" : run.outcome === "cancelled" ? "Stopped after" : "Worked for"} ${duration(between(run.started_at, run.ended_at ?? run.started_at))}`,
+  ];
+  if (steps > 0) words.push(steps === 1 ? "1 step" : `${steps} steps`);
+  if (run.usage != null) {
+    const tokens = run.usage.input_tokens + run.usage.output_tokens;
+    if (tokens > 0) words.push(`${tokens.toLocaleString()} tokens`);
+    if (run.usage.cost_usd != null && run.usage.cost_usd > 0) words.push(`$${run.usage.cost_usd.toFixed(run.usage.cost_usd < 0.1 ? 3 : 2)}`);
+  }
+  return words.join(" · ");
+}
+
+const MESSAGING: Record<string, string> = {
+  send_message: "Sent a message",
+  list_messages: "Read the conversation",
+  stay_silent: "Decided not to reply",
+  read_memory: "Read its memory",
+  append_memory: "Wrote to its memory",
+};
+
+/** A tool's name and its one telling argument. */
+export function toolWords(name: string, input: Record<string, unknown>): { name: string; detail: string } {
+  const own = name.replace(/^(mcp__)?cloudagent(__|[./:])/, "");
+  const label = MESSAGING[own] ?? name.replace(/^mcp__(.+?)__/, "$1 · ");
+  for (const key of ["command", "file_path", "path", "pattern", "query", "url", "description", "reason", "text"]) {
+    const value = input[key];
+    if (typeof value === "string" && value !== "") return { name: label, detail: oneLine(value) };
+  }
+  return { name: label, detail: "" };
+}
+
+export const oneLine = (text: string, limit = 160): string => {
+  const line = plain(text).replace(/\s+/g, " ").trim();
+  return line.length > limit ? `${line.slice(0, limit)}…` : line;
+};
+
+const ESCAPES = /\u001b(?:\[[0-?]*[ -/]*[@-~]|\][^\u0007\u001b]*(?:\u0007|\u001b\\)?|[@-Z\\-_])/g;
+const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g;
+const BIDI = /[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
+/** Text of a program, without what would colour, move or turn it round. */
+export function plain(text: string): string {
+  return text
+    .replaceAll("\r\n", "\n")
+    .replace(ESCAPES, "")
+    .replace(CONTROLS, "")
+    .replace(BIDI, (mark) => `\u27e8U+${mark.charCodeAt(0).toString(16).toUpperCase()}\u27e9`);
+}
