@@ -1,0 +1,153 @@
+"""`python -m cloudagent_daemon.agent`: takes the turns on its standard input, one after the other.
+
+Exits 0 when that ends, and by the signal's custom (128 + n) after SIGTERM or SIGINT, which end a
+turn at once; the session then says that it was interrupted.
+"""
+
+import argparse
+import signal
+import sys
+from contextlib import AsyncExitStack
+from typing import Any, get_args
+
+import anyio
+import anyio.abc
+
+from cloudagent_daemon.agent import config
+from cloudagent_daemon.agent.errors import AgentError, Reason
+from cloudagent_daemon.agent.loop import Loop
+from cloudagent_daemon.agent.mcp import connect
+from cloudagent_daemon.agent.models.base import Model
+from cloudagent_daemon.agent.session import open_session
+from cloudagent_daemon.agent.tools.files import FileTools
+from cloudagent_daemon.agent.wire import TurnRequest, parse_turn, write
+
+_ABOUT = """\
+
+
+Besides the tools of the chat you have `list_files`, `read_file` and `search_files`, which read \
+your folder and nothing outside of it; you cannot change files or run programs. If you end your \
+turn without having called `send_message` or `stay_silent`, your last text is sent as your answer."""
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    # Between turns there is nothing to put in order.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        for line in sys.stdin.buffer:
+            if line.strip() and (received := anyio.run(_serve, line, options.model_kind)):
+                return 128 + received
+    except BrokenPipeError:
+        return 1  # nobody is listening any more
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cloudagent_daemon.agent")
+    parser.add_argument(
+        "--model-kind",
+        choices=get_args(config.ModelKind),
+        help="the API to speak; without it, by the model's name and what is configured",
+    )
+    return parser
+
+
+async def _serve(line: bytes, kind: config.ModelKind | None) -> int | None:
+    """Takes one turn; the signal that ended it, if one did."""
+    received: int | None = None
+    async with anyio.create_task_group() as tasks:
+
+        async def stop_on_signal(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+            nonlocal received
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                task_status.started()
+                async for number in signals:
+                    received = number
+                    tasks.cancel_scope.cancel()
+
+        await tasks.start(stop_on_signal)
+        await _take(line, kind)
+        tasks.cancel_scope.cancel()
+    return received
+
+
+async def _take(line: bytes, kind: config.ModelKind | None) -> None:
+    session_id = ""
+    try:
+        turn = parse_turn(line)
+        session_id = turn.session_id
+        await _run(turn, kind)
+    except AgentError as error:
+        _fail(session_id, error.reason, str(error))
+    except anyio.get_cancelled_exc_class():
+        _fail(session_id, "interrupted", "The turn was interrupted.")
+        raise
+
+
+async def _run(turn: TurnRequest, kind: config.ModelKind | None) -> None:
+    settings = config.from_environment()
+    chosen, name = settings.choose(turn.model, kind)
+    async with AsyncExitStack() as stack:
+        session = stack.enter_context(
+            open_session(turn.sessions_dir, turn.session_id, resume=turn.resume)
+        )
+        bridge = await stack.enter_async_context(connect(turn.socket, turn.token_file))
+        write({"type": "ready", "session_id": session.id, "model": name})
+        model = _model(chosen, name, settings)
+        stack.push_async_callback(model.aclose)
+        loop = Loop(
+            model,
+            [bridge, FileTools(turn.folder)],
+            session,
+            write,
+            budget_tokens=settings.context_tokens,
+            max_calls=settings.max_calls,
+        )
+        try:
+            answer = await loop.run(turn.prompt, turn.system_prompt + _ABOUT)
+        except AgentError as error:
+            _fail(session.id, error.reason, str(error), **vars(loop.usage))
+            return
+        write({
+            "type": "result",
+            "ok": True,
+            "detail": "",
+            "session_id": session.id,
+            "text": answer.text,
+            **vars(answer.usage),
+        })  # fmt: skip
+
+
+def _model(kind: config.ModelKind, name: str, settings: config.Config) -> Model:
+    # Imported when chosen: the HTTP client takes 0.1 s that the scripted model has no use for.
+    match kind:
+        case "scripted":
+            from cloudagent_daemon.agent.models.scripted import ScriptedModel
+
+            return ScriptedModel()
+        case "anthropic":
+            from cloudagent_daemon.agent.models.anthropic import AnthropicModel
+
+            return AnthropicModel(settings, name)
+        case "openai":
+            from cloudagent_daemon.agent.models.openai import OpenAIModel
+
+            return OpenAIModel(settings, name)
+
+
+def _fail(session_id: str, reason: Reason, detail: str, **counts: Any) -> None:
+    usage = {"input_tokens": 0, "output_tokens": 0, **counts}
+    write({
+        "type": "result",
+        "ok": False,
+        "reason": reason,
+        "detail": detail,
+        "session_id": session_id,
+        "text": "",
+        **usage,
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

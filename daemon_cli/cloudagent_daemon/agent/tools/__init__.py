@@ -1,0 +1,1 @@
+"""What the built-in agent can do: the bridge's tools, and reading files of its folder."""
