@@ -5,7 +5,6 @@ Four loops per connection: read, apply, send, watch. What a daemon says is appli
 
 import json
 import logging
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -19,8 +18,7 @@ from cloudagent_backend.api.auth import authenticate_machine
 from cloudagent_backend.api.world import World, world_of
 from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hub import Session
-from cloudagent_backend.delivery.reports import Machine, Reported
-from cloudagent_backend.store.database import DatabaseError
+from cloudagent_backend.delivery.reports import Applied, Machine, Reported
 from cloudagent_protocol.errors import CloseCode, ProtocolError
 from cloudagent_protocol.frames import (
     Ack,
@@ -128,8 +126,8 @@ class _Connection:
             await self._run(link)
         except WebSocketDisconnect:
             self._gone = True
-        except sqlite3.Error:
-            logger.exception("the store failed; closing", extra=self._about("apply"))
+        except Exception:
+            logger.exception("a connection failed; closing", extra=self._about("greet"))
             session.close(CloseCode.RESTART)
         finally:
             with anyio.CancelScope(shield=True):
@@ -188,8 +186,8 @@ class _Connection:
         except WebSocketDisconnect:
             self._gone = True
             session.close(CloseCode.NORMAL)
-        except (sqlite3.Error, DatabaseError):
-            logger.exception("the store failed; closing", extra=self._about("apply"))
+        except Exception:  # a fault of ours must not look like one of the daemon's
+            logger.exception("a connection failed; closing", extra=self._about("apply"))
             session.close(CloseCode.RESTART)
 
     # --- the four loops ---
@@ -260,6 +258,7 @@ class _Connection:
     async def _apply(self, link: Link, group: Sequence[_Inbound]) -> None:
         reported = [frame for frame in group if not isinstance(frame, Query)]
         if reported:
+            applied = Applied()
             # Shielded: what gets into the store must also be shown, whatever happens to the socket.
             with anyio.CancelScope(shield=True):
                 applied = await self._world.service.apply(self._machine, reported)

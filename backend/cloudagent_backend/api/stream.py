@@ -1,20 +1,23 @@
 """What a person's programs follow: one event log, as Server-Sent Events or over a WebSocket."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Annotated, Final
 
 import anyio
-from fastapi import APIRouter, Header, Query, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Header, Query, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
 from starlette.types import Message, Send
 from typing_extensions import override
 
-from cloudagent_backend.api.auth import CurrentUser, principal_of_websocket
+from cloudagent_backend.api.auth import CurrentUser, current_user, principal_of_websocket
+from cloudagent_backend.api.errors import ApiError
 from cloudagent_backend.api.world import CurrentWorld, World, world_of
+from cloudagent_backend.store.events import EventRow
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.ids import UserId
+from cloudagent_protocol.resources import EventType
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/events", tags=["events"])
@@ -50,21 +53,25 @@ class _EventStream(StreamingResponse):
 
 @router.get("", response_class=_EventStream)
 async def follow_events(
+    request: Request,
     user: CurrentUser,
     world: CurrentWorld,
     after: After = None,
     last_event_id: Annotated[str | None, Header(max_length=30)] = None,
 ) -> _EventStream:
-    """Your events, as they happen. `Last-Event-ID` (sent by browsers on reconnect) goes before
-    `after`. The first is a `ping` with the id to resume from, or `resync`: then fetch anew.
+    """Your events, as they happen.
+
+    The first is a `ping` with the id to resume from, or `resync`: then fetch anew. A
+    `Last-Event-ID`, which browsers send when they reconnect, goes before `after`.
     """
     cursor = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
-    return _EventStream(_lines(world, user.user_id, cursor), headers=_HEADERS)
+    rows = _rows(world, user.user_id, cursor, lambda: current_user(request))
+    return _EventStream(_lines(rows), headers=_HEADERS)
 
 
-async def _lines(world: World, user_id: UserId, after: int | None) -> AsyncGenerator[str]:
+async def _lines(rows: AsyncGenerator[EventRow]) -> AsyncGenerator[str]:
     yield "retry: 1000\n\n"
-    async with aclosing(world.fanout.follow(user_id, after)) as rows:
+    async with aclosing(rows):
         async for row in rows:
             yield f"id: {row.id}\nevent: {row.type}\ndata: {row.json}\n\n"
 
@@ -80,7 +87,8 @@ async def follow_by_websocket(websocket: WebSocket) -> None:
     try:
         async with anyio.create_task_group() as tg:
             tg.start_soon(_listen, websocket)
-            await _speak(websocket, world, user.user_id, after)
+            rows = _rows(world, user.user_id, after, lambda: principal_of_websocket(websocket))
+            await _speak(websocket, rows)
             tg.cancel_scope.cancel()
     except* (WebSocketDisconnect, TimeoutError):
         logger.debug("a follower left", extra={"action": "follow"})
@@ -88,8 +96,8 @@ async def follow_by_websocket(websocket: WebSocket) -> None:
         await websocket.close(CloseCode.RESTART)
 
 
-async def _speak(websocket: WebSocket, world: World, user_id: UserId, after: int | None) -> None:
-    async with aclosing(world.fanout.follow(user_id, after)) as rows:
+async def _speak(websocket: WebSocket, rows: AsyncGenerator[EventRow]) -> None:
+    async with aclosing(rows):
         async for row in rows:
             with anyio.fail_after(_SEND_DEADLINE_S):
                 await websocket.send_text(row.json)
@@ -101,3 +109,20 @@ async def _listen(websocket: WebSocket) -> None:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
+
+
+async def _rows(
+    world: World, user_id: UserId, after: int | None, ask: Callable[[], Awaitable[object]]
+) -> AsyncGenerator[EventRow]:
+    """The user's events until the server stops, or `ask` no longer lets the follower in.
+
+    A stream outlives what opened it: a login that has ended must not be read for hours more.
+    """
+    async with aclosing(world.fanout.follow(user_id, after)) as rows:
+        async for row in rows:
+            if row.type == EventType.PING.value:
+                try:
+                    await ask()
+                except ApiError:
+                    return
+            yield row

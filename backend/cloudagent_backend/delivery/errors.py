@@ -3,7 +3,7 @@
 from cloudagent_protocol.errors import ErrorCode
 
 
-class RefusedError(Exception):
+class Refused(Exception):  # noqa: N818  an expected answer, not a fault
     """The request cannot be done as things are; the API shows it as a problem.
 
     `detail` says what and why, `next` what the reader can do about it.
@@ -16,6 +16,6 @@ class RefusedError(Exception):
         self.next = next
 
 
-def not_found() -> RefusedError:
+def not_found() -> Refused:
     """The same for what is missing and for what is another user's."""
-    return RefusedError(ErrorCode.NOT_FOUND, "There is no such thing here.")
+    return Refused(ErrorCode.NOT_FOUND, "There is no such thing here.")

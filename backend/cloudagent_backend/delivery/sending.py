@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloudagent_backend.delivery import ladder
-from cloudagent_backend.delivery.errors import RefusedError, not_found
+from cloudagent_backend.delivery.errors import Refused, not_found
 from cloudagent_backend.delivery.states import ENDS
 from cloudagent_backend.store import (
     agents,
@@ -70,7 +70,7 @@ def submit(c: sqlite3.Connection, submission: Submission, backlog_cap: int) -> S
     """Keep the message and a queued delivery per agent.
 
     Raises:
-        RefusedError: nothing of that name, nobody to deliver to, or a host's backlog is full.
+        Refused: nothing of that name, nobody to deliver to, or a host's backlog is full.
     """
     user_id = submission.user_id
     conversation_id, targets = _targets(c, submission)
@@ -109,7 +109,7 @@ def _targets(
     wanted = [agent_id] if agent_id else conversation.agent_ids
     present = [row for one in wanted if (row := agents.load(c, user_id, one))]
     if not present:
-        raise RefusedError(
+        raise Refused(
             ErrorCode.CONFLICT,
             "Nobody would read this: the agents of this conversation were removed.",
             next="Start a conversation with another agent.",
@@ -124,7 +124,7 @@ def _queue(
     name = host.name if host else agent.host_machine_id
     seq = outbox.next_delivery_seq(c, agent.host_machine_id, backlog_cap)
     if seq is None:
-        raise RefusedError(
+        raise Refused(
             ErrorCode.BACKLOG_FULL,
             f"{backlog_cap:,} messages already wait for {name}; this one was not taken.",
             next=f"Start the daemon on {name}, or cancel messages that are no longer wanted.",
@@ -201,15 +201,13 @@ def cancel(
     """Stop every delivery of a message that is not over.
 
     Raises:
-        RefusedError: there is no such message, or it is all over.
+        Refused: there is no such message, or it is all over.
     """
     if messages.load(c, user_id, message_id) is None:
         raise not_found()
     rows = deliveries.of_message(c, user_id, message_id)
     if all(row.state in ENDS for row in rows):
-        raise RefusedError(
-            ErrorCode.CONFLICT, "There is nothing left to cancel: the message is done."
-        )
+        raise Refused(ErrorCode.CONFLICT, "There is nothing left to cancel: the message is done.")
     for row in rows:
         stop(c, row, actor)
     return deliveries.of_message(c, user_id, message_id)
@@ -219,13 +217,13 @@ def interrupt(c: sqlite3.Connection, user_id: UserId, actor: str, run_id: RunId)
     """Ask the machine to stop a run.
 
     Raises:
-        RefusedError: there is no such run, or it is over.
+        Refused: there is no such run, or it is over.
     """
     run = runs.load(c, run_id)
     if run is None or run.user_id != user_id:
         raise not_found()
     if run.state is RunState.FINISHED:
-        raise RefusedError(ErrorCode.CONFLICT, "The run has ended already.")
+        raise Refused(ErrorCode.CONFLICT, "The run has ended already.")
     for delivery_id in run.delivery_ids:
         if row := deliveries.load(c, delivery_id):
             stop(c, row, actor)

@@ -50,7 +50,7 @@ class Service:
         """Take a message in; it is on the disk when this returns.
 
         Raises:
-            RefusedError: see `sending.submit`.
+            Refused: see `sending.submit`.
         """
         done = await self._database.write(
             lambda c: sending.submit(c, submission, self._backlog_cap)
@@ -64,7 +64,7 @@ class Service:
         """Cancel what of the message is queued, interrupt what a machine has.
 
         Raises:
-            RefusedError: there is no such message, or it is all over.
+            Refused: there is no such message, or it is all over.
         """
 
         def work(c: sqlite3.Connection) -> tuple[Trace, set[HostId]]:
@@ -80,7 +80,7 @@ class Service:
         """Ask the machine to stop the run.
 
         Raises:
-            RefusedError: there is no such run, or it is over.
+            Refused: there is no such run, or it is over.
         """
         run = await self._database.write(lambda c: sending.interrupt(c, user_id, actor, run_id))
         self._changed(user_id, {run.host_id})

@@ -90,7 +90,7 @@ def acked(c: sqlite3.Connection, host_id: HostId, seq: int) -> list[DeliveryId]:
         "DELETE FROM outbox WHERE host_id = ? AND seq <= ? RETURNING seq, type, delivery_id",
         (host_id, seq),
     ).fetchall()
-    return [delivery_id for _, kind, delivery_id in sorted(rows) if kind == "deliver"]
+    return [delivery_id for _, kind, delivery_id in sorted(map(tuple, rows)) if kind == "deliver"]
 
 
 def accepted(c: sqlite3.Connection, host_id: HostId, seq: int) -> None:

@@ -1,0 +1,436 @@
+"""The verbs of delivery on a real database: what a message goes through, and what machines may do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudagent_backend.delivery.errors import Refused
+from cloudagent_backend.store import agents, conversations, deliveries, messages, outbox, runs
+from cloudagent_protocol.errors import ErrorCode
+from cloudagent_protocol.events import Outcome, Reason
+from cloudagent_protocol.frames import (
+    Ack,
+    AgentsChanged,
+    Deliver,
+    Delta,
+    HostReport,
+    Interrupt,
+    ListMessages,
+    UnknownFrame,
+)
+from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, RunId, new_message_id
+from cloudagent_protocol.resources import Runtime
+from fakes.desk import Desk, Run, add_host, open_desk
+
+
+async def test_a_message_is_stored_queued_and_told_in_one_step(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        assert message.author.name == "ana"
+        assert [one.state for one in message.deliveries] == ["queued"]
+        assert await desk.rungs(message) == ["stored", "waiting"]
+        assert [row.type for row in await desk.log()] == ["message.created", "delivery.updated"]
+
+
+async def test_a_queued_message_says_that_its_host_is_away(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.say()
+        data = json.loads((await desk.log())[-1].data)
+        assert data["reason"] == "host_offline"
+        assert data["rungs"][-1]["detail"].startswith("mbp is offline")
+
+
+async def test_messages_without_a_conversation_share_the_newest_one(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        first, second = await desk.say("one"), await desk.say("two")
+        assert first.conversation_id == second.conversation_id
+        assert [m.deliveries[0].seq for m in (first, second)] == [1, 2]
+
+
+async def test_a_message_of_no_agent_is_not_found(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        with pytest.raises(Refused) as refused:
+            await desk.say(agent_id=AgentId("agent_none"))
+        assert refused.value.code is ErrorCode.NOT_FOUND
+        assert await desk.log() == []
+
+
+async def test_above_the_backlog_cap_nothing_is_taken_until_something_ends(tmp_path: Path) -> None:
+    async with open_desk(tmp_path, backlog_cap=2) as desk:
+        first = await desk.say()
+        await desk.say()
+        with pytest.raises(Refused, match="already wait for mbp") as refused:
+            await desk.say()
+        assert refused.value.code is ErrorCode.BACKLOG_FULL
+        await desk.service.cancel(desk.user_id, "ana", first.id)
+        assert (await desk.say()).deliveries[0].seq == 3
+
+
+async def test_a_lease_numbers_frames_in_the_order_of_the_messages(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        sent = [await desk.say(f"{n}") for n in range(3)]
+        frames = await desk.lease()
+        assert [(f.seq, f.delivery_seq, f.message.id) for f in frames] == [
+            (n + 1, n + 1, message.id) for n, message in enumerate(sent)
+        ]
+        assert isinstance(frames[0], Deliver)
+        assert await desk.state(sent[0]) == "leased"
+
+
+async def test_no_more_is_leased_than_the_window_has_room_for(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        sent = [await desk.say() for _ in range(3)]
+        assert len(await desk.lease(window=2)) == 2
+        assert len(await desk.lease(window=2)) == 2
+        run = Run(sent[0])
+        await desk.report(Ack(seq=2), run.started(), run.finished())
+        await desk.lease(window=2)
+        assert await desk.state(sent[2]) == "leased"
+
+
+async def test_an_ack_puts_the_message_on_the_machine_even_before_it_was_noted_as_sent(
+    tmp_path: Path,
+) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        [frame] = await desk.lease()
+        await desk.service.apply(desk.machine, [Ack(seq=1)])
+        await desk.service.sent(desk.machine, [frame.delivery_id])
+        assert await desk.rungs(message) == ["stored", "waiting", "sent", "received"]
+        assert await desk.outbox() == []
+
+
+async def test_a_whole_run_climbs_the_whole_ladder(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.greet()
+        message = await desk.say()
+        [frame] = await desk.lease()
+        await desk.service.sent(desk.machine, [frame.delivery_id])
+        run = Run(message)
+        await desk.report(
+            Ack(seq=1), run.started(), run.ready(), run.text("On it."), run.send("Fixed.")
+        )
+        assert await desk.agent_status() == "working"
+        await desk.report(run.finished(usage={"input_tokens": 5, "output_tokens": 7}))
+        expected = ["stored", "sent", "received", "started", "ready", "seen", "replied"]
+        assert await desk.rungs(message) == expected
+        assert await desk.state(message) == "done"
+        assert await desk.agent_status() == "idle"
+        stored = await desk.database.read(lambda c: runs.load(c, run.id))
+        assert stored is not None
+        shown = stored.resource
+        assert (shown.outcome, shown.session_id, shown.state) == ("replied", "s-1", "finished")
+        assert shown.usage is not None
+        assert shown.usage.output_tokens == 7
+        kinds = [row.type for row in await desk.log()]
+        assert kinds.count("run.event") == 4
+        assert kinds.count("run.started") == kinds.count("run.finished") == 1
+        assert kinds.count("message.created") == 2
+
+
+async def test_what_comes_twice_is_kept_once(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        frames = [run.started(), run.send("Fixed."), run.finished()]
+        await desk.report(*frames)
+        log = await desk.log()
+        await desk.report(*frames)
+        assert await desk.log() == log
+        assert (await desk.rungs(message)).count("replied") == 1
+
+
+async def test_a_failed_run_says_why_and_marks_its_agent(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.greet()
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        await desk.report(run.started(), run.failed(Reason.CRASHED, "ended by signal 9"))
+        [row] = await desk.rows(message)
+        assert (row.state, row.outcome, row.reason) == ("failed", "failed", "crashed")
+        assert json.loads(row.rungs)[-1]["detail"] == "ended by signal 9"
+        assert await desk.agent_status() == "crashed"
+
+
+async def test_a_run_that_never_started_ends_all_the_same(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        await desk.report(Run(message).failed(Reason.RUNTIME_MISSING, "claude is not installed"))
+        assert await desk.state(message) == "failed"
+        assert (await desk.rungs(message))[-1] == "failed"
+
+
+async def test_a_later_attempt_is_counted_and_ends_the_run_that_was_cut_off(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        first, second = Run(message), Run(message)
+        await desk.report(first.started())
+        applied = await desk.report(second.started(attempt=2))
+        assert applied.abandoned == [first.id]
+        [row] = await desk.rows(message)
+        assert (row.state, row.attempt, row.run_id) == ("running", 2, second.id)
+        assert (await desk.rungs(message))[-2:] == ["interrupted", "started"]
+        old = await desk.database.read(lambda c: runs.load(c, first.id))
+        assert old is not None
+        assert (old.state, old.reason) == ("finished", "daemon_stopped")
+
+
+async def test_the_first_delta_says_that_the_model_has_begun(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        delta = Delta(
+            run_id=run.id,
+            agent_id=desk.agent_id,
+            conversation_id=message.conversation_id,
+            block=0,
+            offset=0,
+            text="On",
+        )
+        await desk.report(run.started())
+        await desk.service.apply(desk.machine, [delta])
+        assert (await desk.rungs(message))[-1] == "seen"
+        assert desk.machine.changes_nothing(delta)
+
+
+async def test_an_agents_message_names_it_and_answers_only_what_is_there(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        reply = run.send("Fixed.", in_reply_to=message.id)
+        stray = run.send("And this.", in_reply_to=MessageId("msg_elsewhere"))
+        await desk.report(run.started(), reply, stray)
+        found = await desk.database.read(
+            lambda c: messages.following(c, message.conversation_id, None, 10)
+        )
+        assert [m.text for m in found.data] == ["fix the login test", "Fixed.", "And this."]
+        assert found.data[1].author.name == "frontend"
+        assert [m.in_reply_to for m in found.data] == [None, message.id, None]
+
+
+async def _stranger(desk: Desk) -> tuple[Any, AgentId]:
+    return await add_host(desk.database, desk.user_id, "other", "backend")
+
+
+async def test_a_machine_speaks_only_for_its_own_agents(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        other, _ = await _stranger(desk)
+        message = await desk.say()
+        await desk.receive_all()
+        log = await desk.log()
+        desk.machine, owner = other, desk.machine
+        run = Run(message)
+        for frame in (run.started(), run.send("I am not the one you think.")):
+            applied = await desk.report(frame)
+            assert applied.error is not None
+            assert applied.error.close_code == 4400
+        assert await desk.log() == log
+        desk.machine = owner
+        assert await desk.state(message) == "received"
+
+
+async def test_what_came_before_a_refused_frame_is_kept(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        _, foreign = await _stranger(desk)
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        bad = run.send("x").model_copy(update={"agent_id": foreign})
+        applied = await desk.report(run.started(), bad, run.finished())
+        assert (applied.count, applied.error is not None) == (1, True)
+        assert await desk.state(message) == "running"
+        link = await desk.database.read(lambda c: outbox.link(c, desk.machine.host_id))
+        assert link is not None
+        assert link.accepted == 1
+
+
+async def test_an_agent_speaks_only_where_it_takes_part(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        _, foreign = await _stranger(desk)
+        message = await desk.say()
+        elsewhere = await desk.say(agent_id=foreign)
+        run = Run(message)
+        misplaced = run.send("x").model_copy(update={"conversation_id": elsewhere.conversation_id})
+        assert (await desk.report(misplaced)).error is not None
+        unknown = run.send("y").model_copy(update={"conversation_id": ConversationId("conv_0")})
+        assert (await desk.report(unknown)).error is None
+
+
+async def test_reports_on_what_is_gone_are_accepted_and_ignored(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        ghost = Run(message)
+        report = ghost.started().model_copy(update={"delivery_ids": ["dlv_gone"]})
+        stranger = ghost.send("x").model_copy(update={"agent_id": AgentId("agent_gone")})
+        applied = await desk.report(report, stranger, UnknownFrame(type="novelty", seq=3))
+        assert (applied.count, applied.error) == (3, None)
+        link = await desk.database.read(lambda c: outbox.link(c, desk.machine.host_id))
+        assert link is not None
+        assert link.accepted == 3
+
+
+@pytest.mark.parametrize("run_id", ["run_../../etc", "nonsense", "run_" + "x" * 99, 'run_"'])
+async def test_an_id_that_is_none_is_refused(tmp_path: Path, run_id: str) -> None:
+    async with open_desk(tmp_path) as desk:
+        run = Run(await desk.say())
+        applied = await desk.report(run.started().model_copy(update={"run_id": RunId(run_id)}))
+        assert applied.error is not None
+
+
+async def test_an_event_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        run = Run(await desk.say())
+        assert (await desk.report(run.text("\ud800"))).error is not None
+
+
+async def test_a_host_report_changes_the_hosts_runtimes(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.greet()
+        await desk.report(HostReport(runtimes=[Runtime(name="claude_code", version="2.1.197")]))
+        newest = (await desk.log())[-1]
+        assert newest.type == "host.updated"
+        assert json.loads(newest.data)["runtimes"][0]["version"] == "2.1.197"
+
+
+async def test_a_queued_message_is_cancelled_at_once(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        trace = await desk.service.cancel(desk.user_id, "ana", message.id)
+        assert trace.deliveries[0].state == "cancelled"
+        assert trace.deliveries[0].rungs[-1].actor == "ana"
+        with pytest.raises(Refused) as refused:
+            await desk.service.cancel(desk.user_id, "ana", message.id)
+        assert refused.value.code is ErrorCode.CONFLICT
+        assert await desk.lease() == []
+
+
+async def test_a_message_on_its_machine_is_interrupted_once(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        await desk.report(run.started())
+        await desk.service.cancel(desk.user_id, "ana", message.id)
+        await desk.service.interrupt(desk.user_id, "ana", run.id)
+        [frame] = await desk.outbox()
+        assert isinstance(frame, Interrupt)
+        assert (frame.delivery_id, frame.actor) == (message.deliveries[0].id, "ana")
+        await desk.report(run.finished(Outcome.CANCELLED, reason=Reason.INTERRUPTED))
+        [row] = await desk.rows(message)
+        assert (row.state, json.loads(row.rungs)[-1]["actor"]) == ("cancelled", "ana")
+        with pytest.raises(Refused):
+            await desk.service.interrupt(desk.user_id, "ana", run.id)
+
+
+async def test_a_removed_agents_queue_is_cancelled(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        held, queued = await desk.say(), None
+        await desk.receive_all()
+        queued = await desk.say()
+
+        def remove(c: Any) -> None:
+            desk.service.agent_removed(c, desk.user_id, desk.agent_id)
+            agents.delete(c, desk.agent_id)
+
+        await desk.database.write(remove)
+        assert await desk.state(queued) == "cancelled"
+        assert [type(f) for f in await desk.outbox()] == [Interrupt]
+        await desk.report(Run(held).finished(Outcome.CANCELLED))
+        assert await desk.state(held) == "cancelled"
+
+
+async def test_a_removed_host_leaves_nothing_open(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        running = await desk.say()
+        await desk.receive_all()
+        run = Run(running)
+        await desk.report(run.started())
+        queued = await desk.say()
+        await desk.database.write(
+            lambda c: desk.service.host_removed(c, desk.user_id, desk.machine.host_id)
+        )
+        assert {await desk.state(running), await desk.state(queued)} == {"dead"}
+        over = await desk.database.read(lambda c: runs.load(c, run.id))
+        assert over is not None
+        assert over.state == "finished"
+
+
+async def test_changed_agents_are_told_to_a_host_with_a_history(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.service.agents_changed(desk.machine.host_id)
+        assert await desk.outbox() == []
+        await desk.greet()
+        await desk.service.agents_changed(desk.machine.host_id)
+        [frame] = await desk.outbox()
+        assert isinstance(frame, AgentsChanged)
+        assert [agent.name for agent in frame.agents] == ["frontend"]
+
+
+async def test_a_message_that_fits_no_frame_is_dead_not_stuck(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        huge = await desk.say("\x01" * 190_000)
+        small = await desk.say()
+        frames = await desk.lease()
+        assert [f.message.id for f in frames] == [small.id]
+        assert frames[0].seq == 1
+        [row] = await desk.rows(huge)
+        assert (row.state, row.reason) == ("dead", "too_large")
+
+
+async def test_an_agent_reads_its_conversation_and_no_other(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        other, foreign = await _stranger(desk)
+        first, second = await desk.say("one"), await desk.say("two")
+
+        async def ask(machine: Any, agent_id: AgentId, **more: Any) -> list[str] | None:
+            query = ListMessages(agent_id=agent_id, conversation_id=first.conversation_id, **more)
+            found = await desk.service.list_messages(machine, query)
+            return None if found is None else [m.text for m in found]
+
+        assert await ask(desk.machine, desk.agent_id) == ["one", "two"]
+        assert await ask(desk.machine, desk.agent_id, limit=1) == ["two"]
+        assert await ask(desk.machine, desk.agent_id, before=second.id) == ["one"]
+        assert await ask(desk.machine, desk.agent_id, before=new_message_id()) == []
+        assert await ask(other, desk.agent_id) is None
+        assert await ask(other, foreign) is None
+
+
+async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        statements: list[str] = []
+
+        def work(c: Any) -> list[str]:
+            c.set_trace_callback(statements.append)
+            deliveries.in_flight_count(c, desk.machine.host_id)
+            deliveries.queued(c, desk.machine.host_id, 5)
+            deliveries.in_flight(c, desk.machine.host_id)
+            deliveries.open_of_agent(c, desk.agent_id)
+            deliveries.of_message(c, desk.user_id, MessageId("msg_1"))
+            deliveries.of_conversation(c, ConversationId("conv_1"), limit=5, after=None)
+            messages.following(c, ConversationId("conv_1"), None, 5)
+            messages.preceding(c, ConversationId("conv_1"), None, 5)
+            conversations.page(c, desk.user_id, limit=5)
+            conversations.page(c, desk.user_id, limit=5, agent_id=desk.agent_id)
+            conversations.latest_with(c, desk.user_id, desk.agent_id)
+            runs.live_of_host(c, desk.machine.host_id)
+            runs.has_live(c, desk.machine.host_id, desk.agent_id)
+            runs.of_conversation(c, ConversationId("conv_1"), limit=5, after=None)
+            c.set_trace_callback(None)
+            return [
+                f"{row['detail']} in {sql}"
+                for sql in statements
+                for row in c.execute(f"EXPLAIN QUERY PLAN {sql}")
+                if (row["detail"].startswith("SCAN") and "json_each" not in row["detail"])
+                or ("TEMP B-TREE" in row["detail"] and "json_each" not in sql)
+            ]
+
+        assert await desk.database.read(work) == []
+        assert statements
