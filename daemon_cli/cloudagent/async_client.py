@@ -20,7 +20,7 @@ import anyio
 import httpx2
 from pydantic import ConfigDict, Field
 
-from cloudagent import calls, names, turn
+from cloudagent import calls, flows, turn
 from cloudagent.async_transport import AsyncTransport
 from cloudagent.config import resolve
 from cloudagent.cursor import Cursor
@@ -140,6 +140,10 @@ class AsyncAgentHandle(Agent):
         """Send a message and follow what comes of it."""
         return await _send(self.transport, self.id, text, conversation_id, idempotency_key)
 
+    async def interrupt(self) -> list[Run]:
+        """Stop what the agent does now; the runs that will end. What is queued stays so."""
+        return await self.transport.flow(flows.interrupt_agent(self.id))
+
 
 class AsyncAgents:
     def __init__(self, transport: AsyncTransport) -> None:
@@ -152,7 +156,7 @@ class AsyncAgents:
 
     async def get(self, name_or_id: str) -> AsyncAgentHandle:
         """Raises NotFoundError, AmbiguousNameError."""
-        return self._handle(await self._transport.flow(names.resolve_agent(name_or_id)))
+        return self._handle(await self._transport.flow(flows.resolve_agent(name_or_id)))
 
     async def create(
         self, body: AgentCreate, *, idempotency_key: str | None = None
@@ -278,7 +282,7 @@ class AsyncCloudAgent:
     `~/.cloudagent/client.json` does (`cloudagent up` writes it).
 
     Raises:
-        ConfigurationError: no server or token is known.
+        NotLoggedInError: no server or token is known.
     """
 
     def __init__(

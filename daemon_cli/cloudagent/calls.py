@@ -90,8 +90,8 @@ def _write(
     return Call(method, path, read, content=content, idempotency_key=key)
 
 
-def _pages(path: str, read: Callable[[bytes], Page[P]]) -> PageCall[P]:
-    return lambda after: _get(path, read, limit=100, after=after)
+def _pages(path: str, read: Callable[[bytes], Page[P]], **params: str | None) -> PageCall[P]:
+    return lambda after: _get(path, read, limit=100, after=after, **params)
 
 
 def _part(identifier: str) -> str:
@@ -157,8 +157,10 @@ def delete_host(host_id: str) -> Call[None]:
 # --- conversations and messages -------------------------------------------------------
 
 
-def list_conversations() -> PageCall[Conversation]:
-    return _pages("/v1/conversations", Page[Conversation].model_validate_json)
+def list_conversations(agent_id: str | None = None) -> PageCall[Conversation]:
+    """Newest first; with `agent_id` those of one agent."""
+    read = Page[Conversation].model_validate_json
+    return _pages("/v1/conversations", read, agent_id=agent_id)
 
 
 def get_conversation(conversation_id: str) -> Call[Conversation]:
@@ -171,6 +173,7 @@ def create_conversation(body: ConversationCreate, key: str | None = None) -> Cal
 
 
 def list_messages(conversation_id: str) -> PageCall[Message]:
+    """Oldest first; a message's id is the cursor of what follows it."""
     path = f"/v1/conversations/{_part(conversation_id)}/messages"
     return _pages(path, Page[Message].model_validate_json)
 
@@ -197,6 +200,12 @@ def cancel_message(message_id: str) -> Call[None]:
 # --- runs and the caller --------------------------------------------------------------
 
 
+def list_runs(conversation_id: str) -> PageCall[Run]:
+    """Newest first."""
+    path = f"/v1/conversations/{_part(conversation_id)}/runs"
+    return _pages(path, Page[Run].model_validate_json)
+
+
 def get_run(run_id: str) -> Call[Run]:
     return _get(f"/v1/runs/{_part(run_id)}", Run.model_validate_json)
 
@@ -216,10 +225,10 @@ def get_me() -> Call[User]:
 # --- flows ----------------------------------------------------------------------------
 
 
-def collect(pages: PageCall[T]) -> Flow[list[T]]:
-    """Everything that a list holds, page by page."""
+def collect(pages: PageCall[T], after: str | None = None) -> Flow[list[T]]:
+    """Everything that a list holds, or all after a cursor, page by page."""
     found: list[T] = []
-    cursor: str | None = None
+    cursor = after
     while True:
         page = yield from pages(cursor)
         found += page.data

@@ -19,7 +19,7 @@ from typing import Self
 import httpx2
 from pydantic import ConfigDict, Field
 
-from cloudagent import calls, names, turn
+from cloudagent import calls, flows, turn
 from cloudagent.config import resolve
 from cloudagent.cursor import Cursor
 from cloudagent.transport import Transport
@@ -65,8 +65,18 @@ class Turn:
         return self._state.sent
 
     def __iter__(self) -> Iterator[TurnEvent]:
-        if self._events is None:
-            self._events = self._follow(None)
+        return self.events()
+
+    def events(self, timeout_s: float | None = None) -> Iterator[TurnEvent]:
+        """What happens, until the turn ends; goes on where an earlier iteration was left.
+
+        Raises:
+            WaitTimeoutError: it takes longer; it goes on, and can be taken up again.
+        """
+        if self._events is None or timeout_s is not None:
+            self.close()
+            deadline = None if timeout_s is None else time.monotonic() + timeout_s
+            self._events = self._follow(deadline)
         return self._events
 
     @property
@@ -82,8 +92,7 @@ class Turn:
         """
         if self._result is None:
             self.close()
-            deadline = None if timeout_s is None else time.monotonic() + timeout_s
-            for _ in self._follow(deadline):
+            for _ in self.events(timeout_s):
                 pass
             self._result = self._transport.flow(self._state.settle())
         return self._result
@@ -135,6 +144,10 @@ class AgentHandle(Agent):
         """Send a message and follow what comes of it."""
         return _send(self.transport, self.id, text, conversation_id, idempotency_key)
 
+    def interrupt(self) -> list[Run]:
+        """Stop what the agent does now; the runs that will end. What is queued stays so."""
+        return self.transport.flow(flows.interrupt_agent(self.id))
+
 
 class Agents:
     def __init__(self, transport: Transport) -> None:
@@ -145,7 +158,7 @@ class Agents:
 
     def get(self, name_or_id: str) -> AgentHandle:
         """Raises NotFoundError, AmbiguousNameError."""
-        return self._handle(self._transport.flow(names.resolve_agent(name_or_id)))
+        return self._handle(self._transport.flow(flows.resolve_agent(name_or_id)))
 
     def create(self, body: AgentCreate, *, idempotency_key: str | None = None) -> AgentHandle:
         return self._handle(self._transport.run(calls.create_agent(body, idempotency_key)))
@@ -265,7 +278,7 @@ class CloudAgent:
     `~/.cloudagent/client.json` does (`cloudagent up` writes it).
 
     Raises:
-        ConfigurationError: no server or token is known.
+        NotLoggedInError: no server or token is known.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-from cloudagent.errors import ConfigurationError
+from cloudagent.errors import ConfigurationError, NotLoggedInError
 
 #: What `cloudagent up` does not hand on to the processes it starts: it speaks for itself.
 _OWN_VARIABLES: Final = frozenset(
@@ -59,7 +59,8 @@ def resolve(
     another server never sees it.
 
     Raises:
-        ConfigurationError: no server or no token is known, or the file is unreadable.
+        NotLoggedInError: no server or no token is known.
+        ConfigurationError: what is known cannot be used.
     """
     url = url or os.environ.get("CLOUDAGENT_URL")
     token = token or os.environ.get("CLOUDAGENT_TOKEN")
@@ -69,7 +70,7 @@ def resolve(
             url, token = url or saved.get("url"), token or saved.get("token")
     if not url or not token:
         missing = "server" if not url else f"token for {url}"
-        raise ConfigurationError(
+        raise NotLoggedInError(
             f"no {missing} is known",
             why=f"neither CLOUDAGENT_URL and CLOUDAGENT_TOKEN nor {client_file()} tell it",
             next_step="cloudagent up",

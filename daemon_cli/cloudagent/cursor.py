@@ -47,11 +47,13 @@ class Cursor:
         return headers
 
     def receive(self, frame: httpx2.ServerSentEvent) -> Event | None:
-        """The event of a frame; None if it was passed on before.
+        """The event of a frame; None if it holds none, or one that was passed on before.
 
         Raises:
             UnexpectedAnswerError: the frame is no event.
         """
+        if not frame.data:  # such as `retry:`
+            return None
         try:
             event = Event.model_validate_json(frame.data)
         except ValidationError as error:

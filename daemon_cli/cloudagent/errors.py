@@ -1,7 +1,9 @@
 """What can go wrong for a caller of the client.
 
 CloudAgentError
-├── ConfigurationError          no server or token is known, or a file of ours is unreadable
+├── ConfigurationError          a setting or a file of ours cannot be used
+│   └── NotLoggedInError        no server or token is known
+├── OccupiedError               somebody else has what we need: a port, a profile
 ├── ConnectionFailedError       the server was not reached, or broke off, as often as we tried
 ├── UnexpectedAnswerError       something answered that does not speak this API
 ├── WaitTimeoutError            the time given for a turn is over; the turn itself goes on
@@ -31,7 +33,15 @@ class CloudAgentError(Exception):
 
 
 class ConfigurationError(CloudAgentError):
-    """The client does not know where to go or as whom."""
+    """A setting, or a file of ours, cannot be used."""
+
+
+class NotLoggedInError(ConfigurationError):
+    """The client does not know where to go, or as whom."""
+
+
+class OccupiedError(CloudAgentError):
+    """Somebody else has what we need, and we do not take it away."""
 
 
 class ConnectionFailedError(CloudAgentError):

@@ -137,7 +137,7 @@ class TurnState:
             for event in (yield from calls.collect(calls.list_run_events(run_id))):
                 shown += self._run_event(run_id, event)
         conversation = calls.list_messages(self.sent.conversation_id)
-        for message in (yield from calls.collect(conversation)):
+        for message in (yield from calls.collect(conversation, after=self.sent.id)):
             shown += self._message(message.model_dump())
         return shown
 

@@ -134,6 +134,7 @@ class Server:
             else:
                 position = self._index_after(int(after))
                 first["id"] = int(after)
+        http.wfile.write(b"retry: 1000\n\n")
         outgoing = [first]
         while outgoing:
             for event in outgoing:

@@ -1,11 +1,13 @@
-"""An agent as a person names it: by its name or its id."""
+"""What takes more than one request, as flows that both clients run."""
+
+from typing import Final
 
 from cloudagent import calls
 from cloudagent.calls import Flow
 from cloudagent.errors import AmbiguousNameError, NotFoundError, not_found
-from cloudagent_protocol.resources import Agent
+from cloudagent_protocol.resources import Agent, Run, RunState
 
-_SHOWN = 10
+_SHOWN: Final = 10
 
 
 def resolve_agent(name_or_id: str) -> Flow[Agent]:
@@ -29,6 +31,19 @@ def resolve_agent(name_or_id: str) -> Flow[Agent]:
     if not found:
         raise _unknown(name_or_id, agents)
     return found[0]
+
+
+def interrupt_agent(agent_id: str) -> Flow[list[Run]]:
+    """Stop what an agent is at work on; the runs that were asked to stop."""
+    stopped: list[Run] = []
+    for conversation in (yield from calls.collect(calls.list_conversations(agent_id))):
+        # One run of an agent in a conversation lives at a time: it is among the newest.
+        newest = yield from calls.list_runs(conversation.id)(None)
+        for run in newest.data:
+            if run.agent_id == agent_id and run.state != RunState.FINISHED:
+                yield from calls.interrupt_run(run.id)
+                stopped.append(run)
+    return stopped
 
 
 def _unknown(name: str, agents: list[Agent]) -> NotFoundError:

@@ -1,0 +1,38 @@
+"""The `cloudagent` command, one file per command; their bodies import what they run."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from cloudagent.cli import guard
+from cloudagent.cli.agents import agents
+from cloudagent.cli.hosts import hosts
+from cloudagent.cli.interrupt import interrupt
+from cloudagent.cli.send import send
+from cloudagent.cli.trace import trace
+from cloudagent.cli.up import up
+
+app = typer.Typer(
+    name="cloudagent",
+    help="Message your coding agents, which live on your own machines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    guard.options.debug = debug
+
+
+commands: list[Callable[..., None]] = [up, send, trace, agents, hosts, interrupt]
+for command in commands:
+    app.command()(guard.told(command))
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,5 @@
+"""For `python -m cloudagent.cli`."""
+
+from cloudagent.cli import main
+
+main()

@@ -1,0 +1,61 @@
+"""What surrounds every command: its errors are told in three lines and become exit codes."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from cloudagent.terminal import ExitCode, failure
+
+if TYPE_CHECKING:
+    from cloudagent.errors import CloudAgentError
+
+
+@dataclass
+class Options:
+    """What was said before the command."""
+
+    debug: bool = False
+
+
+options: Final = Options()
+
+
+def told(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with its errors told and turned into exit codes."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        from cloudagent.errors import CloudAgentError
+
+        try:
+            command(*args, **kwargs)
+        except CloudAgentError as error:
+            if options.debug:
+                raise
+            failure(str(error), error.why, error.next_step)
+            raise typer.Exit(exit_code(error)) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+    return run
+
+
+def exit_code(error: "CloudAgentError") -> ExitCode:
+    from cloudagent import errors
+
+    match error:
+        case errors.NotLoggedInError() | errors.AuthenticationError():
+            return ExitCode.NOT_LOGGED_IN
+        case errors.ConfigurationError():
+            return ExitCode.CONFIGURATION
+        case errors.ConnectionFailedError() | errors.UnexpectedAnswerError():
+            return ExitCode.UNREACHABLE
+        case errors.ConflictError() | errors.OccupiedError():
+            return ExitCode.CONFLICT
+        case errors.InvalidRequestError():
+            return ExitCode.USAGE
+        case _:
+            return ExitCode.FAILED

@@ -1,0 +1,127 @@
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cloudagent import terminal
+from cloudagent.cli.names import complete_agents
+
+if TYPE_CHECKING:
+    from cloudagent.client import AgentHandle, Turn
+    from cloudagent.turn import TurnEvent, TurnResult
+    from cloudagent_protocol.resources import Message
+
+
+def send(
+    agent: Annotated[str, typer.Argument(help="Name or id.", autocompletion=complete_agents)],
+    text: Annotated[str, typer.Argument(help="The message; - reads it from standard input.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the answer.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, help="Wait at most this long, in seconds.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Send a message to an agent.
+
+    With --wait it exits 0 if the agent answered or chose to stay silent, 1 if its run failed.
+    """
+    from cloudagent.client import CloudAgent
+
+    body = _read_stdin() if text == "-" else text
+    with CloudAgent() as ca:
+        handle = ca.agents.get(agent)
+        if wait or timeout is not None:
+            _send_and_wait(handle, body, timeout, as_json=as_json)
+        else:
+            _send_only(ca.messages.create(handle.id, _body(body)), agent, as_json=as_json)
+
+
+def _send_only(message: "Message", agent: str, *, as_json: bool) -> None:
+    if as_json:
+        terminal.show_json("message", message.model_dump(mode="json"))
+    else:
+        terminal.show(message.id)
+        if sys.stderr.isatty():
+            terminal.say(f"sent to {agent}; `cloudagent trace {message.id}` says where it is")
+
+
+def _send_and_wait(
+    agent: "AgentHandle", text: str, timeout_s: float | None, *, as_json: bool
+) -> None:
+    from cloudagent.errors import WaitTimeoutError
+
+    turn = agent.send(text)
+    try:
+        result = _follow(turn, timeout_s, quiet=as_json or not sys.stderr.isatty())
+    except (WaitTimeoutError, KeyboardInterrupt) as stopped:
+        after = f"cloudagent trace {turn.message.id}"
+        if isinstance(stopped, WaitTimeoutError):
+            stopped.why, stopped.next_step = f"no answer within {timeout_s:g} s", after
+        else:
+            terminal.say(f"\nno longer waiting; the message is on its way: {after}")
+        raise
+    if as_json:
+        terminal.show_json("reply", _reply(result))
+    elif result.messages:
+        terminal.show(_shown(result.messages[-1].text))
+    if not result.ok:
+        terminal.failure(
+            f"{agent.name} did not answer: {result.outcome}",
+            ": ".join(part for part in (result.reason, result.detail) if part),
+            f"cloudagent trace {turn.message.id}",
+        )
+        raise typer.Exit(terminal.ExitCode.FAILED)
+    if not result.messages and not as_json:
+        terminal.say(f"{agent.name} chose to stay silent: {terminal.safe(result.detail)}")
+
+
+def _follow(turn: "Turn", timeout_s: float | None, *, quiet: bool) -> "TurnResult":
+    for event in turn.events(timeout_s):
+        if not quiet and (line := _progress(event)):
+            terminal.say(terminal.style(terminal.safe(line), "2", sys.stderr))
+    return turn.wait()
+
+
+def _progress(event: "TurnEvent") -> str | None:
+    from cloudagent.cli.words import phrase
+    from cloudagent_protocol.events import Retry, ToolCall
+    from cloudagent_protocol.resources import Rung
+
+    match event:
+        case Rung():
+            return f"· {phrase(event)}"
+        case ToolCall():
+            return f"· uses {event.name}"
+        case Retry():
+            return f"· tries again: {event.reason} {event.detail}".rstrip()
+        case _:
+            return None
+
+
+def _reply(result: "TurnResult") -> dict[str, Any]:
+    """The agent's last message, if it sent one, and how the turn ended."""
+    message = result.messages[-1].model_dump(mode="json") if result.messages else {}
+    return message | {
+        "sent": result.sent.id,
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "detail": result.detail,
+    }
+
+
+def _body(text: str) -> Any:
+    from cloudagent.turn import message_body
+
+    return message_body(text, None)
+
+
+def _shown(text: str) -> str:
+    """As it is for a program, made harmless for a terminal."""
+    return terminal.safe(text) if sys.stdout.isatty() else text
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"standard input is not UTF-8: {error}") from error

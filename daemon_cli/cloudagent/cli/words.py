@@ -1,0 +1,89 @@
+"""Rungs and durations as a person would say them."""
+
+from datetime import UTC, datetime
+from typing import Final
+
+from cloudagent_protocol.resources import DeliveryState, DeliveryTrace, Rung
+
+_PHRASES: Final = {
+    "stored": "stored by the server",
+    "sent": "sent to the machine",
+    "received": "on {actor}",
+    "started": "agent started",
+    "ready": "its tools are ready",
+    "seen": "the model began to answer",
+    "waiting": "waits",
+    "interrupted": "interrupted",
+    "replied": "replied",
+    "silent": "chose to stay silent",
+    "auto_published": "ended without sending; its last text was published",
+    "failed": "failed",
+    "cancelled": "cancelled by {actor}",
+    "dead": "given up",
+}
+_ENDED: Final = frozenset(
+    {DeliveryState.DONE, DeliveryState.FAILED, DeliveryState.CANCELLED, DeliveryState.DEAD}
+)
+
+
+def phrase(rung: Rung) -> str:
+    """What happened, in words; a rung of a newer server keeps its name."""
+    said = _PHRASES.get(str(rung.rung), str(rung.rung)).format(actor=rung.actor)
+    return f"{said} ({rung.detail})" if rung.detail else said
+
+
+def duration(seconds: float) -> str:
+    if seconds < 0.9995:
+        return f"{max(seconds, 0) * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} days"
+
+
+def ago(at: datetime, now: datetime | None = None) -> str:
+    return f"{duration(((now or datetime.now(UTC)) - at).total_seconds())} ago"
+
+
+def ladder(delivery: DeliveryTrace, agent: str, now: datetime | None = None) -> list[str]:
+    """A delivery, one line for each rung, with what it waits for if it is not over."""
+    lines = [f"to {agent}: {_summary(delivery)}"]
+    before: datetime | None = None
+    for rung in delivery.rungs:
+        when = f"{rung.at.astimezone():%H:%M:%S}"
+        later = f"{duration((rung.at - before).total_seconds())} later" if before else ""
+        lines.append(f"  {when}  {later:>16}  {phrase(rung)}")
+        before = rung.at
+    if before is not None and delivery.state not in _ENDED:
+        since = duration(((now or datetime.now(UTC)) - before).total_seconds())
+        lines.append(f"  now       {since + ' later':>16}  {_waits_for(delivery)}")
+    return lines
+
+
+def _summary(delivery: DeliveryTrace) -> str:
+    ended = delivery.state in _ENDED
+    words = (delivery.outcome or str(delivery.state)).replace("_", " ")
+    reason = f", {delivery.reason}" if delivery.reason else ""
+    attempts = f", attempt {delivery.attempt}" if delivery.attempt > 1 else ""
+    took = ""
+    if ended and len(delivery.rungs) > 1:
+        took = duration((delivery.rungs[-1].at - delivery.rungs[0].at).total_seconds())
+        took = f" after {took}"
+    return words + took + reason + attempts
+
+
+def _waits_for(delivery: DeliveryTrace) -> str:
+    if delivery.reason == "host_offline":
+        return "still here: its machine is offline (cloudagent hosts)"
+    match delivery.state:
+        case DeliveryState.QUEUED:
+            return "still here: waits for its turn"
+        case DeliveryState.LEASED:
+            return "on its way to the machine"
+        case DeliveryState.RECEIVED:
+            return "waits for its turn on the machine"
+        case _:
+            return "still at work"

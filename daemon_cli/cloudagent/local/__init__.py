@@ -1,0 +1,1 @@
+"""Server, daemon and agent of this computer, as `cloudagent up` runs them."""

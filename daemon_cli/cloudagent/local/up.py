@@ -1,0 +1,226 @@
+"""`cloudagent up`: from nothing to a chat with an agent, and back to nothing on Ctrl-C."""
+
+import getpass
+import re
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from cloudagent import config, terminal
+from cloudagent.async_client import AsyncCloudAgent
+from cloudagent.errors import CloudAgentError, ConnectionFailedError
+from cloudagent.local import pairing, ports
+from cloudagent.local.folder import NoRuntimeError, agent_for
+from cloudagent.local.home import Home, State
+from cloudagent.local.page import Page, offer
+from cloudagent.local.pairing import Grant
+from cloudagent.local.processes import POLL_S, Child, child, end_leftovers, first_to_end, script
+from cloudagent.local.report import Report
+from cloudagent_protocol.resources import HostMachine, HostState, Runtime
+
+_START_S: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for on the command line."""
+
+    folder: Path
+    #: None: 8700, or the next free one.
+    port: int | None = None
+    browser: bool = True
+    #: None: the first that is found.
+    runtime: str | None = None
+
+
+async def run_up(wishes: Wishes, report: Report) -> int:
+    """Run until a signal; or join the `up` that runs already. The exit code.
+
+    Raises:
+        CloudAgentError: something could not be started, or ended by itself.
+    """
+    home = Home(config.home())
+    with home.locked() as alone:
+        if not alone:
+            return await _join(home, wishes, report)
+        failed: list[CloudAgentError] = []
+        async with anyio.create_task_group() as tg:
+            with anyio.CancelScope() as scope:
+                tg.start_soon(_cancel_on_signal, scope, report)
+                try:
+                    await _start_and_wait(home, wishes, report)
+                except CloudAgentError as error:
+                    failed.append(error)
+            tg.cancel_scope.cancel()
+        report.clear()
+        home.save(replace(home.load(), processes=[]))
+    if failed and isinstance(failed[0], NoRuntimeError):
+        _tell_no_runtime(failed[0], report)
+        return terminal.ExitCode.FAILED
+    if failed:
+        raise failed[0]
+    return terminal.ExitCode.OK
+
+
+async def _start_and_wait(home: Home, wishes: Wishes, report: Report) -> None:
+    state = home.load()
+    if left := end_leftovers(state.processes):
+        report.note("cleaned", f"ended {left} processes that an earlier `up` had left")
+    port = ports.choose(wishes.port, state.port)
+    argv = [script("cloudagent-backend"), "serve", "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--database-url", home.database_url]
+    report.busy("server", "starting")
+    async with child("server", argv, home.backend_log) as server:
+        with _deadline(server):
+            line = await server.wait_for_line("Listening on ")
+        url = line.rpartition(" ")[2].rstrip("/")
+        report.done("server", f"{url}  (SQLite {_short(home.database)})")
+        if wishes.port is None and port != ports.PREFERRED:
+            report.note("port", f"{ports.PREFERRED} is taken by another program")
+        granted = await pairing.grant(home, _email())
+        async with _client(url, granted) as client:
+            report.busy("host", "pairing")
+            paired = await pairing.pair(client, home, state)
+        if paired.default_server:
+            report.note(
+                "profile",
+                f"the daemon's default profile belongs to {paired.default_server}",
+                f"and stays so; this server gets the profile “{paired.profile}”",
+            )
+        argv = [script("cloudagent-daemon"), "start", "--profile", paired.profile]
+        async with child("daemon", argv, home.daemon_log) as daemon:
+            async with _client(url, granted) as client:
+                host = await _online(client, paired.host.id, daemon, report)
+                page = await _introduce(client, host, granted, wishes, report)
+            processes = [server.identity, daemon.identity]
+            home.save(State(url, ports.of(url), host.id, processes))
+            pairing.save_login(url, granted, report)
+            await offer(page, report, browser=wishes.browser)
+            terminal.say("  Stop      Ctrl-C")
+            raise (await first_to_end(server, daemon)).death()
+
+
+async def _join(home: Home, wishes: Wishes, report: Report) -> int:
+    """Offer the page of the `up` that runs, with an agent for this folder too."""
+    report.busy("server", "is starting elsewhere")
+    state = await _started(home)
+    if not state.processes:
+        raise ConnectionFailedError(
+            "another `cloudagent up` is starting, and does not come to its end",
+            why=f"it holds {home.server_dir / 'up.lock'}, and nothing answers yet",
+            next_step=f"less {home.backend_log}",
+        )
+    granted = await pairing.grant(home, _email())
+    async with _client(state.url, granted) as client:
+        host = await client.hosts.get(state.host_id)
+        report.done("server", f"{state.url}  runs already")
+        try:
+            page = await _introduce(client, host, granted, wishes, report)
+        except NoRuntimeError as error:
+            _tell_no_runtime(error, report)
+            return terminal.ExitCode.FAILED
+    await offer(page, report, browser=wishes.browser)
+    return terminal.ExitCode.OK
+
+
+async def _started(home: Home) -> State:
+    """The state of the `up` that runs, once it is up; without processes if that takes too long."""
+    with anyio.move_on_after(_START_S):
+        while True:
+            state = home.load()
+            if state.processes:
+                return state
+            await anyio.sleep(POLL_S)
+    return State()
+
+
+async def _introduce(
+    client: AsyncCloudAgent, host: HostMachine, granted: Grant, wishes: Wishes, report: Report
+) -> Page:
+    """Say what this computer has, and make sure of an agent for the folder."""
+    usable = [runtime for runtime in host.runtimes if not runtime.problem]
+    if wishes.runtime is None and usable:
+        report.done("runtimes", " · ".join(_runtime(runtime) for runtime in usable))
+    agent = await agent_for(client, host, wishes.folder, wishes.runtime)
+    where = f"in {_short(wishes.folder)}  (this directory)"
+    report.done("agent", f"“{agent.name}” on {agent.driver} {where}")
+    return Page(client.settings.url, agent.name, granted.link_key)
+
+
+async def _online(
+    client: AsyncCloudAgent, host_id: str, daemon: Child, report: Report
+) -> HostMachine:
+    """The host, once its daemon has connected and told what it found."""
+    report.busy("host", "connecting")
+    with _deadline(daemon):
+        while True:
+            host = await client.hosts.get(host_id)
+            if host.state == HostState.ONLINE:
+                report.done("host", f"{host.name}  paired with this server")
+                return host
+            if daemon.process.returncode is not None:
+                raise daemon.death("could not connect")
+            await anyio.sleep(POLL_S)
+
+
+@contextmanager
+def _deadline(child: Child) -> Generator[None]:
+    try:
+        with anyio.fail_after(_START_S):
+            yield
+    except TimeoutError as error:
+        raise child.death(f"is not ready after {_START_S:g} s") from error
+
+
+async def _cancel_on_signal(scope: anyio.CancelScope, report: Report) -> None:
+    """The first signal ends everything in order; further ones change nothing about that."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async for _ in signals:
+            if not scope.cancel_called:
+                report.clear()
+                terminal.say("\nStopping …")
+                scope.cancel()
+
+
+def _client(url: str, granted: Grant) -> AsyncCloudAgent:
+    return AsyncCloudAgent(url, granted.access_token, max_retries=2)
+
+
+def _email() -> str:
+    """The one user of a server that only this person reaches."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # no such user, as in some containers
+        name = ""
+    return f"{re.sub(r'[^a-z0-9._-]', '', name.lower()).strip('.-_') or 'me'}@localhost.localdomain"
+
+
+def _runtime(runtime: Runtime) -> str:
+    logged_in = {True: " (logged in)", False: " (not logged in)", None: ""}[runtime.logged_in]
+    return f"{runtime.name} {runtime.version or ''}".strip() + logged_in
+
+
+def _short(path: Path) -> str:
+    """A path as people write it."""
+    with suppress(ValueError, RuntimeError):
+        return f"~/{path.relative_to(Path.home())}".removesuffix("/.")
+    return str(path)
+
+
+def _tell_no_runtime(error: CloudAgentError, report: Report) -> None:
+    if error.why:
+        report.failed("runtimes", str(error), f"why  {error.why}", f"next {error.next_step}")
+        return
+    report.failed(
+        "runtimes",
+        "no coding agent found (looked for claude)",
+        "install one         https://claude.ai/code",
+        "or use the built-in  cloudagent up --runtime builtin   (with ANTHROPIC_API_KEY set, or "
+        "OPENAI_API_KEY)",
+        "or just look around  cloudagent up --demo   (a scripted model, no key needed)",
+    )
