@@ -1,12 +1,18 @@
 """Which drivers there are."""
 
 from collections.abc import Mapping
+from typing import Final
+
+import anyio
 
 from cloudagent_daemon.drivers.base import Driver, DriverError
+from cloudagent_daemon.drivers.builtin import BUILTIN, SCRIPTED
+from cloudagent_daemon.drivers.claude_code import CLAUDE_CODE
 from cloudagent_protocol.events import Reason
 from cloudagent_protocol.resources import Runtime
 
-DRIVERS: dict[str, Driver] = {}
+_ALL: Final[tuple[Driver, ...]] = (CLAUDE_CODE, BUILTIN, SCRIPTED)
+DRIVERS: Final = {driver.name: driver for driver in _ALL}
 
 
 def driver_named(name: str) -> Driver:
@@ -26,4 +32,12 @@ def driver_named(name: str) -> Driver:
 
 async def detect(environment: Mapping[str, str]) -> list[Runtime]:
     """The agent programs of this machine, usable or not, in the table's order."""
-    raise NotImplementedError
+    found: dict[str, Runtime] = {}
+
+    async def look(driver: Driver) -> None:
+        found[driver.name] = await driver.detect(environment)
+
+    async with anyio.create_task_group() as tasks:
+        for driver in DRIVERS.values():
+            tasks.start_soon(look, driver)
+    return [found[name] for name in DRIVERS]

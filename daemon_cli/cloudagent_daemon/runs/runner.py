@@ -1,85 +1,67 @@
 """One run, whole: from a delivered message to exactly one `Finished`."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+import logging
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 
-from cloudagent_protocol.events import Outcome
-from cloudagent_protocol.frames import Deliver, Delta, ListMessages, RunReport, Send
-from cloudagent_protocol.ids import DeliveryId, RunId
+from cloudagent_daemon import crash
+from cloudagent_daemon.bridge.server import Bridge, Session
+from cloudagent_daemon.bridge.tools import TOOLS, Toolbox, ToolError
+from cloudagent_daemon.config import Settings
+from cloudagent_daemon.drivers.base import (
+    Command,
+    DriverError,
+    DriverEvent,
+    DriverSession,
+    Job,
+    TextDelta,
+    ToolServer,
+    Turn,
+    TurnEnd,
+)
+from cloudagent_daemon.drivers.lines import clip
+from cloudagent_daemon.drivers.table import driver_named
+from cloudagent_daemon.process import Child, SpawnError, end_leftover
+from cloudagent_daemon.runs import prompts
+from cloudagent_daemon.runs.attempt import Attempt, Seen
+from cloudagent_daemon.runs.environment import child_environment
+from cloudagent_daemon.runs.outcome import Facts, Failure, Verdict, judge
+from cloudagent_daemon.runs.ports import Launch, StopSignal, Uplink, UplinkError
+from cloudagent_daemon.runs.report import Reporter, now
+from cloudagent_daemon.runs.workspace import SpawnRecord, TurnRecord, Workspace
+from cloudagent_protocol.content import MAX_TEXT_CHARS
+from cloudagent_protocol.events import Finished, Outcome, Ready, Reason, Retry, Started, ToolCall
+from cloudagent_protocol.frames import Deliver, ListMessages, Send
+from cloudagent_protocol.ids import ConversationId, MessageId, RunId, new_message_id, new_run_id
 
+__all__ = ["Launch", "Runner", "StopSignal", "Uplink", "UplinkError"]
 
-class UplinkError(Exception):
-    """The backend could not be asked; `str()` says why, for a model or a person to read."""
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Launch:
-    """A process that was started; enough to find it again after the daemon's death."""
-
-    run_id: RunId
-    delivery_id: DeliveryId
-    launch_id: str
-    pid: int
-    #: When the process was created, as psutil tells it (Unix seconds): guards against a reused pid.
-    started_at: float
-    attempt: int
-
-
-class Uplink(Protocol):
-    """What a run needs of the link and the spool."""
-
-    async def report(self, frame: RunReport | Send) -> None:
-        """Keeps the frame until the backend has it; durable on disk when this returns."""
-        ...
-
-    async def finish(self, frame: RunReport) -> None:
-        """As `report`, for the run's `Finished`; ends its deliveries in the same transaction."""
-        ...
-
-    async def launched(self, launch: Launch) -> None:
-        """Remembers a process, durably, so that the daemon's next life can end it."""
-        ...
-
-    def delta(self, frame: Delta) -> None:
-        """Passes a piece of text on if the link is up; may drop it."""
-        ...
-
-    async def list_messages(self, query: ListMessages) -> list[dict[str, Any]]:
-        """Messages of a conversation as the API shows them, oldest first.
-
-        Raises:
-            UplinkError: the backend cannot be reached, or refuses.
-        """
-        ...
-
-
-class StopSignal:
-    """Asks a run to stop; the first request counts."""
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-        #: Who asked: a person's name.
-        self.actor = ""
-        #: Whether the daemon itself is going down, rather than a person having asked.
-        self.daemon_stops = False
-
-    @property
-    def requested(self) -> bool:
-        return self._event.is_set()
-
-    def request(self, actor: str, *, daemon_stops: bool = False) -> None:
-        if not self.requested:
-            self.actor, self.daemon_stops = actor, daemon_stops
-            self._event.set()
-
-    async def wait(self) -> None:
-        await self._event.wait()
+#: How long a run may wait for the backend to tell what was said before.
+_HISTORY_S: Final = 5.0
+_OUR_TOOLS: Final = frozenset(tool.name for tool in TOOLS)
+#: After these, a resumed session is given up and the message put to a fresh one.
+_SESSION_FAULTS: Final = frozenset(
+    {Reason.SESSION_LOST, Reason.CONTEXT_OVERFLOW, Reason.INVALID_REQUEST}
+)
 
 
 class Runner:
     """Runs deliveries; holds no state between them, so several may run at once."""
+
+    def __init__(self, settings: Settings, bridge: Bridge, uplink: Uplink) -> None:
+        self._settings = settings
+        self._bridge = bridge
+        self._uplink = uplink
 
     async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome:
         """Does one delivery's work; returns when its process tree is gone and `finish` returned.
@@ -87,4 +69,410 @@ class Runner:
         Raises nothing but cancellation: then the process tree is gone too and nothing is reported,
         so that the daemon's next life finds the delivery unfinished and runs it again.
         """
-        raise NotImplementedError
+        try:
+            workspace = Workspace(self._settings.agents_dir, deliver.agent)
+            await anyio.to_thread.run_sync(workspace.prepare)
+            earlier = await anyio.to_thread.run_sync(workspace.turn_of, deliver.delivery_id)
+            if earlier and (outcome := await self._settled(deliver, workspace, earlier)):
+                return outcome
+            run = _Run(self._settings, self._bridge, self._uplink, deliver, workspace)
+            return await run.go(attempt, stop, earlier)
+        except Exception as error:
+            logger.exception("a run failed", extra={"action": "run", "id": deliver.delivery_id})
+            return await self._give_up(deliver, error)
+
+    async def _settled(
+        self, deliver: Deliver, workspace: Workspace, earlier: TurnRecord
+    ) -> Outcome | None:
+        """Ends what an earlier life of the daemon left, and the delivery too if its turn was over.
+
+        Over means: the verdict was written down, or the agent's last act was a reply. What it sent
+        is handed on again under the same ids, which changes nothing if it had arrived.
+        """
+        await end_leftover(0, 0.0, earlier.launch_id)
+        for send in earlier.sends:
+            await self._uplink.report(send)
+        finished = earlier.finished
+        if finished is None and earlier.sends and not earlier.worked_since:
+            detail = "The daemon stopped right after this reply; the turn was not repeated."
+            finished = Finished(seq=1, at=now(), outcome=Outcome.REPLIED, detail=detail)
+            earlier = earlier.model_copy(update={"run_id": new_run_id()})
+        if finished is None:
+            return None
+        await Reporter(self._uplink, deliver, earlier.run_id).finish(finished)
+        await anyio.to_thread.run_sync(workspace.forget_turn, deliver.delivery_id)
+        return finished.outcome
+
+    async def _give_up(self, deliver: Deliver, error: Exception) -> Outcome:
+        finished = Finished(
+            seq=1,
+            at=now(),
+            outcome=Outcome.FAILED,
+            reason=Reason.INTERNAL,
+            detail=f"The daemon could not do this run ({error!r}); its log has more.",
+        )
+        try:
+            await Reporter(self._uplink, deliver, new_run_id()).finish(finished)
+        except Exception:
+            logger.exception("a failed run could not be reported", extra={"action": "run"})
+        return Outcome.FAILED
+
+
+class _Run:
+    """One run under way; to the tools of its agent it is the desk (`bridge.tools.Desk`)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        bridge: Bridge,
+        uplink: Uplink,
+        deliver: Deliver,
+        workspace: Workspace,
+    ) -> None:
+        self._settings = settings
+        self._bridge = bridge
+        self._uplink = uplink
+        self._deliver = deliver
+        self._workspace = workspace
+        self._run_id: RunId = new_run_id()
+        self._reporter = Reporter(uplink, deliver, self._run_id)
+        self._record = TurnRecord(run_id=self._run_id, launch_id="")
+        self._silence: str | None = None
+        self._launches = 0
+        self._attempt: Attempt | None = None
+
+    async def go(self, attempt: int, stop: StopSignal, earlier: TurnRecord | None) -> Outcome:
+        sent = [send.text for send in earlier.sends] if earlier else []
+        note = prompts.interrupted(sent) if earlier or attempt > 1 else ""
+        if earlier:
+            # They count for this turn, and are not lost if it too is cut off.
+            self._record.sends, self._record.worked_since = earlier.sends, True
+        async with self._folder() as folder, self._bridge.session(Toolbox(self), folder) as place:
+            seen, failure = await self._attempts(note, attempt, stop, folder, place)
+        return await self._conclude(seen, failure, stop)
+
+    # --- processes ---
+
+    async def _attempts(
+        self, note: str, attempt: int, stop: StopSignal, folder: Path, place: Session
+    ) -> tuple[Seen, Failure | None]:
+        """Processes until one has had its turn; each cause of a further one counts once."""
+        session_id, handoff = await self._session()
+        tried: set[Reason] = set()
+        while True:
+            prompt = f"{handoff}{note}{self._deliver.message.text}"
+            try:
+                seen = await self._process(
+                    self._job(session_id, folder, place), Turn(prompt), attempt, stop, place
+                )
+            except DriverError as error:
+                return Seen(), Failure(error.reason, str(error))
+            except SpawnError as error:
+                return Seen(), Failure(Reason.SPAWN_FAILED, str(error))
+            again = self._worth_another(seen, session_id, stop)
+            if again is None or again in tried:
+                return seen, seen.failure
+            tried.add(again)
+            if again in _SESSION_FAULTS:
+                session_id, handoff = None, await self._handoff()
+            detail = seen.end.detail if seen.end else ""
+            await self._reporter.event(
+                Retry(at=now(), attempt=self._launches + 1, reason=again, detail=detail)
+            )
+
+    def _worth_another(self, seen: Seen, session_id: str | None, stop: StopSignal) -> Reason | None:
+        """Why this process should be followed by another; None if it should not."""
+        reason = seen.end.reason if seen.end else None
+        if stop.requested or reason is None:
+            return None
+        if reason is Reason.TOOLS_UNAVAILABLE:
+            return reason
+        untouched = not self._record.sends and not self._record.worked_since
+        if reason in _SESSION_FAULTS and session_id and untouched:
+            return reason
+        return None
+
+    async def _process(
+        self, job: Job, turn: Turn, attempt: int, stop: StopSignal, place: Session
+    ) -> Seen:
+        """One process, from its command to its end.
+
+        Raises:
+            DriverError: there is nothing to start.
+            SpawnError: it could not be started.
+        """
+        driver = driver_named(self._deliver.agent.driver).open(job)
+        command = await anyio.to_thread.run_sync(_prepared, driver)
+        crash.point("before_spawn")
+        launch_id = uuid.uuid4().hex
+        self._record.launch_id = launch_id
+        await self._keep_record()
+        spawn = SpawnRecord(
+            run_id=self._run_id,
+            launch_id=launch_id,
+            argv=list(command.argv),
+            cwd=str(job.cwd),
+            started_at=now(),
+        )
+
+        async def started(child: Child) -> None:
+            place.admit(child.pid)
+            await self._started(child, attempt, resumed=job.session_id is not None)
+            spawn.pid = child.pid
+            await anyio.to_thread.run_sync(self._workspace.keep_spawn, spawn)
+
+        self._attempt = Attempt(
+            session=driver,
+            command=command,
+            turn=turn,
+            env=self._environment(command),
+            cwd=job.cwd,
+            launch_id=launch_id,
+            on_start=started,
+            on_event=self._event,
+            stop=stop,
+            hang_timeout_s=self._settings.hang_timeout_s,
+        )
+        try:
+            seen = await self._attempt.run()
+        except SpawnError as error:
+            spawn.problem = str(error)
+            raise
+        else:
+            spawn.exit_code, spawn.stderr_tail = seen.exit_code, seen.stderr_tail
+        finally:
+            self._attempt = None
+            spawn.ended_at = now()
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._workspace.keep_spawn, spawn)
+        return seen
+
+    async def _started(self, child: Child, attempt: int, *, resumed: bool) -> None:
+        self._launches += 1
+        await self._uplink.launched(
+            Launch(
+                run_id=self._run_id,
+                delivery_id=self._deliver.delivery_id,
+                launch_id=child.launch_id,
+                pid=child.pid,
+                started_at=child.started_at,
+                attempt=attempt,
+            )
+        )
+        crash.point("after_spawn")
+        if self._launches == 1:
+            await self._reporter.event(
+                Started(
+                    at=now(),
+                    driver=self._deliver.agent.driver,
+                    attempt=attempt,
+                    launch_id=child.launch_id,
+                    pid=child.pid,
+                    resumed=resumed,
+                )
+            )
+
+    async def _event(self, event: DriverEvent) -> None:
+        if isinstance(event, TextDelta):
+            self._reporter.delta(event)
+            return
+        if isinstance(event, TurnEnd):
+            await self._keep_session(event.session_id if event.reason is None else None)
+            return
+        if isinstance(event, Ready):
+            await self._keep_session(event.session_id)
+        if isinstance(event, ToolCall) and self._record.sends and not _is_ours(event):
+            self._record.worked_since = True
+            await self._keep_record()
+        await self._reporter.event(event)
+
+    def _job(self, session_id: str | None, folder: Path, place: Session) -> Job:
+        space = self._workspace
+        system = prompts.system_prompt(
+            self._deliver.agent, cwd=space.cwd, memory=space.memory, notes=space.notes
+        )
+        return Job(
+            agent=self._deliver.agent,
+            home=space.home,
+            cwd=space.cwd,
+            sessions_dir=space.sessions,
+            run_dir=folder,
+            tools=ToolServer(place.command, place.socket_path, place.token_file),
+            system_prompt=system,
+            session_id=session_id,
+            new_session_id=str(uuid.uuid4()),
+            environment=self._settings.environment,
+        )
+
+    def _environment(self, command: Command) -> dict[str, str]:
+        return child_environment(
+            self._settings.environment,
+            inherits=command.inherits,
+            agent=self._deliver.agent.env,
+            command=command.env,
+            secrets=(self._settings.machine_key,),
+        )
+
+    @asynccontextmanager
+    async def _folder(self) -> AsyncGenerator[Path]:
+        """A folder that lives as long as the run."""
+        parent = self._settings.runtime_dir
+        folder = await anyio.to_thread.run_sync(_make_folder, parent)
+        try:
+            yield folder
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_remove_folder, folder)
+
+    # --- sessions ---
+
+    async def _session(self) -> tuple[str | None, str]:
+        """The session to resume, or None and what to tell a fresh one of an earlier one."""
+        conversation = self._deliver.message.conversation_id
+        record = await anyio.to_thread.run_sync(self._workspace.session_of, conversation)
+        if record is None:
+            return None, ""
+        if not self._workspace.resumable(record):
+            return None, await self._handoff()
+        return record.session_id, ""
+
+    async def _handoff(self) -> str:
+        query = ListMessages(
+            agent_id=self._deliver.agent.id,
+            conversation_id=self._deliver.message.conversation_id,
+            before=self._deliver.message.id,
+        )
+        try:
+            with anyio.fail_after(_HISTORY_S):
+                return prompts.handoff(await self._uplink.list_messages(query))
+        except (UplinkError, TimeoutError):
+            return prompts.handoff(None)
+
+    async def _keep_session(self, session_id: str | None) -> None:
+        if session_id is None:
+            return
+        conversation = self._deliver.message.conversation_id
+        await anyio.to_thread.run_sync(self._workspace.keep_session, conversation, session_id)
+
+    # --- the end ---
+
+    async def _conclude(self, seen: Seen, failure: Failure | None, stop: StopSignal) -> Outcome:
+        verdict = judge(
+            Facts(
+                end=seen.end,
+                exit_code=seen.exit_code,
+                failure=failure,
+                stopped_by=stop.actor if stop.requested else None,
+                daemon_stops=stop.daemon_stops,
+                sends=len(self._record.sends),
+                silence=self._silence,
+            )
+        )
+        if verdict.publish is not None:
+            await self._send(clip(verdict.publish, MAX_TEXT_CHARS // 2 - 100)[0], auto=True)
+        finished = self._finished(verdict, seen)
+        self._record.finished = finished
+        await self._keep_record()
+        crash.point("before_finish")
+        await self._reporter.finish(finished)
+        await anyio.to_thread.run_sync(self._workspace.forget_turn, self._deliver.delivery_id)
+        return finished.outcome
+
+    def _finished(self, verdict: Verdict, seen: Seen) -> Finished:
+        return Finished(
+            seq=self._reporter.last_seq + 1,
+            at=now(),
+            outcome=verdict.outcome,
+            reason=verdict.reason,
+            detail=verdict.detail,
+            exit_code=seen.exit_code,
+            stderr_tail=seen.stderr_tail,
+            session_id=seen.end.session_id if seen.end else None,
+            usage=seen.end.usage if seen.end else None,
+        )
+
+    # --- the desk ---
+
+    @property
+    def memory(self) -> Path:
+        return self._workspace.memory
+
+    async def send(self, text: str, conversation_id: ConversationId | None) -> MessageId:
+        if conversation_id not in (None, self._deliver.message.conversation_id):
+            # The backend's answer to this says whether the agent belongs there.
+            await self.list_messages(conversation_id, 1, None)
+        self._stir()
+        return await self._send(text, conversation_id)
+
+    async def list_messages(
+        self, conversation_id: ConversationId | None, limit: int, before: MessageId | None
+    ) -> list[dict[str, Any]]:
+        self._stir()
+        query = ListMessages(
+            agent_id=self._deliver.agent.id,
+            conversation_id=conversation_id or self._deliver.message.conversation_id,
+            limit=limit,
+            before=before,
+        )
+        try:
+            return await self._uplink.list_messages(query)
+        except UplinkError as error:
+            raise ToolError(str(error)) from error
+
+    def stay_silent(self, reason: str) -> None:
+        self._stir()
+        self._silence = reason
+
+    def _stir(self) -> None:
+        if self._attempt is not None:
+            self._attempt.sign_of_life()
+
+    async def _send(
+        self, text: str, conversation_id: ConversationId | None = None, *, auto: bool = False
+    ) -> MessageId:
+        here = self._deliver.message.conversation_id
+        target = conversation_id or here
+        send = Send(
+            message_id=new_message_id(),
+            agent_id=self._deliver.agent.id,
+            conversation_id=target,
+            run_id=self._run_id,
+            text=text,
+            in_reply_to=self._deliver.message.id if target == here else None,
+            auto_published=auto,
+            sent_at=now(),
+        )
+        self._record.sends.append(send)
+        self._record.worked_since = False
+        await self._keep_record()
+        await self._uplink.report(send)
+        crash.point("after_send")
+        return send.message_id
+
+    async def _keep_record(self) -> None:
+        delivery = self._deliver.delivery_id
+        snapshot = self._record.model_copy(deep=True)
+        await anyio.to_thread.run_sync(self._workspace.keep_turn, delivery, snapshot)
+
+
+def _is_ours(call: ToolCall) -> bool:
+    # claude calls our tools mcp__cloudagent__send_message and so on.
+    return call.name.rpartition("__")[2] in _OUR_TOOLS
+
+
+def _prepared(driver: DriverSession) -> Command:
+    """The driver's command, its files written. Blocks: finding a program looks at the disk."""
+    command = driver.launch()
+    for path, text in command.files.items():
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+    return command
+
+
+def _make_folder(parent: Path) -> Path:
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="run-", dir=parent))
+
+
+def _remove_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

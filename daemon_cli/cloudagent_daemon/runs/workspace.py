@@ -39,6 +39,8 @@ class TurnRecord(BaseModel):
     """What must be known of a delivery's turn if the daemon dies in it; gone when it is over."""
 
     run_id: RunId
+    #: The process that works on it, as its environment names it.
+    launch_id: str
     #: All that the agent sent, written down before it was handed on.
     sends: list[Send] = Field(default_factory=list[Send])
     #: Whether the agent went on working after its last send.
@@ -54,7 +56,7 @@ class SpawnRecord(BaseModel):
     launch_id: str
     argv: list[str]
     cwd: str
-    pid: int | None
+    pid: int | None = None
     started_at: AwareDatetime
     ended_at: AwareDatetime | None = None
     exit_code: int | None = None
@@ -95,12 +97,13 @@ class Workspace:
 
     # --- sessions ---
 
-    def session_of(self, conversation: ConversationId) -> str | None:
-        """The session to resume, if the driver and the folder are still the ones it began with."""
-        record = _load(self._session_file(conversation), SessionRecord)
-        if record and record.driver == self.agent.driver and record.cwd == str(self.cwd):
-            return record.session_id
-        return None
+    def session_of(self, conversation: ConversationId) -> SessionRecord | None:
+        """The conversation's session, whether it can still be resumed (`resumable`) or not."""
+        return _load(self._session_file(conversation), SessionRecord)
+
+    def resumable(self, record: SessionRecord) -> bool:
+        """Whether the driver and the folder are still the ones that the session began with."""
+        return record.driver == self.agent.driver and record.cwd == str(self.cwd)
 
     def keep_session(self, conversation: ConversationId, session_id: str) -> None:
         record = SessionRecord(driver=self.agent.driver, cwd=str(self.cwd), session_id=session_id)

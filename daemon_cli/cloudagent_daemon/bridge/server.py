@@ -1,0 +1,235 @@
+"""The daemon's end of the bridge: a Unix socket, at which every run's agent finds its own tools.
+
+Three checks stand before the first word of MCP: the peer is the same user, it knows the token of a
+run that is alive, and it descends from that run's process; a token that another agent of the same
+user has read does not help it.
+"""
+
+import hashlib
+import hmac
+import importlib
+import json
+import logging
+import os
+import secrets
+import socket
+import struct
+import sys
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import psutil
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from cloudagent_daemon.bridge import shim
+from cloudagent_daemon.bridge.tools import Toolbox
+
+logger = logging.getLogger(__name__)
+
+#: Bytes that a Unix socket's path may have (sun_path, less its closing NUL).
+MAX_PATH_BYTES: Final = 103 if sys.platform == "darwin" else 107
+#: How long a peer may take to present its token.
+TOKEN_S: Final = 5.0
+#: How long the end of a run waits for tool calls that are under way.
+CLOSE_S: Final = 30.0
+
+
+class Session:
+    """One run's place at the bridge."""
+
+    def __init__(self, toolbox: Toolbox, socket_path: Path, token_file: Path) -> None:
+        self.toolbox = toolbox
+        self.socket_path = socket_path
+        self.token_file = token_file
+        self._pids: set[int] = set()
+        self._admitting = anyio.Event()
+        self.connections: set[anyio.CancelScope] = set()
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What an agent starts as its MCP server on stdio."""
+        here = (str(self.socket_path), str(self.token_file))
+        return (sys.executable, "-I", "-S", str(Path(shim.__file__)), *here)
+
+    def admit(self, pid: int) -> None:
+        """From now on this process and its descendants may connect."""
+        self._pids.add(pid)
+        self._admitting.set()
+
+    async def admits(self, pid: int) -> bool:
+        # A quick agent may connect before its start has been noted.
+        with anyio.move_on_after(TOKEN_S):
+            await self._admitting.wait()
+        return await anyio.to_thread.run_sync(_descends, pid, frozenset(self._pids))
+
+    async def close(self) -> None:
+        """Lets calls under way finish, then cuts the connections."""
+        with anyio.move_on_after(CLOSE_S):
+            await self.toolbox.idle()
+        for scope in self.connections:
+            scope.cancel()
+
+
+class Bridge:
+    """The socket and the runs that are alive behind it.
+
+    Args:
+        state_dir: where people look for `bridge.sock`; None in one-shot mode.
+        runtime_dir: a private folder with a short path, for when that one is too long.
+    """
+
+    def __init__(self, state_dir: Path | None, runtime_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._runtime_dir = runtime_dir
+        self._path: Path | None = None
+        self._sessions: dict[bytes, Session] = {}
+        self._connections = 0
+
+    async def serve(
+        self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listens until cancelled; ready once the socket is there."""
+        path, pointer = await anyio.to_thread.run_sync(_place, self._state_dir, self._runtime_dir)
+        try:
+            async with await anyio.create_unix_listener(path, mode=0o600) as listener:
+                self._path = path
+                task_status.started()
+                await listener.serve(self._connected)
+        finally:
+            self._path = None
+            for file in filter(None, (path, pointer)):
+                file.unlink(missing_ok=True)
+
+    async def warm_up(self) -> None:
+        """Imports `mcp`, which takes most of a second, in a thread; at once if that is done."""
+        await anyio.to_thread.run_sync(importlib.import_module, "cloudagent_daemon.bridge.rpc")
+
+    @asynccontextmanager
+    async def session(self, toolbox: Toolbox, folder: Path) -> AsyncGenerator[Session]:
+        """A place for a run, with a token of its own in `folder`; on exit the token is dead."""
+        if self._path is None:
+            raise RuntimeError("the bridge is not serving")
+        token = secrets.token_urlsafe(32)
+        digest = hashlib.sha256(token.encode()).digest()
+        token_file = folder / "bridge.token"
+        await anyio.to_thread.run_sync(_write_token, token_file, token)
+        session = Session(toolbox, self._path, token_file)
+        self._sessions[digest] = session
+        try:
+            yield session
+        finally:
+            del self._sessions[digest]
+            with anyio.CancelScope(shield=True):
+                await session.close()
+
+    async def _connected(self, stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            buffered = BufferedByteReceiveStream(stream)
+            session = await self._authenticated(stream, buffered)
+            if session is None:
+                return
+            await self.warm_up()
+            from cloudagent_daemon.bridge.rpc import converse
+
+            self._connections += 1
+            name = f"c{self._connections}"
+            with anyio.CancelScope() as scope:
+                session.connections.add(scope)
+                try:
+                    await converse(stream, buffered, session.toolbox, name)
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    logger.debug("an agent left the bridge", extra={"action": "bridge"})
+                finally:
+                    session.connections.discard(scope)
+
+    async def _authenticated(
+        self, stream: anyio.abc.SocketStream, buffered: BufferedByteReceiveStream
+    ) -> Session | None:
+        pid, uid = peer_of(stream.extra(anyio.abc.SocketAttribute.raw_socket))  # noqa: S610 (no Django here)
+        if uid != os.getuid():
+            return _refuse("another user", pid)
+        session = self._holder_of(await _read_token(buffered))
+        if session is None:
+            return _refuse("no run that is alive has this token", pid)
+        if pid is not None and not await session.admits(pid):
+            return _refuse("the token belongs to another process's run", pid)
+        return session
+
+    def _holder_of(self, token: str) -> Session | None:
+        presented = hashlib.sha256(token.encode("utf-8", "replace")).digest()
+        for digest, session in self._sessions.items():
+            if hmac.compare_digest(digest, presented):
+                return session
+        return None
+
+
+def peer_of(sock: socket.socket) -> tuple[int | None, int]:
+    """Process id (None where the system does not tell) and user id at the other end."""
+    if sys.platform == "darwin":
+        # <sys/un.h>: SOL_LOCAL 0, LOCAL_PEERCRED 1 (struct xucred: version, uid, ...), PEERPID 2.
+        _, uid = struct.unpack("=Ii", sock.getsockopt(0, 1, 76)[:8])
+        return sock.getsockopt(0, 2), uid
+    pid, uid, _ = struct.unpack("=3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
+async def _read_token(buffered: BufferedByteReceiveStream) -> str:
+    """The token that the peer presents; empty if it presents none in time."""
+    try:
+        with anyio.fail_after(TOKEN_S):
+            line = await buffered.receive_until(b"\n", 1_024)
+        value: Any = json.loads(line)
+    except (TimeoutError, ValueError, anyio.IncompleteRead, anyio.DelimiterNotFound, OSError):
+        return ""
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        return ""
+    token = cast("dict[str, Any]", value).get("token") if isinstance(value, dict) else None
+    return token if isinstance(token, str) else ""
+
+
+def _refuse(why: str, pid: int | None) -> None:
+    logger.warning("bridge: connection refused: %s", why, extra={"action": "bridge", "pid": pid})
+
+
+def _descends(pid: int, ancestors: frozenset[int]) -> bool:
+    if pid in ancestors:
+        return True
+    try:
+        return any(parent.pid in ancestors for parent in psutil.Process(pid).parents())
+    except psutil.Error:
+        return False
+
+
+def _write_token(path: Path, token: str) -> None:
+    with open(
+        path, "x", encoding="ascii", opener=lambda p, flags: os.open(p, flags, 0o400)
+    ) as file:
+        file.write(token)
+
+
+def _place(state_dir: Path | None, runtime_dir: Path) -> tuple[Path, Path | None]:
+    """Where the socket goes, and the pointer file that names it if it is not where people look."""
+    folders = [folder for folder in (state_dir, runtime_dir) if folder is not None]
+    for folder in folders:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = next(
+        (
+            folder / "bridge.sock"
+            for folder in folders
+            if len(os.fsencode(folder / "bridge.sock")) <= MAX_PATH_BYTES
+        ),
+        None,
+    )
+    if path is None:
+        path = Path(tempfile.mkdtemp(prefix="cloudagent-", dir="/tmp")) / "bridge.sock"
+    if state_dir is None or path.parent == state_dir:
+        return path, None
+    pointer = state_dir / "bridge.sock.path"
+    pointer.write_text(f"{path}\n", encoding="utf-8")
+    return path, pointer

@@ -1,0 +1,420 @@
+"""Claude Code: one `claude -p` per message, its session resumed, its stream-json read.
+
+Seen with 2.1.197; what a newer one prints and we do not know is skipped. What is decided here is
+decided by fields (`subtype`, `error`, `api_error_status`, `terminal_reason`), never by wording.
+"""
+
+import json
+import re
+import shutil
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, cast
+
+from cloudagent_daemon.drivers.base import (
+    Capabilities,
+    Command,
+    DriverError,
+    DriverEvent,
+    DriverSession,
+    Job,
+    TextDelta,
+    Turn,
+    TurnEnd,
+)
+from cloudagent_daemon.drivers.lines import clip, parse_object
+from cloudagent_daemon.drivers.probe import probe
+from cloudagent_protocol.events import (
+    Ready,
+    Reason,
+    Retry,
+    Text,
+    ToolCall,
+    ToolResult,
+    Usage,
+    UsageReported,
+)
+from cloudagent_protocol.resources import Runtime
+
+PROGRAM: Final = "claude"
+SERVER: Final = "cloudagent"
+#: Where installers put it, for daemons that a service manager starts with a bare PATH.
+_FOLDERS: Final = (
+    "~/.local/bin", "~/.claude/local", "~/.npm-global/bin", "/usr/local/bin", "/opt/homebrew/bin"
+)  # fmt: skip
+_INHERITS: Final = (
+    "ANTHROPIC_*", "CLAUDE_*", "DISABLE_*", "IS_SANDBOX", "MCP_*", "ENABLE_TOOL_SEARCH",
+    "AWS_*", "GOOGLE_*", "CLOUD_ML_REGION", "VERTEX_*",
+)  # fmt: skip
+#: Claude's own default of 10 lets a wrong key or a refusal take three minutes.
+_MAX_RETRIES: Final = "4"
+
+_BY_ERROR: Final = {
+    "authentication_failed": Reason.AUTHENTICATION,
+    "oauth_org_not_allowed": Reason.AUTHENTICATION,
+    "billing_error": Reason.BILLING,
+    "rate_limit": Reason.RATE_LIMIT,
+    "overloaded": Reason.OVERLOADED,
+    "invalid_request": Reason.INVALID_REQUEST,
+    "model_not_found": Reason.INVALID_REQUEST,
+    "server_error": Reason.SERVER_ERROR,
+}
+_BY_STATUS: Final = {
+    400: Reason.INVALID_REQUEST,
+    401: Reason.AUTHENTICATION,
+    402: Reason.BILLING,
+    403: Reason.AUTHENTICATION,
+    404: Reason.INVALID_REQUEST,
+    413: Reason.CONTEXT_OVERFLOW,
+    429: Reason.RATE_LIMIT,
+    529: Reason.OVERLOADED,
+}
+_BY_TERMINATION: Final = {
+    "prompt_too_long": Reason.CONTEXT_OVERFLOW,
+    "blocking_limit": Reason.CONTEXT_OVERFLOW,
+    "rapid_refill_breaker": Reason.CONTEXT_OVERFLOW,
+    "image_error": Reason.INVALID_REQUEST,
+    "max_turns": Reason.MAX_TURNS,
+}
+
+Json = dict[str, Any]
+
+
+class ClaudeCode:
+    """The driver `claude_code`."""
+
+    name = "claude_code"
+
+    def open(self, job: Job) -> DriverSession:
+        return ClaudeSession(job)
+
+    async def detect(self, environment: Mapping[str, str]) -> Runtime:
+        path = find_program(environment)
+        if path is None:
+            why = "not found; install it with  npm install -g @anthropic-ai/claude-code"
+            return Runtime(name=self.name, problem=why)
+        output, problem = await probe([path, "--version"], environment)
+        version = output.split()[0] if output.split() else None
+        return Runtime(name=self.name, version=version, path=path, problem=problem)
+
+
+def find_program(environment: Mapping[str, str]) -> str | None:
+    """The absolute path of `claude`, on PATH or where its installers put it."""
+    home = environment.get("HOME", "~")
+    folders = [folder.replace("~", home, 1) for folder in _FOLDERS]
+    path = ":".join([environment.get("PATH", ""), *folders])
+    found = shutil.which(PROGRAM, path=path)
+    return str(Path(found).absolute()) if found else None
+
+
+class ClaudeSession:
+    """One `claude -p` process."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._session_id = job.session_id or job.new_session_id
+        self._initialised = False
+        #: Number of the next text block, and those that were begun and not yet finished.
+        self._blocks = 0
+        self._begun: deque[_Block] = deque()
+        #: The `error` of the last failed request, and the last text of the model.
+        self._error: str | None = None
+        self._last_text = ""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(resume=True)
+
+    def launch(self) -> Command:
+        job = self._job
+        config, append = job.run_dir / "mcp.json", job.run_dir / "system-prompt.md"
+        words = [
+            *self._program(),
+            *("-p", "--output-format", "stream-json", "--verbose", "--include-partial-messages"),
+            *("--mcp-config", str(config), "--strict-mcp-config"),
+            *("--append-system-prompt-file", str(append)),
+            *("--allowedTools", f"mcp__{SERVER}"),
+            *("--permission-mode", job.agent.mode),
+        ]
+        if job.agent.model:
+            words += ["--model", job.agent.model]
+        if job.session_id:
+            # One word: a value that begins with a dash would be read as a flag.
+            words.append(f"--resume={job.session_id}")
+        else:
+            words.append(f"--session-id={job.new_session_id}")
+        return Command(
+            argv=tuple(words),
+            env={
+                "DISABLE_AUTOUPDATER": "1",
+                "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                "CLAUDE_CODE_MAX_RETRIES": job.environment.get(
+                    "CLAUDE_CODE_MAX_RETRIES", _MAX_RETRIES
+                ),
+            },
+            inherits=_INHERITS,
+            files={config: self._mcp_config(), append: job.system_prompt},
+            journal=self._journal(),
+        )
+
+    def prompt(self, turn: Turn) -> bytes:
+        return turn.prompt.encode("utf-8", "replace")
+
+    def interrupt(self) -> bytes | signal.Signals:
+        # The one signal at which claude ends its own tools too.
+        return signal.SIGINT
+
+    def receive(self, line: bytes) -> Iterable[DriverEvent]:
+        message = parse_object(line)
+        if message is None:
+            return ()
+        match message.get("type"):
+            case "system":
+                return self._system(message)
+            case "stream_event" if not message.get("parent_tool_use_id"):
+                return self._partial(_object(message.get("event")))
+            case "assistant":
+                return self._assistant(message)
+            case "user":
+                return self._user(message)
+            case "result":
+                return self._result(message)
+            case _:
+                return ()
+
+    # --- starting ---
+
+    def _program(self) -> list[str]:
+        if self._job.agent.command:
+            return self._job.agent.command
+        if path := find_program(self._job.environment):
+            return [path]
+        raise DriverError(
+            Reason.RUNTIME_MISSING,
+            "Claude Code is not installed on this machine. Install it with "
+            "`npm install -g @anthropic-ai/claude-code`, run `claude` once to log in, and send "
+            "the message again.",
+        )
+
+    def _mcp_config(self) -> str:
+        command, *args = self._job.tools.command
+        # alwaysLoad: without it a turn starts before the server is connected, and its tools may
+        # be hidden behind a tool search.
+        server = {"type": "stdio", "command": command, "args": args, "alwaysLoad": True}
+        return json.dumps({"mcpServers": {SERVER: server}})
+
+    def _journal(self) -> Path:
+        environment = {**self._job.environment, **self._job.agent.env}
+        base = environment.get("CLAUDE_CONFIG_DIR") or f"{environment.get('HOME', '')}/.claude"
+        folder = re.sub(r"[^A-Za-z0-9]", "-", str(self._job.cwd))
+        return Path(base) / "projects" / folder / f"{self._session_id}.jsonl"
+
+    # --- lines ---
+
+    def _system(self, message: Json) -> Iterator[DriverEvent]:
+        match message.get("subtype"):
+            case "init" if not self._initialised:
+                self._initialised = True
+                self._session_id = _text(message.get("session_id")) or self._session_id
+                yield self._ready(message)
+            case "api_retry":
+                self._error = _text(message.get("error"))
+                yield Retry(
+                    at=_now(),
+                    attempt=_number(message.get("attempt")) or 1,
+                    reason=self._reason(_number(message.get("error_status")), None),
+                    delay_s=(_number(message.get("retry_delay_ms")) or 0) / 1000,
+                )
+            case _:
+                pass
+
+    def _ready(self, init: Json) -> DriverEvent:
+        states = {
+            _text(server.get("name")): _text(server.get("status"))
+            for server in _objects(init.get("mcp_servers"))
+        }
+        if states.get(SERVER) != "connected":
+            state = states.get(SERVER) or "missing"
+            return TurnEnd(
+                Reason.TOOLS_UNAVAILABLE,
+                f"Claude Code began its turn without our tools (MCP server {SERVER}: {state}).",
+                session_id=self._session_id,
+            )
+        return Ready(at=_now(), session_id=self._session_id, model=_text(init.get("model")))
+
+    def _partial(self, event: Json) -> Iterator[DriverEvent]:
+        """An event of the model's own stream; a message's text blocks come one after the other."""
+        match event.get("type"):
+            case "message_start" if self._begun:
+                # The answer before was broken off and begins anew: so do its blocks.
+                self._blocks = self._begun[0].number
+                self._begun.clear()
+            case "content_block_start":
+                if _object(event.get("content_block")).get("type") == "text":
+                    self._begun.append(_Block(self._blocks))
+                    self._blocks += 1
+            case "content_block_delta" if self._begun:
+                delta = _object(event.get("delta"))
+                text = _text(delta.get("text"))
+                if delta.get("type") == "text_delta" and text:
+                    block = self._begun[-1]
+                    yield TextDelta(block.number, block.length, text)
+                    block.length += len(text)
+            case _:
+                pass
+
+    def _assistant(self, message: Json) -> Iterator[DriverEvent]:
+        inner = _object(message.get("message"))
+        if error := _text(message.get("error")):
+            self._error = error
+        synthetic = inner.get("model") == "<synthetic>"  # claude's words, not the model's
+        nested = bool(message.get("parent_tool_use_id"))  # a subagent's
+        for block in _objects(inner.get("content")):
+            match block.get("type"):
+                case "text" if not synthetic and not nested:
+                    yield from self._text(_text(block.get("text")))
+                case "tool_use":
+                    yield ToolCall(
+                        at=_now(),
+                        tool_call_id=_text(block.get("id")),
+                        name=_text(block.get("name")),
+                        input=_clipped(_object(block.get("input"))),
+                    )
+                case _:
+                    pass
+
+    def _text(self, text: str) -> Iterator[DriverEvent]:
+        if self._begun:
+            number = self._begun.popleft().number
+        else:
+            number = self._blocks
+            self._blocks += 1
+        self._last_text = text
+        yield Text(at=_now(), block=number, text=clip(text, 100_000)[0])
+
+    def _user(self, message: Json) -> Iterator[DriverEvent]:
+        for block in _objects(_object(message.get("message")).get("content")):
+            if block.get("type") == "tool_result":
+                output, truncated = clip(_plain(block.get("content")))
+                yield ToolResult(
+                    at=_now(),
+                    tool_call_id=_text(block.get("tool_use_id")),
+                    output=output,
+                    is_error=block.get("is_error") is True,
+                    truncated=truncated,
+                )
+
+    def _result(self, message: Json) -> Iterator[DriverEvent]:
+        usage = _usage(message)
+        yield UsageReported(at=_now(), usage=usage)
+        reason = self._failure(message)
+        session_id = _text(message.get("session_id")) or self._session_id
+        said = _text(message.get("result"))
+        yield TurnEnd(
+            reason,
+            "" if reason is None else said or " ".join(_texts(message.get("errors"))),
+            session_id=None if reason is Reason.SESSION_LOST else session_id,
+            usage=usage,
+            final_text="" if reason else said or self._last_text,
+        )
+
+    def _failure(self, result: Json) -> Reason | None:
+        subtype = result.get("subtype")
+        if subtype == "success" and result.get("is_error") is not True:
+            return None
+        if subtype == "error_max_turns":
+            return Reason.MAX_TURNS
+        if subtype == "error_max_budget_usd":
+            return Reason.BILLING
+        resumed = self._job.session_id is not None
+        if resumed and not self._initialised and not _number(result.get("num_turns")):
+            # It was told to resume and ended before any turn began: there is nothing to resume.
+            return Reason.SESSION_LOST
+        return self._reason(_number(result.get("api_error_status")), result.get("terminal_reason"))
+
+    def _reason(self, status: int | None, termination: Any) -> Reason:
+        if reason := _BY_TERMINATION.get(termination):
+            return reason
+        # `unknown` without any status is a request that had no answer at all.
+        if status is None and self._error == "unknown":
+            return Reason.CONNECTION
+        if reason := _BY_ERROR.get(self._error or ""):
+            return reason
+        if status is not None:
+            server = Reason.SERVER_ERROR if status >= 500 else Reason.MODEL_ERROR
+            return _BY_STATUS.get(status, server)
+        return Reason.MODEL_ERROR
+
+
+class _Block:
+    """A text block that the model is writing; `length` in code points."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.length = 0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _usage(result: Json) -> Usage:
+    raw = _object(result.get("usage"))
+    read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    cost = result.get("total_cost_usd")
+    return Usage(
+        input_tokens=sum(_number(raw.get(name)) or 0 for name in read),
+        output_tokens=_number(raw.get("output_tokens")) or 0,
+        cost_usd=float(cost) if isinstance(cost, int | float) else None,
+    )
+
+
+def _clipped(value: Any) -> Any:
+    """A tool's input with its long texts cut; a file's whole content does not fit a frame."""
+    match value:
+        case str():
+            return clip(value)[0]
+        case dict():
+            items = list(cast("Json", value).items())[:100]
+            return {key[:200]: _clipped(inner) for key, inner in items}
+        case list():
+            return [_clipped(inner) for inner in cast("list[Any]", value)[:100]]
+        case _:
+            return value
+
+
+def _plain(content: Any) -> str:
+    """The text of a tool's result, which is a string or a list of content blocks."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(
+        _text(block.get("text")) or f"[{_text(block.get('type'))}]" for block in _objects(content)
+    )
+
+
+def _object(value: Any) -> Json:
+    return cast("Json", value) if isinstance(value, dict) else {}
+
+
+def _objects(value: Any) -> list[Json]:
+    items = cast("list[Any]", value) if isinstance(value, list) else []
+    return [cast("Json", item) for item in items if isinstance(item, dict)]
+
+
+def _texts(value: Any) -> list[str]:
+    items = cast("list[Any]", value) if isinstance(value, list) else []
+    return [item for item in items if isinstance(item, str)]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) else None
+
+
+CLAUDE_CODE: Final = ClaudeCode()

@@ -1,0 +1,219 @@
+"""One process of a run: started, fed, read, watched, ended. What it meant is judged elsewhere."""
+
+import codecs
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import Signals
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from cloudagent_daemon.drivers.base import Command, DriverEvent, DriverSession, Turn, TurnEnd
+from cloudagent_daemon.drivers.lines import LineSplitter
+from cloudagent_daemon.process import TERM_S, Child, spawn
+from cloudagent_daemon.runs.outcome import Failure
+from cloudagent_daemon.runs.ports import StopSignal
+from cloudagent_daemon.runs.report import now
+from cloudagent_protocol.events import Ready, Reason, Stderr
+
+#: How long a process may take to leave after its turn's end, and to heed an interrupt.
+LINGER_S: Final = 10.0
+INTERRUPT_S: Final = 2.0
+#: How long its pipes may stay open after the whole tree is gone: they should not at all.
+DRAIN_S: Final = 10.0
+#: A larger line is understood in a thread, so that the daemon's other work goes on.
+_LARGE_LINE_BYTES: Final = 262_144
+#: What is kept of stderr for the end, and how much of it is shown as it comes.
+_TAIL_CHARS: Final = 4_000
+_STDERR_EVENTS: Final = 200
+
+
+@dataclass
+class Seen:
+    """What one process did; filled while it runs."""
+
+    ready: bool = False
+    end: TurnEnd | None = None
+    exit_code: int | None = None
+    failure: Failure | None = None
+    stderr_tail: str = ""
+
+
+@dataclass
+class Attempt:
+    """One process of a run.
+
+    Args:
+        session: what the lines of this process mean.
+        command: what `session.launch()` returned.
+        on_start: told of the process as soon as there is one.
+        on_event: handed each event, in order; the next line waits for it.
+        stop: ends the attempt when requested.
+        hang_timeout_s: silence after which the process is taken for dead.
+    """
+
+    session: DriverSession
+    command: Command
+    turn: Turn
+    env: Mapping[str, str]
+    cwd: Path
+    launch_id: str
+    on_start: Callable[[Child], Awaitable[None]]
+    on_event: Callable[[DriverEvent], Awaitable[None]]
+    stop: StopSignal
+    hang_timeout_s: float
+    seen: Seen = field(default_factory=Seen)
+    _alive_at: float = field(default_factory=time.monotonic)
+    _open_pipes: int = 2
+    _drained: anyio.Event = field(default_factory=anyio.Event)
+    _enough: anyio.Event = field(default_factory=anyio.Event)
+    #: How the end begins: wait a while, send the driver's interrupt, or neither.
+    _linger_s: float = 0.0
+    _interrupts: bool = False
+    _term_s: float = 0.0
+
+    def sign_of_life(self) -> None:
+        """The agent did something that is seen elsewhere, such as calling a tool."""
+        self._alive_at = time.monotonic()
+
+    async def run(self) -> Seen:
+        """Returns when the process and all that it started are gone.
+
+        Raises:
+            SpawnError: it could not be started.
+        """
+        argv, env = self.command.argv, self.env
+        async with spawn(argv, env=env, cwd=self.cwd, launch_id=self.launch_id) as child:
+            await self.on_start(child)
+            async with anyio.create_task_group() as watchers:
+                watchers.start_soon(self._watch_stop)
+                watchers.start_soon(self._watch_silence)
+                watchers.start_soon(self._end_when_enough, child)
+                await self._converse(child)
+                watchers.cancel_scope.cancel()
+        self.seen.exit_code = child.exit_code
+        return self.seen
+
+    async def _converse(self, child: Child) -> None:
+        async with anyio.create_task_group() as pumps:
+            pumps.start_soon(child.feed, self.session.prompt(self.turn))
+            pumps.start_soon(self._read_stdout, child)
+            pumps.start_soon(self._read_stderr, child)
+            await child.wait()
+            # What it left behind may hold the pipes open, and has no business any more.
+            await child.end(term_s=0)
+            with anyio.move_on_after(DRAIN_S):
+                await self._drained.wait()
+            pumps.cancel_scope.cancel()
+
+    # --- pumps ---
+
+    async def _read_stdout(self, child: Child) -> None:
+        lines = LineSplitter()
+        while data := await child.read_stdout():
+            self.sign_of_life()
+            for line in lines.feed(data):
+                await self._understand(line)
+        for line in lines.flush():
+            await self._understand(line)
+        if lines.skipped:
+            note = f"[{lines.skipped} line(s) of its output were too long and left out]"
+            await self.on_event(Stderr(at=now(), text=note))
+        self._closed()
+
+    async def _understand(self, line: bytes) -> None:
+        if len(line) > _LARGE_LINE_BYTES:
+            events = await anyio.to_thread.run_sync(lambda: list(self.session.receive(line)))
+        else:
+            events = self.session.receive(line)
+        for event in events:
+            await self._take(event)
+
+    async def _take(self, event: DriverEvent) -> None:
+        if isinstance(event, Ready):
+            self.seen.ready = True
+        if isinstance(event, TurnEnd):
+            event = self._gated(event)
+            if self.seen.end is None:
+                self.seen.end = event
+            if event.reason is Reason.TOOLS_UNAVAILABLE:
+                self._enough.set()  # at once: it must not work without being able to answer
+            else:
+                self._finish_by(linger_s=LINGER_S)
+        await self.on_event(event)
+
+    def _gated(self, end: TurnEnd) -> TurnEnd:
+        if end.reason is None and not self.seen.ready:
+            detail = "The agent ended its turn without ever reporting that it has our tools."
+            return TurnEnd(Reason.TOOLS_UNAVAILABLE, detail, session_id=end.session_id)
+        return end
+
+    async def _read_stderr(self, child: Child) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        reported = 0
+        while data := await child.read_stderr():
+            self.sign_of_life()
+            text = decoder.decode(data)
+            self.seen.stderr_tail = (self.seen.stderr_tail + text)[-_TAIL_CHARS:]
+            if text and reported < _STDERR_EVENTS:
+                reported += 1
+                await self.on_event(Stderr(at=now(), text=text))
+        self._closed()
+
+    def _closed(self) -> None:
+        self._open_pipes -= 1
+        if not self._open_pipes:
+            self._drained.set()
+
+    # --- watchers ---
+
+    async def _watch_stop(self) -> None:
+        await self.stop.wait()
+        self._finish_by(interrupts=True)
+
+    async def _watch_silence(self) -> None:
+        left = self.hang_timeout_s
+        while left > 0:
+            # Not a wait for an event: signs of life are many, and each only moves the deadline.
+            await anyio.sleep(left)
+            left = await self._silence_left()
+        self.seen.failure = Failure(
+            Reason.HUNG,
+            f"The agent gave no sign of life for {self.hang_timeout_s:g} s and was ended.",
+        )
+        self._finish_by(interrupts=True)
+
+    async def _silence_left(self) -> float:
+        """How long it may still be silent, in seconds."""
+        left = self._alive_at + self.hang_timeout_s - time.monotonic()
+        if left > 0 or self.command.journal is None:
+            return left
+        written_at = await anyio.to_thread.run_sync(_written_at, self.command.journal)
+        return written_at + self.hang_timeout_s - time.time()
+
+    def _finish_by(self, *, linger_s: float = 0.0, interrupts: bool = False) -> None:
+        self._linger_s, self._interrupts, self._term_s = linger_s, interrupts, TERM_S
+        self._enough.set()
+
+    async def _end_when_enough(self, child: Child) -> None:
+        await self._enough.wait()
+        with anyio.move_on_after(self._linger_s):
+            await child.wait()
+        if self._interrupts and child.exit_code is None:
+            await self._interrupt(child)
+        await child.end(term_s=self._term_s)
+
+    async def _interrupt(self, child: Child) -> None:
+        how = self.session.interrupt()
+        if isinstance(how, Signals):
+            await child.interrupt(how, INTERRUPT_S)
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,77 @@
+"""What a run needs of the link and the spool, and what may stop it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import anyio
+
+from cloudagent_protocol.frames import Delta, ListMessages, RunReport, Send
+from cloudagent_protocol.ids import DeliveryId, RunId
+
+
+class UplinkError(Exception):
+    """The backend could not be asked; `str()` says why, for a model or a person to read."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process that was started; enough to find it again after the daemon's death."""
+
+    run_id: RunId
+    delivery_id: DeliveryId
+    launch_id: str
+    pid: int
+    #: When the process was created, as psutil tells it (Unix seconds): guards against a reused pid.
+    started_at: float
+    attempt: int
+
+
+class Uplink(Protocol):
+    """What a run needs of the link and the spool."""
+
+    async def report(self, frame: RunReport | Send) -> None:
+        """Keeps the frame until the backend has it; durable on disk when this returns."""
+        ...
+
+    async def finish(self, frame: RunReport) -> None:
+        """As `report`, for the run's `Finished`; ends its deliveries in the same transaction."""
+        ...
+
+    async def launched(self, launch: Launch) -> None:
+        """Remembers a process, durably, so that the daemon's next life can end it."""
+        ...
+
+    def delta(self, frame: Delta) -> None:
+        """Passes a piece of text on if the link is up; may drop it."""
+        ...
+
+    async def list_messages(self, query: ListMessages) -> list[dict[str, Any]]:
+        """Messages of a conversation as the API shows them, oldest first.
+
+        Raises:
+            UplinkError: the backend cannot be reached, or refuses.
+        """
+        ...
+
+
+class StopSignal:
+    """Asks a run to stop; the first request counts."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        #: Who asked: a person's name.
+        self.actor = ""
+        #: Whether the daemon itself is going down, rather than a person having asked.
+        self.daemon_stops = False
+
+    @property
+    def requested(self) -> bool:
+        return self._event.is_set()
+
+    def request(self, actor: str, *, daemon_stops: bool = False) -> None:
+        if not self.requested:
+            self.actor, self.daemon_stops = actor, daemon_stops
+            self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
