@@ -264,7 +264,7 @@ function Busy({ conversation, agent, state }: { conversation: string | null; age
   const stopping = asked === what && error === null;
   return (
     <>
-      <div className="busy">
+      <div className="busy-bar">
         <Dot tone="busy" />
         <span className="busy-text">
           {stopping ? "Stopping…" : live === undefined ? `${agent.name} is starting` : `${agent.name} is working`}
