@@ -46,6 +46,8 @@ class Server:
         self.cuts: deque[int] = deque()
         #: Events up to this id are no longer kept.
         self.trimmed = 0
+        #: Is told of each stream that is opened.
+        self.on_stream: Callable[[Request], object] = lambda request: None
         self._scripts: dict[tuple[str, str], deque[Script]] = {}
         self._changed = threading.Condition()
         self._closing = False
@@ -134,6 +136,7 @@ class Server:
             else:
                 position = self._index_after(int(after))
                 first["id"] = int(after)
+        self.on_stream(request)
         http.wfile.write(b"retry: 1000\n\n")
         outgoing = [first]
         while outgoing:
