@@ -41,10 +41,11 @@ class Settings:
     # --- limits of what comes in ---
     max_header_bytes: int = 16_384
     head_deadline_s: float = 10.0
+    write_deadline_s: float = 15.0
     max_body_bytes: int = 1_048_576
     body_deadline_s: float = 30.0
     #: How long open requests may go on after a stop was asked for.
-    stop_grace_s: float = 1.0
+    stop_grace_s: int = 2
 
     # --- the link and delivery ---
     heartbeat_s: float = 15.0

@@ -6,6 +6,9 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from cloudagent_backend.api.authenticator import Authenticator
+from cloudagent_backend.api.metrics import Metrics
+from cloudagent_backend.api.passwords import Passwords
 from cloudagent_backend.config import Settings
 from cloudagent_backend.delivery.fanout import Fanout
 from cloudagent_backend.delivery.hub import Hub
@@ -23,6 +26,9 @@ class World:
     hub: Hub
     #: Who follows which user's event log.
     fanout: Fanout
+    authenticator: Authenticator
+    passwords: Passwords
+    metrics: Metrics
 
 
 def world_of(connection: HTTPConnection) -> World:

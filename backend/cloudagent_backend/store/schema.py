@@ -66,7 +66,6 @@ CREATE TABLE host_machines (
   runtimes TEXT NOT NULL DEFAULT '[]',  -- JSON
   key_hash BLOB UNIQUE,                 -- null once revoked
   key_last_four TEXT NOT NULL,
-  epoch TEXT,                           -- names the history that the link's numbers belong to
   created_us INTEGER NOT NULL,
   deleted_us INTEGER
 ) STRICT;

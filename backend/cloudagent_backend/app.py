@@ -1,0 +1,147 @@
+"""The composition root: the world, the routes, and what runs beside them."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+from fastapi import FastAPI
+
+from cloudagent_backend.api import (
+    accounts,
+    agents,
+    conversations,
+    errors,
+    health,
+    host_machines,
+    idempotency,
+    link,
+    messages,
+    runs,
+    stream,
+    tokens,
+    ui,
+)
+from cloudagent_backend.api.authenticator import Authenticator
+from cloudagent_backend.api.errors import documented
+from cloudagent_backend.api.limits import Gate
+from cloudagent_backend.api.metrics import Metered, Metrics
+from cloudagent_backend.api.passwords import Passwords
+from cloudagent_backend.api.world import World
+from cloudagent_backend.config import Settings
+from cloudagent_backend.delivery.dispatcher import Dispatcher
+from cloudagent_backend.delivery.fanout import Fanout
+from cloudagent_backend.delivery.hub import Hub
+from cloudagent_backend.delivery.service import Service
+from cloudagent_backend.store import idempotency as answers
+from cloudagent_backend.store import users
+from cloudagent_backend.store.database import open_database
+from cloudagent_protocol.errors import ErrorCode, Problem
+from cloudagent_protocol.version import DISTRIBUTION
+
+#: How often old answers and ended logins are removed.
+_TIDY_EVERY_S: Final = 3_600.0
+#: Any request can meet these; routes document the rest of theirs.
+_COMMON: Final = documented(
+    ErrorCode.BAD_REQUEST, ErrorCode.FORBIDDEN, ErrorCode.TOO_LARGE, ErrorCode.INVALID
+)
+_SIGNED_IN: Final = documented(ErrorCode.UNAUTHORIZED)
+
+
+def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
+    """The application. It lives between the start and the end of its lifespan."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncGenerator[None]:
+        async with running_world(settings, metrics) as world:
+            app.state.world = world
+            yield
+
+    app = FastAPI(
+        title="cloudagent",
+        version=DISTRIBUTION,
+        summary="Message your coding agents, which live on your own machines.",
+        lifespan=living,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=_COMMON,
+    )
+    errors.install(app)
+    idempotency.install(app)
+    for part in (accounts, health, link):
+        app.include_router(part.router)
+    app.include_router(host_machines.daemon_router)
+    for part in (tokens, host_machines, agents, conversations, messages, runs, stream):
+        app.include_router(part.router, responses=_SIGNED_IN)
+    app.router.default = ui.Page(page)
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Metered, metrics=metrics)
+    _describe_problems(app)
+    return app
+
+
+@asynccontextmanager
+async def running_world(settings: Settings, metrics: Metrics) -> AsyncGenerator[World]:
+    """The world, with what runs in it; links and streams are ended when it is left."""
+    async with open_database(settings.database_url) as database:
+        hub = Hub()
+        fanout = Fanout(database, coalesce_s=settings.coalesce_s, ping_s=settings.ping_s)
+        service = Service(
+            database, hub, fanout, window=settings.window, backlog_cap=settings.backlog_cap
+        )
+        dispatcher = Dispatcher(
+            database, service, hub, poll_s=settings.poll_s, events_kept=settings.events_kept
+        )
+        secret = await database.write(lambda c: users.server_secret(c, "access_tokens"))
+        world = World(
+            settings=settings,
+            database=database,
+            service=service,
+            hub=hub,
+            fanout=fanout,
+            authenticator=Authenticator(database, settings, secret),
+            passwords=Passwords(
+                at_once=settings.password_hashes_at_once,
+                failures_per_minute=settings.failed_logins_per_minute,
+            ),
+            metrics=metrics,
+        )
+        await service.start()
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(dispatcher.run)
+            tg.start_soon(_tidy, world)
+            try:
+                yield world
+            finally:
+                end_streams(world)
+                tg.cancel_scope.cancel()
+
+
+def end_streams(world: World) -> None:
+    """Close what would go on for ever: links (1012), and who follows events."""
+    world.hub.shutdown()
+    world.fanout.shutdown()
+
+
+async def _tidy(world: World) -> None:
+    while True:
+        await world.database.write(answers.forget_old)
+        await world.database.write(lambda c: users.forget_old_logins(c, world.authenticator.ages))
+        await anyio.sleep(_TIDY_EVERY_S)
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Add the `Problem` schema, which the documented errors refer to, to the OpenAPI schema."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        described = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(described.pop("$defs", {}) | {"Problem": described})
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  FastAPI's documented way to extend it
