@@ -2,15 +2,19 @@
 
 import sqlite3
 from collections.abc import Callable
-from typing import Annotated, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from cloudagent_backend.api.auth import CurrentUser
+from cloudagent_backend.api.errors import documented
+from cloudagent_backend.api.idempotency import Once
+from cloudagent_backend.api.pages import After, Limit, page_of
 from cloudagent_backend.api.world import CurrentWorld, World
 from cloudagent_backend.delivery import ladder
 from cloudagent_backend.delivery.errors import not_found
 from cloudagent_backend.store import agents, conversations, deliveries, messages, runs
+from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, UserId
 from cloudagent_protocol.resources import (
     Conversation,
@@ -24,10 +28,7 @@ from cloudagent_protocol.resources import (
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 T = TypeVar("T")
 
-Limit = Annotated[int, Query(ge=1, le=200, description="Entries of a page at most.")]
-After = Annotated[
-    str | None, Query(max_length=100, description="The `next_cursor` of the page before.")
-]
+_MISSING: Final = documented(ErrorCode.NOT_FOUND)
 
 
 @router.get("")
@@ -35,7 +36,7 @@ async def list_conversations(
     user: CurrentUser,
     world: CurrentWorld,
     limit: Limit = 50,
-    after: After = None,
+    after: After = "",
     agent_id: AgentId | None = None,
 ) -> Page[Conversation]:
     """Your conversations, newest first; those of one agent with `agent_id`."""
@@ -44,13 +45,12 @@ async def list_conversations(
             c, user.user_id, limit=limit + 1, after=after, agent_id=agent_id
         )
     )
-    more = len(found) > limit
-    return Page(data=found[:limit], next_cursor=found[limit - 1].id if more else None)
+    return page_of(found, limit, lambda conversation: conversation.id)
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=_MISSING)
 async def create_conversation(
-    body: ConversationCreate, user: CurrentUser, world: CurrentWorld
+    body: ConversationCreate, user: CurrentUser, world: CurrentWorld, once: Once
 ) -> Conversation:
     """Begin a conversation with one agent or several."""
     wanted = list(dict.fromkeys(body.agent_ids))
@@ -60,10 +60,10 @@ async def create_conversation(
             raise not_found()
         return conversations.create(c, user.user_id, wanted, body.title)
 
-    return await world.database.write(work)
+    return await world.database.write(once(work, lambda made: made))
 
 
-@router.get("/{conversation_id}")
+@router.get("/{conversation_id}", responses=_MISSING)
 async def show_conversation(
     conversation_id: ConversationId, user: CurrentUser, world: CurrentWorld
 ) -> Conversation:
@@ -71,13 +71,13 @@ async def show_conversation(
     return await world.database.read(lambda c: _own(c, user.user_id, conversation_id))
 
 
-@router.get("/{conversation_id}/messages")
+@router.get("/{conversation_id}/messages", responses=_MISSING)
 async def list_messages(
     conversation_id: ConversationId,
     user: CurrentUser,
     world: CurrentWorld,
     limit: Limit = 50,
-    after: After = None,
+    after: After = "",
     order: Literal["asc", "desc"] = "asc",
 ) -> Page[Message]:
     """The messages of a conversation, oldest first; with `order=desc` newest first.
@@ -89,7 +89,7 @@ async def list_messages(
     def work(c: sqlite3.Connection) -> messages.MessagePage:
         _own(c, user.user_id, conversation_id)
         position = None
-        if after is not None:
+        if after:
             position = messages.position(c, conversation_id, MessageId(after))
             if position is None:
                 raise not_found()
@@ -100,13 +100,13 @@ async def list_messages(
     return Page(data=found.data, next_cursor=found.data[-1].id if found.more else None)
 
 
-@router.get("/{conversation_id}/traces")
+@router.get("/{conversation_id}/traces", responses=_MISSING)
 async def list_traces(
     conversation_id: ConversationId,
     user: CurrentUser,
     world: CurrentWorld,
     limit: Limit = 50,
-    after: After = None,
+    after: After = "",
 ) -> Page[DeliveryTrace]:
     """Where the messages of a conversation are, newest first."""
     return await _newest(
@@ -122,13 +122,13 @@ async def list_traces(
     )
 
 
-@router.get("/{conversation_id}/runs")
+@router.get("/{conversation_id}/runs", responses=_MISSING)
 async def list_runs(
     conversation_id: ConversationId,
     user: CurrentUser,
     world: CurrentWorld,
     limit: Limit = 50,
-    after: After = None,
+    after: After = "",
 ) -> Page[Run]:
     """The runs of a conversation, newest first."""
     return await _newest(
@@ -158,9 +158,7 @@ async def _newest(
         _own(c, user_id, conversation_id)
         return load(c)
 
-    found = await world.database.read(work)
-    more = len(found) > limit
-    return Page(data=found[:limit], next_cursor=id_of(found[limit - 1]) if more else None)
+    return page_of(await world.database.read(work), limit, id_of)
 
 
 def _own(c: sqlite3.Connection, user_id: UserId, conversation_id: ConversationId) -> Conversation:

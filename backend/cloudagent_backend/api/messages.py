@@ -1,15 +1,19 @@
 """Messages: sending, where each is, cancelling."""
 
 import sqlite3
+from typing import Final
 
 from fastapi import APIRouter
 
 from cloudagent_backend.api.auth import CurrentUser, Principal
+from cloudagent_backend.api.errors import documented
+from cloudagent_backend.api.idempotency import Once
 from cloudagent_backend.api.world import CurrentWorld
 from cloudagent_backend.delivery import ladder
 from cloudagent_backend.delivery.errors import not_found
-from cloudagent_backend.delivery.sending import Submission
+from cloudagent_backend.delivery.sending import Submission, Submitted
 from cloudagent_backend.store import deliveries, messages
+from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId
 from cloudagent_protocol.resources import (
     AgentMessageCreate,
@@ -21,38 +25,45 @@ from cloudagent_protocol.resources import (
 
 router = APIRouter(prefix="/v1", tags=["messages"])
 
+_MISSING: Final = documented(ErrorCode.NOT_FOUND)
+_SEND: Final = documented(ErrorCode.NOT_FOUND, ErrorCode.CONFLICT, ErrorCode.BACKLOG_FULL)
 
-def author_of(principal: Principal) -> Author:
+
+def _message_of(done: Submitted) -> Message:
+    return done.message
+
+
+def _author(principal: Principal) -> Author:
     return Author(type="user", id=principal.user_id, name=principal.name)
 
 
-@router.post("/agents/{agent_id}/messages", status_code=201)
+@router.post("/agents/{agent_id}/messages", status_code=201, responses=_SEND)
 async def send_to_agent(
-    agent_id: AgentId, body: AgentMessageCreate, user: CurrentUser, world: CurrentWorld
+    agent_id: AgentId, body: AgentMessageCreate, user: CurrentUser, world: CurrentWorld, once: Once
 ) -> Message:
     """Send a message to an agent.
 
     Without `conversation_id` it goes to the newest conversation with this agent alone, or a new
     one. The answer is sent when the message is on the disk; `deliveries` says how it fares.
     """
-    submission = Submission(
-        user.user_id, author_of(user), body.text, agent_id, body.conversation_id
-    )
-    return await world.service.submit(submission)
+    submission = Submission(user.user_id, _author(user), body.text, agent_id, body.conversation_id)
+    return await world.service.submit(submission, lambda work: once(work, _message_of))
 
 
-@router.post("/conversations/{conversation_id}/messages", status_code=201)
+@router.post("/conversations/{conversation_id}/messages", status_code=201, responses=_SEND)
 async def send_to_conversation(
-    conversation_id: ConversationId, body: MessageCreate, user: CurrentUser, world: CurrentWorld
+    conversation_id: ConversationId,
+    body: MessageCreate,
+    user: CurrentUser,
+    world: CurrentWorld,
+    once: Once,
 ) -> Message:
     """Send a message into a conversation, to all of its agents or the one named."""
-    submission = Submission(
-        user.user_id, author_of(user), body.text, body.agent_id, conversation_id
-    )
-    return await world.service.submit(submission)
+    submission = Submission(user.user_id, _author(user), body.text, body.agent_id, conversation_id)
+    return await world.service.submit(submission, lambda work: once(work, _message_of))
 
 
-@router.get("/messages/{message_id}")
+@router.get("/messages/{message_id}", responses=_MISSING)
 async def show_message(message_id: MessageId, user: CurrentUser, world: CurrentWorld) -> Message:
     """One message."""
     found = await world.database.read(lambda c: messages.load(c, user.user_id, message_id))
@@ -61,7 +72,7 @@ async def show_message(message_id: MessageId, user: CurrentUser, world: CurrentW
     return found
 
 
-@router.get("/messages/{message_id}/trace")
+@router.get("/messages/{message_id}/trace", responses=_MISSING)
 async def trace_message(message_id: MessageId, user: CurrentUser, world: CurrentWorld) -> Trace:
     """Where a message is: per agent its state, and each thing that is known to have happened."""
 
@@ -77,7 +88,7 @@ async def trace_message(message_id: MessageId, user: CurrentUser, world: Current
     return found
 
 
-@router.delete("/messages/{message_id}")
+@router.delete("/messages/{message_id}", responses=_MISSING | documented(ErrorCode.CONFLICT))
 async def cancel_message(message_id: MessageId, user: CurrentUser, world: CurrentWorld) -> Trace:
     """Cancel a message: at once while it is queued; a machine that has it is asked to stop."""
     return await world.service.cancel(user.user_id, user.name, message_id)

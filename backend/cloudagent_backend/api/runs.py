@@ -1,29 +1,34 @@
 """Runs: what an agent does with a message, event by event."""
 
 import sqlite3
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
 
 from cloudagent_backend.api.auth import CurrentUser
+from cloudagent_backend.api.errors import documented
+from cloudagent_backend.api.idempotency import Once
+from cloudagent_backend.api.pages import page_of
 from cloudagent_backend.api.world import CurrentWorld
 from cloudagent_backend.delivery.errors import not_found
 from cloudagent_backend.store import runs
 from cloudagent_backend.store.runs import RunRow
+from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.ids import RunId, UserId
 from cloudagent_protocol.resources import Page, Run
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
+_MISSING: Final = documented(ErrorCode.NOT_FOUND)
 
 
-@router.get("/{run_id}")
+@router.get("/{run_id}", responses=_MISSING)
 async def show_run(run_id: RunId, user: CurrentUser, world: CurrentWorld) -> Run:
     """One run."""
     row = await world.database.read(lambda c: _own(c, user.user_id, run_id))
     return row.resource
 
 
-@router.get("/{run_id}/events")
+@router.get("/{run_id}/events", responses=_MISSING)
 async def list_events(
     run_id: RunId,
     user: CurrentUser,
@@ -38,14 +43,19 @@ async def list_events(
         return runs.events(c, run_id, after=after, limit=limit + 1)
 
     found = await world.database.read(work)
-    more = len(found) > limit
-    return Page(data=found[:limit], next_cursor=str(found[limit - 1]["seq"]) if more else None)
+    return page_of(found, limit, lambda event: str(event["seq"]))
 
 
-@router.post("/{run_id}/interrupt", status_code=202)
-async def interrupt_run(run_id: RunId, user: CurrentUser, world: CurrentWorld) -> Run:
+@router.post(
+    "/{run_id}/interrupt",
+    status_code=202,
+    responses=_MISSING | documented(ErrorCode.CONFLICT),
+)
+async def interrupt_run(run_id: RunId, user: CurrentUser, world: CurrentWorld, once: Once) -> Run:
     """Ask the machine to stop a run. It ends a moment later, or when the machine is back."""
-    return await world.service.interrupt(user.user_id, user.name, run_id)
+    return await world.service.interrupt(
+        user.user_id, user.name, run_id, lambda work: once(work, lambda row: row.resource)
+    )
 
 
 def _own(c: sqlite3.Connection, user_id: UserId, run_id: RunId) -> RunRow:

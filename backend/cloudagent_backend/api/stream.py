@@ -65,7 +65,7 @@ async def follow_events(
     `Last-Event-ID`, which browsers send when they reconnect, goes before `after`.
     """
     cursor = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
-    rows = _rows(world, user.user_id, cursor, lambda: current_user(request))
+    rows = _rows(world, user.user_id, cursor, lambda: current_user(request, None, None))
     return _EventStream(_lines(rows), headers=_HEADERS)
 
 

@@ -52,7 +52,7 @@ class _LiveRun:
             self.block, self.text = block + 1, ""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Follower:
     log_grew: bool = True
     text_grew: bool = True

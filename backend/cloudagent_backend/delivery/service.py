@@ -4,7 +4,8 @@ What happens inside the transactions: `sending.py` (down), `reports.py` (up), `h
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar
 
 from cloudagent_backend.delivery import handshake, ladder, reports, sending
 from cloudagent_backend.delivery.fanout import Fanout
@@ -12,13 +13,23 @@ from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hints import Hints
 from cloudagent_backend.delivery.hub import Hub
 from cloudagent_backend.delivery.reports import Applied, Machine, Reported
-from cloudagent_backend.delivery.sending import Submission
+from cloudagent_backend.delivery.sending import Submission, Submitted
 from cloudagent_backend.store import hosts, messages
 from cloudagent_backend.store.database import Database
+from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.events import Finished, Started, Text
 from cloudagent_protocol.frames import Delta, Hello, ListMessages, RunReport
 from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, MessageId, RunId, UserId
 from cloudagent_protocol.resources import Message, Run, Trace
+
+T = TypeVar("T")
+#: Wraps the work of one transaction.
+Work: TypeAlias = Callable[[sqlite3.Connection], T]
+Once: TypeAlias = Callable[[Work[T]], Work[T]]
+
+
+def _as_it_is(work: Work[T]) -> Work[T]:
+    return work
 
 
 class Service:
@@ -46,14 +57,16 @@ class Service:
 
     # --- people ---
 
-    async def submit(self, submission: Submission) -> Message:
+    async def submit(self, submission: Submission, once: Once[Submitted] = _as_it_is) -> Message:
         """Take a message in; it is on the disk when this returns.
+
+        `once` goes around the work, in its transaction: it is the caller's idempotency.
 
         Raises:
             Refused: see `sending.submit`.
         """
         done = await self._database.write(
-            lambda c: sending.submit(c, submission, self._backlog_cap)
+            once(lambda c: sending.submit(c, submission, self._backlog_cap))
         )
         self._fanout.notify(submission.user_id)
         for host_id in done.hosts:
@@ -76,13 +89,17 @@ class Service:
         self._changed(user_id, told)
         return trace
 
-    async def interrupt(self, user_id: UserId, actor: str, run_id: RunId) -> Run:
+    async def interrupt(
+        self, user_id: UserId, actor: str, run_id: RunId, once: Once[RunRow] = _as_it_is
+    ) -> Run:
         """Ask the machine to stop the run.
 
         Raises:
             Refused: there is no such run, or it is over.
         """
-        run = await self._database.write(lambda c: sending.interrupt(c, user_id, actor, run_id))
+        run = await self._database.write(
+            once(lambda c: sending.interrupt(c, user_id, actor, run_id))
+        )
         self._changed(user_id, {run.host_id})
         return run.resource
 

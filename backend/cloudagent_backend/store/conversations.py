@@ -62,7 +62,7 @@ def page(
     user_id: UserId,
     *,
     limit: int,
-    after: str | None = None,
+    after: str = "",
     agent_id: AgentId | None = None,
 ) -> list[Conversation]:
     """The user's conversations, newest first, below the id `after`; of one agent if it is given."""

@@ -126,7 +126,7 @@ def of_message(c: sqlite3.Connection, user_id: UserId, message_id: MessageId) ->
 
 
 def of_conversation(
-    c: sqlite3.Connection, conversation_id: ConversationId, *, limit: int, after: str | None
+    c: sqlite3.Connection, conversation_id: ConversationId, *, limit: int, after: str = ""
 ) -> list[DeliveryRow]:
     """Newest first, below the id `after`."""
     rows = c.execute(

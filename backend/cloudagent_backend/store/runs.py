@@ -91,7 +91,7 @@ def load(c: sqlite3.Connection, run_id: RunId) -> RunRow | None:
 
 
 def of_conversation(
-    c: sqlite3.Connection, conversation_id: ConversationId, *, limit: int, after: str | None
+    c: sqlite3.Connection, conversation_id: ConversationId, *, limit: int, after: str = ""
 ) -> list[RunRow]:
     """Newest first, below the id `after`."""
     rows = c.execute(
