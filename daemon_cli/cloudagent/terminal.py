@@ -27,10 +27,9 @@ _UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u
 
 def failure(what: str, why: str, next_step: str) -> None:
     """Say what failed, why, and what to do about it."""
-    cross = style("✗", "31", sys.stderr)
-    say(f"{cross} {safe(what)}")
-    say(f"  why   {safe(why) or 'the server did not say'}")
-    say(f"  next  {safe(next_step) or 'run it again with `cloudagent --debug …` for details'}")
+    say(f"{style('error:', '31', sys.stderr)} {safe(what)}")
+    say(f"  why:  {safe(why) or 'the server did not say'}")
+    say(f"  next: {safe(next_step) or 'run it again with `cloudagent --debug …` for details'}")
 
 
 def say(line: str) -> None:

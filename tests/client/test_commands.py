@@ -47,11 +47,10 @@ def three_lines(done: subprocess.CompletedProcess[bytes]) -> list[str]:
     """The error of a command, which has three lines and nothing on stdout."""
     lines = done.stderr.decode().splitlines()
     assert len(lines) == 3, done.stderr.decode()
-    assert lines[0].startswith("✗ ")
-    assert lines[1].startswith("  why   ")
-    assert lines[2].startswith("  next  ")
+    heads = ("error: ", "  why:  ", "  next: ")
+    assert [line.startswith(head) for line, head in zip(lines, heads, strict=True)] == [True] * 3
     assert done.stdout == b""
-    return [lines[0][2:], lines[1][8:], lines[2][8:]]
+    return [line.removeprefix(head) for line, head in zip(lines, heads, strict=True)]
 
 
 def said(text: str) -> Any:

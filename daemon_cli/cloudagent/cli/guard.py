@@ -39,6 +39,17 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(exit_code(error)) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(ExitCode.INTERRUPTED) from error
+        except (typer.Exit, typer.BadParameter, BrokenPipeError):
+            raise
+        except Exception as error:
+            if options.debug:
+                raise
+            failure(
+                "cloudagent ended with a fault of its own",
+                f"{type(error).__name__}: {error}",
+                "the same with `cloudagent --debug …` (shows where), and tell us",
+            )
+            raise typer.Exit(ExitCode.FAILED) from error
 
     return run
 

@@ -1,5 +1,6 @@
 """The child processes of `up`: started in sessions of their own, ended for certain."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import anyio
 import psutil
@@ -95,7 +96,7 @@ def script(name: str) -> str:
     return found
 
 
-async def run_once(argv: Sequence[str], stdin: bytes | None = None) -> bytes:
+async def run_once(argv: Sequence[str], stdin: bytes = b"") -> bytes:
     """The standard output of a command that ends by itself.
 
     Raises:
@@ -103,11 +104,7 @@ async def run_once(argv: Sequence[str], stdin: bytes | None = None) -> bytes:
     """
     with anyio.fail_after(30):
         done = await anyio.run_process(
-            argv,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            check=False,
-            env=config.child_environment(),
+            argv, input=stdin, check=False, env=config.child_environment()
         )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()
@@ -119,11 +116,16 @@ async def run_once(argv: Sequence[str], stdin: bytes | None = None) -> bytes:
     return done.stdout
 
 
+def _open_log(path: Path) -> BinaryIO:
+    """A log to append to, for its owner's eyes."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
+
+
 @asynccontextmanager
 async def child(name: str, argv: Sequence[str], log: Path) -> AsyncGenerator[Child]:
     """A running child that writes into a log file; ended when the block is left."""
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with log.open("ab") as file:
+    with _open_log(log) as file:
         start = file.tell()
         # Its own session: Ctrl-C in the terminal reaches us only, and we end things in order.
         process = await anyio.open_process(

@@ -75,6 +75,8 @@ async def _start_and_wait(home: Home, wishes: Wishes, report: Report) -> None:
     argv = [script("cloudagent-backend"), "serve", "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--database-url", home.database_url]
     report.busy("server", "starting")
+    # Before the server starts: one without any user would write a set-up link into its log.
+    granted = await pairing.grant(home, _email())
     async with child("server", argv, home.backend_log) as server:
         with _deadline(server):
             line = await server.wait_for_line("Listening on ")
@@ -82,7 +84,6 @@ async def _start_and_wait(home: Home, wishes: Wishes, report: Report) -> None:
         report.done("server", f"{url}  (SQLite {_short(home.database)})")
         if wishes.port is None and port != ports.PREFERRED:
             report.note("port", f"{ports.PREFERRED} is taken by another program")
-        granted = await pairing.grant(home, _email())
         async with _client(url, granted) as client:
             report.busy("host", "pairing")
             paired = await pairing.pair(client, home, state)
@@ -124,6 +125,7 @@ async def _join(home: Home, wishes: Wishes, report: Report) -> int:
         except NoRuntimeError as error:
             _tell_no_runtime(error, report)
             return terminal.ExitCode.FAILED
+    pairing.save_login(state.url, granted, report)
     await offer(page, report, browser=wishes.browser)
     return terminal.ExitCode.OK
 
