@@ -16,11 +16,18 @@ CRASH_VARIABLE: Final = "CLOUDAGENT_CRASH_AT"
 
 
 class ConfigError(Exception):
-    """A setting cannot be used; `next` is the command that helps."""
+    """A setting cannot be used: what, why with the value seen, and the command that helps.
 
-    def __init__(self, what: str, why: str, next_step: str) -> None:
+    `usage` tells a slip on the command line from a file that needs a person.
+    """
+
+    def __init__(self, what: str, why: str, next_step: str, *, usage: bool = False) -> None:
         super().__init__(f"{what}: {why}")
-        self.what, self.why, self.next_step = what, why, next_step
+        self.what, self.why, self.next_step, self.usage = what, why, next_step, usage
+
+
+class NotLoggedInError(ConfigError):
+    """The profile has no machine key yet."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Settings:
     ca_file: Path | None = None
     #: Where to exit hard, for tests of recovery (crash.py).
     crash_at: str | None = None
+    debug: bool = False
 
     @property
     def one_shot(self) -> bool:
@@ -131,6 +139,7 @@ def check_server_url(url: str) -> str:
             "The server's address cannot be used",
             f"got {url!r}, expected something like https://agents.example.com",
             "cloudagent-daemon login --server https://agents.example.com",
+            usage=True,
         )
     return text
 
@@ -155,7 +164,7 @@ def read_file(path: Path) -> Stored | None:
         )
     try:
         return _parse(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError) as error:
         raise _unusable(path, f"{type(error).__name__}: {error}") from error
 
 

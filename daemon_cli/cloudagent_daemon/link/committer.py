@@ -16,6 +16,10 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 
+class SpoolError(Exception):
+    """The disk did not take a change; `str()` says why. Nothing of it was kept."""
+
+
 class _Job:
     def __init__(self, work: Callable[[sqlite3.Connection], Any]) -> None:
         self.work = work
@@ -52,10 +56,10 @@ class Committer(Generic[S]):
         """Returns when the work is committed; what it raises undoes only this work.
 
         Raises:
-            sqlite3.Error: the disk did not take it; nothing of the batch was kept.
+            SpoolError: the disk did not take it.
         """
         if self._closed:
-            raise sqlite3.ProgrammingError("the spool is closed")
+            raise SpoolError("the spool is closed")
         job = _Job(work)
         self._waiting.append(job)
         self._wake.set()
@@ -99,7 +103,7 @@ class Committer(Generic[S]):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             for job in batch:
-                job.error = job.error or error
+                job.error = job.error or SpoolError(f"the spool cannot be written: {error}")
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from anyio.to_thread import run_sync
 
 from cloudagent_daemon.link import tables
 from cloudagent_daemon.link.committer import Committer, committing
-from cloudagent_daemon.link.tables import Leftover, Received, Waiting, Watermarks
+from cloudagent_daemon.link.tables import Change, Leftover, Watermarks
 from cloudagent_protocol.errors import CloseCode, ProtocolError
 from cloudagent_protocol.events import Finished
 from cloudagent_protocol.frames import MAX_FRAME_BYTES, HostReport, Numbered, RunReport, Send
@@ -42,13 +42,21 @@ class Spool:
 
     # --- inbox ---
 
-    async def receive(self, frames: Sequence[Numbered], accepted: int) -> Received:
+    async def receive(self, frames: Sequence[Numbered], accepted: int) -> None:
         """Keeps a batch of backend frames, of which `accepted` is the last number."""
-        return await self._committer.do(lambda c: tables.receive(c, frames, accepted))
+        await self._committer.do(lambda c: tables.receive(c, frames, accepted))
 
-    async def unfinished(self) -> list[Waiting]:
-        """All deliveries that have no outcome yet, in the order in which they shall run."""
-        return await self._committer.do(tables.unfinished)
+    async def changes_after(self, number: int) -> list[Change]:
+        """What the backend wanted since change `number`: the queue follows the inbox by this.
+
+        After 0 these are all deliveries without an outcome, so that a start is no special case.
+        """
+        return await self._committer.do(lambda c: tables.changes_after(c, number))
+
+    async def changed_beyond(self, number: int) -> None:
+        """Returns when there is a change above `number`."""
+        while self.marks.changes <= number:
+            await self._committer.committed.wait()
 
     async def held(self) -> list[DeliveryId]:
         """What is not over for the backend: unfinished here, or its ending is not acked yet."""
@@ -90,11 +98,16 @@ class Spool:
         while self.marks.last <= seq:
             await self._committer.committed.wait()
 
+    async def acked_beyond(self, seq: int) -> None:
+        """Returns when the backend has a frame above `seq`."""
+        while self.marks.acked <= seq:
+            await self._committer.committed.wait()
+
     # --- launches ---
 
-    async def record_launch(self, delivery_id: DeliveryId, process: Leftover) -> None:
+    async def record_launch(self, delivery_id: DeliveryId, process: Leftover, attempt: int) -> None:
         """Remembers a process, so that the next life of the daemon can end it."""
-        await self._committer.do(lambda c: tables.record_launch(c, delivery_id, process))
+        await self._committer.do(lambda c: tables.record_launch(c, delivery_id, process, attempt))
 
     async def leftovers(self) -> list[Leftover]:
         """Processes of runs that did not finish."""

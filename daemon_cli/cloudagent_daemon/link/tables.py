@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
-from cloudagent_protocol.frames import AgentsChanged, Deliver, Interrupt, Numbered, decode
+from cloudagent_protocol.frames import Deliver, Interrupt, Numbered, decode
 from cloudagent_protocol.ids import DeliveryId
 
 SCHEMA_VERSION: Final = 1
@@ -25,19 +25,21 @@ CREATE TABLE link (
     epoch TEXT,
     accepted INTEGER NOT NULL DEFAULT 0,  -- the backend's last frame that is here
     acked INTEGER NOT NULL DEFAULT 0,     -- our last frame that is there
-    last INTEGER NOT NULL DEFAULT 0       -- our last frame
+    last INTEGER NOT NULL DEFAULT 0,      -- our last frame
+    changes INTEGER NOT NULL DEFAULT 0    -- counts what happened to the inbox from outside
 ) STRICT;
 INSERT INTO link (one) VALUES (1);
 CREATE TABLE inbox (
     id TEXT PRIMARY KEY,
     delivery_seq INTEGER NOT NULL,
+    changed INTEGER NOT NULL,             -- link.changes, when the backend last had a say in it
     frame TEXT NOT NULL,                  -- Deliver; emptied at the end
     attempts INTEGER NOT NULL DEFAULT 0,
     interrupted_by TEXT,
     finished_at REAL,                     -- Unix seconds
-    ending TEXT                           -- the report that ended it, to be told again if need be
+    ending TEXT                           -- the report that ended it; NULL if it was dropped
 ) STRICT;
-CREATE INDEX inbox_unfinished ON inbox (delivery_seq) WHERE finished_at IS NULL;
+CREATE INDEX inbox_open ON inbox (changed) WHERE ending IS NULL;
 CREATE INDEX inbox_finished ON inbox (finished_at) WHERE finished_at IS NOT NULL;
 CREATE TABLE outbox (seq INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
 CREATE TABLE launches (
@@ -69,6 +71,16 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What the backend last wanted of a delivery."""
+
+    number: int
+    delivery_id: DeliveryId
+    #: None: it is over, forget it.
+    waiting: Waiting | None
+
+
+@dataclass(frozen=True)
 class Leftover:
     """A process that an earlier life of the daemon started, and may have left behind."""
 
@@ -76,15 +88,6 @@ class Leftover:
     pid: int
     #: Its creation, Unix seconds.
     started_at: float
-
-
-@dataclass(frozen=True)
-class Received:
-    """What was new in a batch; the rest were repetitions."""
-
-    deliveries: Sequence[Waiting] = ()
-    interrupts: Sequence[Interrupt] = ()
-    agents: AgentsChanged | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Watermarks:
     acked: int = 0
     #: Number of the last own frame that exists.
     last: int = 0
+    #: Number of the last change that the backend made to the inbox.
+    changes: int = 0
 
 
 # --- the file -------------------------------------------------------------------------
@@ -180,30 +185,25 @@ def import_old_state(connection: sqlite3.Connection, path: Path) -> int:
 # --- inbox ----------------------------------------------------------------------------
 
 
-def receive(c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int) -> Received:
+def receive(c: sqlite3.Connection, frames: Iterable[Numbered], accepted: int) -> None:
     """Keeps a batch of backend frames, of which `accepted` is the last number."""
-    deliveries: dict[DeliveryId, Waiting] = {}
-    interrupts: list[Interrupt] = []
-    agents: AgentsChanged | None = None
     for frame in frames:
         match frame:
-            case Deliver() if _keep(c, frame):
-                deliveries[frame.delivery_id] = _waiting_row(c, frame.delivery_id)
-            case Interrupt() if _mark_interrupted(c, frame):
-                if frame.delivery_id in deliveries:
-                    deliveries[frame.delivery_id] = _waiting_row(c, frame.delivery_id)
-                else:
-                    interrupts.append(frame)
-            case AgentsChanged():
-                agents = frame
+            case Deliver():
+                _keep(c, frame)
+            case Interrupt():
+                c.execute(
+                    "UPDATE inbox SET interrupted_by = ?, changed = ?"
+                    " WHERE id = ? AND finished_at IS NULL",
+                    (frame.actor, _next_change(c), frame.delivery_id),
+                )
             case _:
                 pass
     c.execute("UPDATE link SET accepted = max(accepted, ?)", (accepted,))
-    return Received(list(deliveries.values()), interrupts, agents)
 
 
-def _keep(c: sqlite3.Connection, frame: Deliver) -> bool:
-    """Whether it is new.
+def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
+    """Keeps a delivery once.
 
     One that is over here is answered with its ending once more: the backend would not ask if it
     knew.
@@ -211,62 +211,56 @@ def _keep(c: sqlite3.Connection, frame: Deliver) -> bool:
     row = c.execute("SELECT ending FROM inbox WHERE id = ?", (frame.delivery_id,)).fetchone()
     if row is None:
         c.execute(
-            "INSERT INTO inbox (id, delivery_seq, frame) VALUES (?, ?, ?)",
-            (frame.delivery_id, frame.delivery_seq, frame.model_dump_json()),
+            "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)",
+            (frame.delivery_id, frame.delivery_seq, _next_change(c), frame.model_dump_json()),
         )
-        return True
-    if row[0] and not _on_its_way(c, row[0]):
+    elif row[0] and not c.execute("SELECT 1 FROM outbox WHERE body = ?", row).fetchone():
         append(c, row[0])
-    return False
 
 
-def _on_its_way(c: sqlite3.Connection, body: str) -> bool:
-    return bool(c.execute("SELECT 1 FROM outbox WHERE body = ?", (body,)).fetchone())
+def _next_change(c: sqlite3.Connection) -> int:
+    return c.execute("UPDATE link SET changes = changes + 1 RETURNING changes").fetchone()[0]
 
 
-def _mark_interrupted(c: sqlite3.Connection, frame: Interrupt) -> bool:
-    changed = c.execute(
-        "UPDATE inbox SET interrupted_by = ? WHERE id = ? AND finished_at IS NULL",
-        (frame.actor, frame.delivery_id),
+def changes_after(c: sqlite3.Connection, number: int) -> list[Change]:
+    """What the backend wanted since `number`; since 0: all deliveries that are not finished."""
+    rows = c.execute(
+        "SELECT changed, id, frame, attempts, interrupted_by, finished_at IS NOT NULL, EXISTS ("
+        " SELECT 1 FROM handled_before WHERE frame <> ''"
+        " AND message_id = json_extract(frame, '$.message.id'))"
+        " FROM inbox WHERE ending IS NULL AND changed > ? ORDER BY changed",
+        (number,),
     )
-    return changed.rowcount == 1
+    return [_change(row) for row in rows]
 
 
-_WAITING = """
-SELECT frame, attempts, interrupted_by, EXISTS (
-    SELECT 1 FROM handled_before WHERE message_id = frame ->> '$.message.id'
-) FROM inbox WHERE finished_at IS NULL"""
-
-
-def unfinished(c: sqlite3.Connection) -> list[Waiting]:
-    return [_waiting(row) for row in c.execute(f"{_WAITING} ORDER BY delivery_seq")]
-
-
-def _waiting_row(c: sqlite3.Connection, delivery_id: DeliveryId) -> Waiting:
-    return _waiting(c.execute(f"{_WAITING} AND id = ?", (delivery_id,)).fetchone())
-
-
-def _waiting(row: tuple[str, int, str | None, int]) -> Waiting:
-    deliver = decode(row[0])
+def _change(row: tuple[int, DeliveryId, str, int, str | None, int, int]) -> Change:
+    number, delivery_id, frame, attempts, interrupted_by, over, handled_before = row
+    if over:
+        return Change(number, delivery_id, None)
+    deliver = decode(frame)
     if not isinstance(deliver, Deliver):
         raise TypeError(f"a {deliver.type} frame in the inbox")
-    return Waiting(deliver, row[1], row[2], bool(row[3]))
+    return Change(
+        number, delivery_id, Waiting(deliver, attempts, interrupted_by, bool(handled_before))
+    )
 
 
 def held(c: sqlite3.Connection) -> list[DeliveryId]:
     rows = c.execute(
         "SELECT id FROM inbox WHERE finished_at IS NULL"
-        " OR (ending <> '' AND ending IN (SELECT body FROM outbox)) ORDER BY delivery_seq"
+        " UNION SELECT id FROM inbox WHERE ending IN (SELECT body FROM outbox) ORDER BY id"
     )
     return [row[0] for row in rows]
 
 
 def drop(c: sqlite3.Connection, deliveries: Iterable[DeliveryId]) -> None:
-    now = time.time()
-    c.executemany(
-        "UPDATE inbox SET finished_at = ?, frame = '' WHERE id = ? AND finished_at IS NULL",
-        [(now, delivery) for delivery in deliveries],
-    )
+    for delivery in deliveries:
+        c.execute(
+            "UPDATE inbox SET finished_at = ?, frame = '', changed = ?"
+            " WHERE id = ? AND finished_at IS NULL",
+            (time.time(), _next_change(c), delivery),
+        )
 
 
 # --- outbox ---------------------------------------------------------------------------
@@ -311,8 +305,10 @@ def prune(c: sqlite3.Connection) -> None:
 # --- launches -------------------------------------------------------------------------
 
 
-def record_launch(c: sqlite3.Connection, delivery_id: DeliveryId, left: Leftover) -> None:
-    c.execute("UPDATE inbox SET attempts = attempts + 1 WHERE id = ?", (delivery_id,))
+def record_launch(
+    c: sqlite3.Connection, delivery_id: DeliveryId, left: Leftover, attempt: int
+) -> None:
+    c.execute("UPDATE inbox SET attempts = max(attempts, ?) WHERE id = ?", (attempt, delivery_id))
     c.execute(
         "INSERT INTO launches VALUES (?, ?, ?, ?)",
         (left.launch_id, delivery_id, left.pid, left.started_at),
@@ -334,7 +330,9 @@ def forget_launches(c: sqlite3.Connection, launch_ids: Iterable[str]) -> None:
 
 
 def marks(c: sqlite3.Connection) -> Watermarks:
-    return Watermarks(*c.execute("SELECT epoch, accepted, acked, last FROM link").fetchone())
+    return Watermarks(
+        *c.execute("SELECT epoch, accepted, acked, last, changes FROM link").fetchone()
+    )
 
 
 def reset_epoch(c: sqlite3.Connection, epoch: str | None) -> None:

@@ -1,0 +1,118 @@
+"""`agent register`, `unregister`, `list`: the local workspaces of agents."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from cloudagent_daemon.cli.options import USAGE, CommandError, Commands, Here
+from cloudagent_daemon.cli.status import look
+
+_ARCHIVE: Final = ".archive"
+
+
+def add(commands: Commands, options: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("agent", parents=[options], help="workspaces of agents")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    register = verbs.add_parser("register", parents=[options], help="create a workspace")
+    register.add_argument("--agent-id", required=True, metavar="ID")
+    register.add_argument("--name", metavar="NAME", help="what to call it (default: its id)")
+    register.add_argument("--cwd", metavar="DIR", help="where it works (default: its workspace)")
+    register.add_argument("--driver", default="claude_code", metavar="DRIVER")
+    register.set_defaults(run=run_register)
+    unregister = verbs.add_parser("unregister", parents=[options], help="archive a workspace")
+    unregister.add_argument("--agent-id", required=True, metavar="ID")
+    unregister.set_defaults(run=run_unregister)
+    listing = verbs.add_parser("list", parents=[options], help="the workspaces that there are")
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    listing.set_defaults(run=run_list)
+
+
+def run_register(arguments: argparse.Namespace) -> int:
+    from cloudagent_daemon.runs.workspace import Workspace
+    from cloudagent_protocol.ids import AgentId
+    from cloudagent_protocol.resources import AgentSpec
+
+    here = Here(arguments)
+    agent_id: str = arguments.agent_id
+    cwd = _folder(arguments.cwd, here) if arguments.cwd else None
+    spec = AgentSpec(
+        id=AgentId(agent_id),
+        name=arguments.name or agent_id,
+        driver=arguments.driver,
+        cwd=str(cwd) if cwd else None,
+    )
+    try:
+        workspace = Workspace(here.paths.agents_dir, spec)
+    except ValueError as error:
+        raise _bad_id(agent_id, here) from error
+    workspace.prepare()
+    print(f"registered {agent_id}: {workspace.home}")
+    return 0
+
+
+def run_unregister(arguments: argparse.Namespace) -> int:
+    here = Here(arguments)
+    agent_id: str = arguments.agent_id
+    home = here.paths.agents_dir / agent_id
+    if home.parent != here.paths.agents_dir or not (home / ".meta").is_dir():
+        raise _bad_id(agent_id, here)
+    archive = here.paths.agents_dir / _ARCHIVE
+    archive.mkdir(mode=0o700, exist_ok=True)
+    target = archive / f"{agent_id}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    home.rename(target)
+    print(f"archived {agent_id}: {target}")
+    return 0
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    here = Here(arguments)
+    said = {agent["id"]: agent for agent in look(here)["agents"]}
+    found = [
+        {**identity, "status": said.get(identity["id"], {}).get("status", "offline")}
+        for identity in _identities(here.paths.agents_dir)
+    ]
+    if arguments.json:
+        body = {"schema": "cloudagent.agents/1", "profile": here.profile, "agents": found}
+        print(json.dumps(body))
+    elif found:
+        print("\n".join(_line(agent) for agent in found))
+    else:
+        print(f"no agents have worked here yet ({here.paths.agents_dir})")
+    return 0
+
+
+def _identities(agents_dir: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted(agents_dir.glob("*/.meta/identity.json")):
+        if file.parent.parent.parent == agents_dir and file.parent.parent.name != _ARCHIVE:
+            try:
+                identity: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            except ValueError:
+                identity = {}
+            home = file.parent.parent
+            yield {"id": home.name, "name": home.name, **identity, "home": str(home)}
+
+
+def _line(agent: dict[str, Any]) -> str:
+    driver, where = agent.get("driver", "?"), agent.get("cwd") or f"{agent['home']}/workspace"
+    return f"{agent['status']:9} {agent['id']}  {agent['name']}  ({driver})  {where}"
+
+
+def _folder(text: str, here: Here) -> Path:
+    folder = Path(text).expanduser().absolute()
+    if not folder.is_dir():
+        raise CommandError(
+            "The agent's folder is not there",
+            f"--cwd {folder}",
+            here.command(f"agent register --agent-id ID --cwd {folder}") + f"   (mkdir {folder})",
+            USAGE,
+        )
+    return folder
+
+
+def _bad_id(agent_id: str, here: Here) -> CommandError:
+    return CommandError(
+        "There is no such workspace", f"--agent-id {agent_id!r}", here.command("agent list"), USAGE
+    )

@@ -1,0 +1,129 @@
+"""`start`: runs the daemon in the foreground."""
+
+import argparse
+import sqlite3
+from pathlib import Path
+
+from cloudagent_daemon import config, lock, profile
+from cloudagent_daemon.cli import secret
+from cloudagent_daemon.cli.login import add_key_options, add_tls_options, warn_of
+from cloudagent_daemon.cli.options import (
+    CONFIGURATION,
+    CONFLICT,
+    FAILED,
+    NOT_LOGGED_IN,
+    USAGE,
+    CommandError,
+    Commands,
+    Here,
+    complain,
+)
+
+
+def add(commands: Commands, options: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "start",
+        parents=[options],
+        help="run the daemon in the foreground",
+        description="Runs the daemon with what `login` has kept; or, with --server-url and a key, "
+        f"once, without writing anything. The key may also be in ${config.KEY_VARIABLE}.",
+    )
+    parser.add_argument("--server-url", metavar="URL", help="one-shot: the backend's address")
+    add_key_options(parser)
+    add_tls_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    here = Here(arguments)
+    if arguments.server_url or arguments.api_key or arguments.api_key_file:
+        return _once(arguments, here)
+    return _kept(arguments, here)
+
+
+def _kept(arguments: argparse.Namespace, here: Here) -> int:
+    settings = profile.settings_of(
+        here.profile,
+        here.environ,
+        insecure=arguments.insecure,
+        ca_file=_path(arguments.ca_file),
+        debug=here.debug,
+    )
+    warn_of(settings.server_url, insecure=settings.insecure)
+    try:
+        with lock.hold(here.paths.lock, here.paths.pid) as inode:
+            return _serve(settings, here.paths.logs_dir, inode)
+    except lock.AlreadyRunningError as error:
+        pid = lock.holder(here.paths.lock, here.paths.pid)
+        raise CommandError(
+            f"Profile {here.profile} has a running daemon already",
+            f"pid {pid or 'unknown'} holds {here.paths.lock}",
+            here.command("status"),
+            CONFLICT,
+        ) from error
+
+
+def _once(arguments: argparse.Namespace, here: Here) -> int:
+    again = here.command("start --server-url URL --api-key-file FILE")
+    key = _key(arguments, here, again)
+    if not arguments.server_url or key is None:
+        missing = "--server-url" if key else "a key (--api-key-file, --api-key or the environment)"
+        raise CommandError(
+            "A one-shot start needs the server and the key", f"{missing} is missing", again, USAGE
+        )
+    with profile.one_shot(
+        here.profile,
+        arguments.server_url,
+        key,
+        here.environ,
+        insecure=arguments.insecure,
+        ca_file=_path(arguments.ca_file),
+        debug=here.debug,
+    ) as settings:
+        warn_of(settings.server_url, insecure=settings.insecure)
+        code = _serve(settings, None, None)
+    if code == NOT_LOGGED_IN:
+        complain(f"{settings.server_url} does not accept this machine key", "401 or 403", again)
+    return code
+
+
+def _key(arguments: argparse.Namespace, here: Here, again: str) -> str | None:
+    if arguments.api_key_file:
+        return secret.read_key(arguments.api_key_file, next_step=again)
+    if key := arguments.api_key or here.environ.get(config.KEY_VARIABLE):
+        return secret.check(key, next_step=again)
+    return None
+
+
+def _serve(settings: config.Settings, logs_dir: Path | None, lock_inode: int | None) -> int:
+    import anyio
+
+    from cloudagent_daemon import daemon
+    from cloudagent_daemon.link.tables import NewerSpoolError
+    from cloudagent_daemon.log import logging_to
+
+    for folder in (settings.runtime_dir, settings.agents_dir):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with logging_to(logs_dir, debug=settings.debug):
+            return anyio.run(daemon.run, settings, _say, lock_inode)
+    except NewerSpoolError as error:
+        raise CommandError(
+            "The daemon's memory belongs to a newer version",
+            str(error),
+            "uv tool upgrade cloudagent-daemon",
+            CONFIGURATION,
+        ) from error
+    except sqlite3.OperationalError as error:
+        why = f"{settings.state_dir}: {error}"
+        raise CommandError(
+            "The daemon's memory cannot be opened", why, f"df -h {settings.state_dir}", FAILED
+        ) from error
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser().absolute() if text else None

@@ -1,0 +1,273 @@
+"""One life of the daemon: what is started in which order, and how it ends. All is composed here."""
+
+import ctypes
+import logging
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import anyio
+from anyio.to_thread import run_sync
+
+from cloudagent_daemon import crash, lock, status
+from cloudagent_daemon.bridge.server import Bridge
+from cloudagent_daemon.config import Settings
+from cloudagent_daemon.drivers.table import detect
+from cloudagent_daemon.link.client import LinkClient
+from cloudagent_daemon.link.spool import Spool, open_spool
+from cloudagent_daemon.link.websocket import WebSocketTransport, tls_context
+from cloudagent_daemon.paths import Paths, old_state_file, spool_file
+from cloudagent_daemon.runs.queue import RunQueue
+from cloudagent_daemon.runs.runner import Runner
+from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
+from cloudagent_protocol.frames import Hello, HostReport
+from cloudagent_protocol.resources import Runtime
+from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
+
+logger = logging.getLogger(__name__)
+
+#: How long the last reports may take to reach the backend, after the last run's end.
+FLUSH_S: Final = 5.0
+#: How long a one-shot daemon waits for its host's name before it goes on without.
+NAMED_S: Final = 5.0
+#: `status` is rewritten no more often than this.
+STATUS_S: Final = 0.2
+LOCK_CHECK_S: Final = 30.0
+
+RESTART_ME: Final = 75
+KEY_REJECTED: Final = 4
+INTERRUPTED: Final = 130
+
+
+class Ending:
+    """That the daemon shall end, and with which exit code; the first request counts."""
+
+    def __init__(self) -> None:
+        self.requested = anyio.Event()
+        #: Set when there is no more time to drain.
+        self.at_once = anyio.Event()
+        self.code = 0
+
+    def request(self, code: int) -> None:
+        if self.requested.is_set():
+            self.at_once.set()
+        else:
+            self.code = code
+            self.requested.set()
+
+
+class Daemon:
+    """The parts that live as long as the process; `run` starts and ends them.
+
+    Args:
+        say: takes a line for the person at the terminal.
+    """
+
+    def __init__(self, settings: Settings, spool: Spool, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._say = say
+        self._instance_id = secrets.token_hex(8)
+        self._live = LiveRuns()
+        self._runtimes: list[Runtime] = []
+        self._rejected = anyio.Event()
+        tls = tls_context(settings.server_url, settings.ca_file, insecure=settings.insecure)
+        self.client = LinkClient(
+            WebSocketTransport(settings.server_url, settings.machine_key, tls),
+            spool,
+            self._hello,
+            self._live.all,
+        )
+        uplink = SpoolUplink(spool, self.client, self._live)
+        self._bridge = Bridge(settings.state_dir, settings.runtime_dir)
+        self.queue = RunQueue(
+            spool,
+            Runner(settings, self._bridge, uplink),
+            uplink,
+            max_runs=settings.max_runs,
+        )
+
+    async def run(self, ending: Ending) -> None:
+        """Serves until `ending` is requested, then drains."""
+        async with anyio.create_task_group() as tasks:
+            # The connection comes first: a slow start must not look like a dead machine.
+            tasks.start_soon(self.client.run)
+            tasks.start_soon(self._introduce, ending)
+            await tasks.start(self._bridge.serve)
+            tasks.start_soon(self.queue.run)
+            tasks.start_soon(self._bridge.warm_up)
+            await ending.requested.wait()
+            logger.info("stopping", extra={"action": "stop", "running": len(self.queue.working)})
+            await self._drain(ending)
+            tasks.cancel_scope.cancel()
+
+    def report(self) -> dict[str, Any]:
+        """What `status` shows (interface.md §6)."""
+        standing = self.client.standing
+        connection = self.client.connection
+        return {
+            "profile": self._settings.profile,
+            "state": standing.state,
+            "detail": standing.detail or None,
+            "attempt": standing.attempt,
+            "next_attempt_at": standing.next_at,
+            "server_url": self._settings.server_url,
+            "insecure": self._settings.insecure,
+            "host_id": connection.welcome.host_id if connection else self._settings.host_id,
+            "since": standing.since,
+            "last_seq": self._spool.marks.accepted,
+            "unsent": self._spool.marks.last - self._spool.marks.acked,
+            "notes": [self._spool.note] if self._spool.note else [],
+            "runtimes": [runtime.model_dump() for runtime in self._runtimes],
+            "agents": self._agents(),
+            "service": None,
+        }
+
+    def _agents(self) -> list[dict[str, Any]]:
+        connection = self.client.connection
+        working = {
+            deliver.agent.id: since.isoformat() for deliver, since in self.queue.working.values()
+        }
+        return [
+            {
+                "id": agent.id,
+                "name": agent.name,
+                "driver": agent.driver,
+                "status": "working" if agent.id in working else "idle",
+                "since": working.get(agent.id),
+                "queued": self.queue.order.queued(agent.id),
+            }
+            for agent in (connection.agents if connection else ())
+        ]
+
+    async def _hello(self) -> Hello:
+        marks = self._spool.marks
+        return Hello(
+            protocol=list(SUPPORTED),
+            daemon_version=DISTRIBUTION,
+            instance_id=self._instance_id,
+            profile=self._settings.profile,
+            os=sys.platform,
+            hostname=socket.gethostname(),
+            runtimes=self._runtimes,
+            epoch=marks.epoch,
+            last_seq=marks.accepted,
+            unfinished=await self._spool.held(),
+            running=self._live.all(),
+        )
+
+    async def _introduce(self, ending: Ending) -> None:
+        """Looks what agent programs there are, tells the person, and the backend."""
+        self._runtimes = await detect(self._settings.environment)
+        self._say("Detected runtimes:")
+        for runtime in self._runtimes:
+            self._say(f"  {_line(runtime)}")
+        await self._spool.append(HostReport(runtimes=self._runtimes))
+        host = self._settings.host_id or await self._host_id()
+        server = self._settings.server_url
+        self._say(f"Connecting to {server} as host {host or '(the backend will name it)'}")
+        if self._settings.one_shot and self.client.standing.state == "unauthorized":
+            ending.request(KEY_REJECTED)
+
+    async def _host_id(self) -> str | None:
+        with anyio.move_on_after(NAMED_S):
+            while self.client.connection is None and self.client.standing.attempt == 0:
+                await self.client.changed.wait()
+        return self.client.connection.welcome.host_id if self.client.connection else None
+
+    async def _drain(self, ending: Ending) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def hurry() -> None:
+                await ending.at_once.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(hurry)
+            await self.queue.drain(self._settings.stop_timeout_s)
+            if self.client.connection:
+                with anyio.move_on_after(FLUSH_S):
+                    await self.client.flush()
+            tasks.cancel_scope.cancel()
+
+
+async def run(settings: Settings, say: Callable[[str], None], lock_inode: int | None = None) -> int:
+    """Lives until a signal; returns the exit code.
+
+    Raises:
+        NewerSpoolError, sqlite3.OperationalError: the spool cannot be opened.
+    """
+    crash.arm(settings.crash_at)
+    hide_memory()
+    state_dir = settings.state_dir
+    spool_path = spool_file(state_dir) if state_dir else None
+    old_state = old_state_file(state_dir) if state_dir else None
+    ending = Ending()
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_spool(spool_path, old_state) as spool, anyio.create_task_group() as tasks:
+            daemon = Daemon(settings, spool, say)
+            tasks.start_soon(_obey, signals, ending)
+            if settings.home and lock_inode is not None:
+                paths = Paths(settings.home, settings.profile)
+                tasks.start_soon(_publish, daemon, paths)
+                tasks.start_soon(_guard_lock, paths, lock_inode, ending)
+            await daemon.run(ending)
+            tasks.cancel_scope.cancel()
+    return ending.code
+
+
+async def _obey(signals: AsyncIterator[signal.Signals], ending: Ending) -> None:
+    async for number in signals:
+        ending.request(INTERRUPTED if number == signal.SIGINT else 0)
+
+
+async def _publish(daemon: Daemon, paths: Paths) -> None:
+    """Keeps the file that `status` reads; it goes when the daemon goes."""
+    try:
+        while True:
+            await run_sync(status.write, paths.status, daemon.report())
+            await anyio.sleep(STATUS_S)
+            await _either(daemon.client.changed, daemon.queue.changed)
+    finally:
+        paths.status.unlink(missing_ok=True)
+
+
+async def _either(*events: anyio.Event) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def wait(event: anyio.Event) -> None:
+            await event.wait()
+            tasks.cancel_scope.cancel()
+
+        for event in events:
+            tasks.start_soon(wait, event)
+
+
+async def _guard_lock(paths: Paths, inode: int, ending: Ending) -> None:
+    """Somebody may delete the lock file: a second daemon could then start beside this one."""
+    # No event tells of it, so it is looked up.
+    while await run_sync(lock.still_ours, paths.lock, inode):
+        with anyio.move_on_after(LOCK_CHECK_S):
+            await ending.requested.wait()
+    logger.error("%s was deleted; restarting", paths.lock, extra={"action": "lock_lost"})
+    ending.request(RESTART_ME)
+
+
+def hide_memory() -> None:
+    """Keeps other programs of the same user from reading the key out of this process.
+
+    PR_SET_DUMPABLE (prctl(2)) closes /proc/PID/{environ,mem,fd} and ptrace; an exec, as for every
+    child, sets it back.
+    """
+    if sys.platform == "linux":
+        pr_set_dumpable = 4
+        ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
+
+
+def _line(runtime: Runtime) -> str:
+    if runtime.problem:
+        return f"✗ {runtime.name}  {runtime.problem}"
+    version = f" {runtime.version}" if runtime.version else ""
+    return f"✓ {runtime.name}{version}  ({runtime.path or 'built in'})"

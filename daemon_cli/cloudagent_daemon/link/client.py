@@ -1,0 +1,185 @@
+"""Keeps a connection to the backend: connects, backs off, notices sleep, tells how it stands."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import anyio
+
+from cloudagent_daemon.link.backoff import Backoff, is_rejection
+from cloudagent_daemon.link.connection import Connection, open_connection
+from cloudagent_daemon.link.deltas import Deltas
+from cloudagent_daemon.link.spool import Spool
+from cloudagent_daemon.link.transport import (
+    LinkError,
+    NotConnectedError,
+    Transport,
+    UnreachableError,
+)
+from cloudagent_protocol.frames import Hello, ListMessages, LiveRun
+
+logger = logging.getLogger(__name__)
+
+#: How often the two clocks are compared, and the difference that means that the machine slept.
+CLOCK_CHECK_S: Final = 5.0
+SLEPT_S: Final = 15.0
+
+State: TypeAlias = Literal["connecting", "connected", "unauthorized"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the link stands, for `status` and the log."""
+
+    state: State
+    #: Unix seconds.
+    since: float
+    #: Why it is not connected.
+    detail: str = ""
+    attempt: int = 0
+    #: When the next attempt comes, Unix seconds.
+    next_at: float | None = None
+
+
+class LinkClient:
+    """The daemon's end of the link.
+
+    Args:
+        hello: what to say first; asked anew for each connection.
+        running: the runs whose process is alive.
+        wall: the clock on the wall, Unix seconds.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        spool: Spool,
+        hello: Callable[[], Awaitable[Hello]],
+        running: Callable[[], list[LiveRun]],
+        *,
+        backoff: Backoff | None = None,
+        wall: Callable[[], float] = time.time,
+        clock_check_s: float = CLOCK_CHECK_S,
+    ) -> None:
+        self._transport = transport
+        self._spool = spool
+        self._hello = hello
+        self._running = running
+        self._backoff = backoff or Backoff()
+        self._wall = wall
+        self._clock_check_s = clock_check_s
+        self._woke = anyio.Event()
+        self._connection: Connection | None = None
+        self.deltas = Deltas()
+        self.standing = Standing("connecting", wall())
+        #: Set, and replaced, when `standing` changes.
+        self.changed = anyio.Event()
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection, if there is one at the moment."""
+        return self._connection
+
+    async def run(self) -> None:
+        """Never returns; the backend may come and go."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch_clocks)
+            while True:
+                began = time.monotonic()
+                end = await self._until_woken(self._connect)
+                delay = self._backoff.delay(end, time.monotonic() - began) if end else 0.0
+                if end:
+                    self._show_end(end, delay)
+                    with anyio.move_on_after(delay):
+                        await self._woke.wait()
+                if self._woke.is_set():
+                    self._woke = anyio.Event()
+                    self._backoff.forget()
+
+    async def ask(self, query: ListMessages) -> dict[str, Any]:
+        """Asks the backend.
+
+        Raises:
+            NotConnectedError: there is no link, or no answer came; or the backend refuses.
+        """
+        if self._connection is None:
+            raise NotConnectedError(
+                f"not connected to the backend: {self.standing.detail or 'yet'}"
+            )
+        answer = await self._connection.ask(query)
+        if answer.error is not None:
+            raise NotConnectedError(answer.error)
+        return answer.data or {}
+
+    async def flush(self) -> None:
+        """Returns when the backend has all that the outbox holds; set a deadline."""
+        while self._spool.marks.acked < self._spool.marks.last:
+            await self._spool.acked_beyond(self._spool.marks.acked)
+
+    async def _connect(self) -> LinkError:
+        try:
+            async with self._transport.connect() as stream:
+                connection = await open_connection(
+                    stream, self._spool, self.deltas, await self._hello(), self._running
+                )
+                self._connection = connection
+                self._show(Standing("connected", self._wall()))
+                logger.info(
+                    "Connected as %s",
+                    connection.welcome.host_id,
+                    extra={"action": "connected", "session_id": connection.welcome.session_id},
+                )
+                try:
+                    return await connection.run()
+                finally:
+                    self._connection = None
+        except LinkError as error:
+            return error
+        except Exception as error:
+            # The edge of a task: whatever it was, a daemon that stays up can try again.
+            logger.exception("the link failed", extra={"action": "link_failed"})
+            return UnreachableError(f"{type(error).__name__}: {error}")
+
+    async def _until_woken(self, work: Callable[[], Awaitable[LinkError]]) -> LinkError | None:
+        """What `work` returns, or None if the machine slept meanwhile."""
+        end: LinkError | None = None
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                await self._woke.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            end = await work()
+            tasks.cancel_scope.cancel()
+        return end
+
+    async def _watch_clocks(self) -> None:
+        """A machine that sleeps stops the monotonic clock, not the one on the wall."""
+        before = self._wall() - time.monotonic()
+        while True:
+            await anyio.sleep(self._clock_check_s)
+            now = self._wall() - time.monotonic()
+            if abs(now - before) > SLEPT_S:
+                logger.info("the machine slept; connecting anew", extra={"action": "woke"})
+                self._woke.set()
+            before = now
+
+    def _show_end(self, end: LinkError, delay: float) -> None:
+        state: State = "unauthorized" if is_rejection(end) else "connecting"
+        since = self.standing.since if self.standing.state == state else self._wall()
+        logger.warning(
+            "not connected (attempt %d, next in %.1f s): %s",
+            self._backoff.attempt,
+            delay,
+            end,
+            extra={"action": "disconnected"},
+        )
+        self._show(Standing(state, since, str(end), self._backoff.attempt, self._wall() + delay))
+
+    def _show(self, standing: Standing) -> None:
+        self.standing = standing
+        self.changed.set()
+        self.changed = anyio.Event()

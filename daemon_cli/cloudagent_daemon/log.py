@@ -1,0 +1,119 @@
+"""Where log lines go: standard error, and one file a day. Keys never do.
+
+A thread writes, so that a slow or full disk delays nothing else; what it cannot take is dropped.
+"""
+
+import logging
+import logging.handlers
+import queue
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from typing_extensions import override
+
+#: Lines that may wait for the disk; further ones are dropped.
+WAITING: Final = 10_000
+#: Files that are kept, and the size at which one is full for its day.
+KEPT_FILES: Final = 14
+MAX_BYTES: Final = 10_000_000
+
+_SECRET: Final = re.compile(r"\b(sk_machine_|cat_|sk-)[A-Za-z0-9_-]{6,}")
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+@contextmanager
+def logging_to(logs_dir: Path | None, *, debug: bool = False) -> Generator[None]:
+    """Sets logging up for the daemon's life; `logs_dir` None means standard error only."""
+    logging.raiseExceptions = False
+    stderr = logging.StreamHandler()
+    handlers: list[logging.Handler] = [stderr]
+    if logs_dir:
+        logs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handlers.append(DailyFile(logs_dir))
+    for handler in handlers:
+        handler.setFormatter(Lines())
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(WAITING)
+    entry = logging.handlers.QueueHandler(waiting)
+    listener = logging.handlers.QueueListener(waiting, *handlers)
+    root = logging.getLogger()
+    root.addHandler(entry)
+    root.setLevel(logging.DEBUG if debug else logging.WARNING)
+    logging.getLogger("cloudagent_daemon").setLevel(logging.DEBUG if debug else logging.INFO)
+    listener.start()
+    try:
+        yield
+    finally:
+        root.removeHandler(entry)
+        listener.stop()
+        for handler in handlers:
+            handler.close()
+
+
+class Lines(logging.Formatter):
+    """`2026-11-20T21:00:00.123Z INFO link.client connected as host_… action=connected`."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC)
+        name = record.name.removeprefix("cloudagent_daemon.")
+        extra = "".join(
+            f" {key}={value}" for key, value in vars(record).items() if key not in _STANDARD
+        )
+        text = f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z {record.levelname} {name} "
+        text += record.getMessage() + extra
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return without_secrets(text)
+
+
+class DailyFile(logging.Handler):
+    """`daemon-YYYY-MM-DD.log`; a day that is full goes on in `daemon-YYYY-MM-DD.1.log`, and so on."""
+
+    def __init__(self, logs_dir: Path) -> None:
+        super().__init__()
+        self._dir = logs_dir
+        self._day = ""
+        self._part = 0
+        self._path = logs_dir
+        self._file: logging.FileHandler | None = None
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._file_for(record).emit(record)
+
+    @override
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+        super().close()
+
+    def _file_for(self, record: logging.LogRecord) -> logging.FileHandler:
+        day = f"{datetime.fromtimestamp(record.created, UTC):%Y-%m-%d}"
+        if day != self._day:
+            self._day, self._part = day, 0
+            return self._open()
+        if self._file is None or self._path.stat().st_size > MAX_BYTES:
+            self._part += 1
+            return self._open()
+        return self._file
+
+    def _open(self) -> logging.FileHandler:
+        if self._file:
+            self._file.close()
+        part = f".{self._part}" if self._part else ""
+        self._path = self._dir / f"daemon-{self._day}{part}.log"
+        self._path.touch(mode=0o600)
+        self._file = logging.FileHandler(self._path, encoding="utf-8")
+        self._file.setFormatter(self.formatter)
+        for old in sorted(self._dir.glob("daemon-*.log"))[:-KEPT_FILES]:
+            old.unlink(missing_ok=True)
+        return self._file
+
+
+def without_secrets(text: str) -> str:
+    """`text` with keys and tokens cut down to their kind."""
+    return _SECRET.sub(r"\1…", text)

@@ -1,0 +1,177 @@
+"""Follows the inbox and runs what is in it: in order, under the machine's cap, until drained.
+
+The inbox is the truth, so a start after a crash is no special case: the queue reads from the
+first change, and what an earlier life left behind comes first because it came first.
+"""
+
+import logging
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import anyio
+
+from cloudagent_daemon.link.spool import Spool
+from cloudagent_daemon.link.tables import Waiting
+from cloudagent_daemon.process import end_leftover
+from cloudagent_daemon.runs.order import Order
+from cloudagent_daemon.runs.ports import StopSignal, Uplink
+from cloudagent_protocol.events import Finished, Outcome, Reason
+from cloudagent_protocol.frames import Deliver, RunReport
+from cloudagent_protocol.ids import DeliveryId, new_run_id
+
+logger = logging.getLogger(__name__)
+
+#: Attempts that may end with the daemon's own death, before the message is given up.
+MAX_ATTEMPTS: Final = 5
+#: How long a run may take to end after it was told to.
+STOP_S: Final = 20.0
+
+
+class Runs(Protocol):
+    """What the queue needs of the runner."""
+
+    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome: ...
+
+
+class RunQueue:
+    """One machine's deliveries, from the inbox to their runs' ends."""
+
+    def __init__(self, spool: Spool, runner: Runs, uplink: Uplink, *, max_runs: int) -> None:
+        self._spool = spool
+        self._runner = runner
+        self._uplink = uplink
+        self.order = Order(max_runs)
+        #: Deliveries whose run is alive, with since when (Unix seconds).
+        self.working: dict[DeliveryId, tuple[Deliver, datetime]] = {}
+        self._stops: dict[DeliveryId, StopSignal] = {}
+        self._draining = False
+        #: Set, and replaced, when something starts, ends or comes in.
+        self.changed = anyio.Event()
+
+    async def run(self) -> None:
+        """Never returns; cancelling it cancels the runs, whose deliveries stay unfinished."""
+        await self._end_leftovers()
+        number = 0
+        async with anyio.create_task_group() as tasks:
+            while True:
+                for change in await self._spool.changes_after(number):
+                    number = change.number
+                    if change.waiting is None:
+                        self._forget(change.delivery_id)
+                    else:
+                        await self._take(change.waiting)
+                self._start_next(tasks)
+                await self._spool.changed_beyond(number)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Starts nothing more; lets runs finish for `timeout_s`, then stops them."""
+        self._draining = True
+        with anyio.move_on_after(timeout_s):
+            await self._idle()
+        for stop in self._stops.values():
+            stop.request("the daemon", daemon_stops=True)
+        with anyio.move_on_after(STOP_S):
+            await self._idle()
+
+    async def _idle(self) -> None:
+        while self._stops:
+            await self.changed.wait()
+
+    # --- what the backend wants ---
+
+    async def _take(self, waiting: Waiting) -> None:
+        delivery_id = waiting.deliver.delivery_id
+        if stop := self._stops.get(delivery_id):
+            if waiting.interrupted_by is not None:
+                stop.request(waiting.interrupted_by)
+        elif ending := _without_a_run(waiting):
+            self.order.remove(delivery_id)
+            await self._uplink.finish(_only_report(waiting.deliver, ending))
+        else:
+            self.order.put(waiting)
+        self._notify()
+
+    def _forget(self, delivery_id: DeliveryId) -> None:
+        self.order.remove(delivery_id)
+        if stop := self._stops.get(delivery_id):
+            stop.request("the backend")
+        self._notify()
+
+    # --- runs ---
+
+    def _start_next(self, tasks: anyio.abc.TaskGroup) -> None:
+        while not self._draining and (waiting := self.order.next()):
+            self._stops[waiting.deliver.delivery_id] = StopSignal()
+            self.working[waiting.deliver.delivery_id] = (waiting.deliver, datetime.now(UTC))
+            tasks.start_soon(self._run, waiting, tasks)
+        self._notify()
+
+    async def _run(self, waiting: Waiting, tasks: anyio.abc.TaskGroup) -> None:
+        deliver = waiting.deliver
+        stop = self._stops[deliver.delivery_id]
+        try:
+            await self._runner.run(deliver, attempt=waiting.attempts + 1, stop=stop)
+        except Exception as error:
+            # The edge of a run's task: a fault of ours ends this run, not the daemon.
+            logger.exception(
+                "a run failed", extra={"action": "run_failed", "delivery_id": deliver.delivery_id}
+            )
+            ending = Finished(
+                at=datetime.now(UTC),
+                outcome=Outcome.FAILED,
+                reason=Reason.INTERNAL,
+                detail=f"A fault in the daemon ended the run: {type(error).__name__}: {error}",
+            )
+            await self._uplink.finish(_only_report(deliver, ending))
+        finally:
+            self.order.ended(deliver.delivery_id)
+            del self._stops[deliver.delivery_id], self.working[deliver.delivery_id]
+            self._start_next(tasks)
+
+    async def _end_leftovers(self) -> None:
+        """Ends what earlier lives left running, before a second run of the same can begin."""
+        leftovers = await self._spool.leftovers()
+        async with anyio.create_task_group() as tasks:
+            for left in leftovers:
+                tasks.start_soon(end_leftover, left.pid, left.started_at, left.launch_id)
+        await self._spool.forget_launches([left.launch_id for left in leftovers])
+
+    def _notify(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
+
+
+def _without_a_run(waiting: Waiting) -> Finished | None:
+    """How a delivery ends that shall not, or not again, be given to an agent."""
+    now = datetime.now(UTC)
+    if waiting.interrupted_by is not None:
+        return Finished(
+            at=now,
+            outcome=Outcome.CANCELLED,
+            reason=Reason.INTERRUPTED,
+            detail=f"Stopped by {waiting.interrupted_by} before the agent could begin.",
+        )
+    if waiting.handled_before:
+        return Finished(
+            at=now,
+            outcome=Outcome.SILENT,
+            detail="An earlier version of this daemon had handled this message.",
+        )
+    if waiting.attempts >= MAX_ATTEMPTS:
+        return Finished(
+            at=now,
+            outcome=Outcome.FAILED,
+            reason=Reason.CRASHED,
+            detail=f"Given up: the daemon ended during each of {waiting.attempts} attempts.",
+        )
+    return None
+
+
+def _only_report(deliver: Deliver, ending: Finished) -> RunReport:
+    return RunReport(
+        run_id=new_run_id(),
+        agent_id=deliver.agent.id,
+        conversation_id=deliver.message.conversation_id,
+        delivery_ids=[deliver.delivery_id],
+        event=ending.model_copy(update={"seq": 1}),
+    )

@@ -1,0 +1,61 @@
+"""The `Uplink` of runs: through the spool what must arrive, past it what may be lost."""
+
+from typing import Any, cast
+
+from cloudagent_daemon.link.client import LinkClient
+from cloudagent_daemon.link.spool import Spool
+from cloudagent_daemon.link.tables import Leftover
+from cloudagent_daemon.link.transport import NotConnectedError
+from cloudagent_daemon.runs.ports import Launch, UplinkError
+from cloudagent_protocol.frames import Delta, ListMessages, LiveRun, RunReport, Send
+from cloudagent_protocol.ids import RunId
+
+
+class LiveRuns:
+    """The runs whose process is alive, as heartbeats list them."""
+
+    def __init__(self) -> None:
+        self._runs: dict[RunId, LiveRun] = {}
+
+    def add(self, run: LiveRun) -> None:
+        self._runs[run.run_id] = run
+
+    def remove(self, run_id: RunId) -> None:
+        self._runs.pop(run_id, None)
+
+    def all(self) -> list[LiveRun]:
+        return list(self._runs.values())
+
+
+class SpoolUplink:
+    """What runs say goes through `spool`, what they ask goes to `client`."""
+
+    def __init__(self, spool: Spool, client: LinkClient, live: LiveRuns) -> None:
+        self._spool = spool
+        self._client = client
+        self._live = live
+
+    async def report(self, frame: RunReport | Send) -> None:
+        await self._spool.append(frame)
+        if isinstance(frame, RunReport):
+            self._client.deltas.reported(frame)
+
+    async def finish(self, frame: RunReport) -> None:
+        await self._spool.finish(frame)
+        self._client.deltas.reported(frame)
+        self._live.remove(frame.run_id)
+
+    async def launched(self, launch: Launch) -> None:
+        process = Leftover(launch.launch_id, launch.pid, launch.started_at)
+        await self._spool.record_launch(launch.delivery_id, process, launch.attempt)
+        self._live.add(LiveRun(run_id=launch.run_id, delivery_ids=[launch.delivery_id]))
+
+    def delta(self, frame: Delta) -> None:
+        self._client.deltas.add(frame)
+
+    async def list_messages(self, query: ListMessages) -> list[dict[str, Any]]:
+        try:
+            answer = await self._client.ask(query)
+        except NotConnectedError as error:
+            raise UplinkError(str(error)) from error
+        return cast("list[dict[str, Any]]", answer.get("messages", []))
