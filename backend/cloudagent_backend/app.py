@@ -44,7 +44,11 @@ from cloudagent_protocol.version import DISTRIBUTION
 _TIDY_EVERY_S: Final = 3_600.0
 #: Any request can meet these; routes document the rest of theirs.
 _COMMON: Final = documented(
-    ErrorCode.BAD_REQUEST, ErrorCode.FORBIDDEN, ErrorCode.TOO_LARGE, ErrorCode.INVALID
+    ErrorCode.BAD_REQUEST,
+    ErrorCode.FORBIDDEN,
+    ErrorCode.TOO_LARGE,
+    ErrorCode.INVALID,
+    ErrorCode.UNAVAILABLE,
 )
 _SIGNED_IN: Final = documented(ErrorCode.UNAUTHORIZED)
 

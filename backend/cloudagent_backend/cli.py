@@ -2,31 +2,24 @@
 
 import asyncio
 import contextlib
-import gc
 import getpass
 import json
 import signal
-import socket
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
-import uvicorn
 from argon2 import PasswordHasher
-from fastapi import FastAPI
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import override
 
 from cloudagent_backend import config
 from cloudagent_backend.api.accounts import MIN_PASSWORD_CHARS, Email
-from cloudagent_backend.api.limits import PatientHTTP, PatientWebSocket
-from cloudagent_backend.api.world import World
-from cloudagent_backend.app import create_app, end_streams
 from cloudagent_backend.config import ConfigError, Settings
 from cloudagent_backend.log import start_logging
+from cloudagent_backend.server import Server, spare_the_collector
 from cloudagent_backend.store import tokens, users
 from cloudagent_backend.store.database import (
     Database,
@@ -36,7 +29,6 @@ from cloudagent_backend.store.database import (
     path_of,
 )
 from cloudagent_backend.store.users import EmailTakenError
-from cloudagent_protocol.frames import MAX_FRAME_BYTES
 from cloudagent_protocol.resources import User
 
 _FAILED: Final = 1
@@ -44,12 +36,6 @@ _USAGE: Final = 2
 _CONFLICT: Final = 6
 _CONFIGURATION: Final = 78
 _INTERRUPTED: Final = 130
-#: Uses of objects between two runs of the collector's oldest generation are rare with this: it
-#: walks every connection, which is what the slowest answers wait for.
-_GC_THRESHOLDS: Final = (10_000, 20, 100)
-_SETUP_LINK_S: Final = 86_400
-#: An idle connection is closed after it; longer than clients keep theirs, so that none is surprised.
-_KEEP_ALIVE_S: Final = 75
 
 #: The name of the tokens that `grant` makes, and how many of them stay valid.
 _UP: Final = "cloudagent up"
@@ -172,88 +158,9 @@ def grant(
 # --- serving ------------------------------------------------------------------------------
 
 
-class Server(uvicorn.Server):
-    """uvicorn, told what to do when it is ready and when it is to stop."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._app = create_app(settings)
-        self._settings = settings
-        self.signal: int | None = None
-        super().__init__(_uvicorn_config(settings, self._app))
-
-    @override
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if not self.started:
-            return
-        url = _url(self._settings, self.servers[0].sockets[0].getsockname()[1])
-        world: World = self._app.state.world
-        if not await world.database.read(users.any_user):
-            key = await world.database.write(
-                lambda c: users.new_link(c, "setup", None, _SETUP_LINK_S)
-            )
-            _say(
-                f"Nobody has an account yet. Make the first one (link works once): {url}/setup?k={key}"
-            )
-        _say(f"Listening on {url}")
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
-
-    @override
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # First of all: uvicorn waits for open requests, and these never end by themselves.
-        end_streams(self._app.state.world)
-        await super().shutdown(sockets)
-
-    @override
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """As uvicorn's, but without sending the signal to ourselves again: the end is orderly."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop, number)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    def _stop(self, number: int) -> None:
-        self.signal = number
-        self.handle_exit(number, None)
-
-
-def _uvicorn_config(settings: Settings, application: FastAPI) -> uvicorn.Config:
-    class HTTP(PatientHTTP):
-        head_deadline_s = settings.head_deadline_s
-        write_deadline_s = settings.write_deadline_s
-
-    class WebSocket(PatientWebSocket):
-        write_deadline_s = settings.write_deadline_s
-
-    return uvicorn.Config(
-        application,
-        host=settings.host,
-        port=settings.port,
-        http=HTTP,
-        ws=WebSocket,
-        ws_max_size=MAX_FRAME_BYTES,
-        # The link has heartbeats of its own; deflate would allow bombs.
-        ws_ping_interval=None,
-        ws_per_message_deflate=False,
-        h11_max_incomplete_event_size=settings.max_header_bytes,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=settings.stop_grace_s,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-
-
 async def _serve(settings: Settings) -> int:
-    server = Server(settings)
+    server = Server(settings, _say)
+    spare_the_collector()
     try:
         await server.serve()
     except SystemExit:  # uvicorn's way to say that it could not listen; it has logged why
@@ -280,11 +187,6 @@ def _only_server(settings: Settings) -> Generator[None]:
             f"Another one serves {path_of(settings.database_url)}.",
             "Stop it, or give this one another --database-url.",
         )
-
-
-def _url(settings: Settings, port: int) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return settings.public_url or f"http://{host}:{port}"
 
 
 # --- small things ---------------------------------------------------------------------------

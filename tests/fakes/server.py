@@ -15,9 +15,9 @@ from typing_extensions import override
 from cloudagent_backend.api.world import World
 from cloudagent_backend.app import create_app, end_streams
 from cloudagent_backend.config import Settings
+from cloudagent_backend.server import uvicorn_config
 from cloudagent_backend.store import agents, hosts, tokens, users
 from cloudagent_backend.store.database import Database
-from cloudagent_protocol.frames import MAX_FRAME_BYTES
 from cloudagent_protocol.ids import UserId
 from cloudagent_protocol.resources import (
     Agent,
@@ -25,6 +25,7 @@ from cloudagent_protocol.resources import (
     Driver,
     HostMachineCreate,
     HostMachineWithKey,
+    Message,
 )
 
 
@@ -55,6 +56,14 @@ class Backend:
     def client(self, person: Person | None = None) -> httpx2.AsyncClient:
         headers = (person or self.ana).bearer
         return httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=10)
+
+    async def post(self, text: str = "fix it", person: Person | None = None) -> Message:
+        """Send a message to the person's agent."""
+        who = person or self.ana
+        async with self.client(who) as client:
+            answer = await client.post(f"/v1/agents/{who.agent.id}/messages", json={"text": text})
+            assert answer.status_code == 201, answer.text
+            return Message.model_validate_json(answer.content)
 
     async def person(self, name: str) -> Person:
         return await make_person(self.world.database, name)
@@ -88,15 +97,7 @@ async def running_backend(directory: Path, **changes: Any) -> AsyncGenerator[Bac
     """A backend that serves, with one person; `changes` go over the default settings."""
     settings = replace(Settings(database_url=f"sqlite:///{directory / 'backend.db'}"), **changes)
     app = create_app(settings)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            ws="websockets-sansio",
-            ws_max_size=MAX_FRAME_BYTES,
-            log_config=None,
-            timeout_graceful_shutdown=2,
-        )
-    )
+    server = _Server(uvicorn_config(settings, app))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     async with anyio.create_task_group() as tg:

@@ -5,6 +5,7 @@ are turned into the same shape here.
 """
 
 import logging
+import sqlite3
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -17,6 +18,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.websockets import WebSocket
 
 from cloudagent_backend.delivery.errors import Refused
+from cloudagent_backend.store.database import DatabaseError
 from cloudagent_protocol.errors import STATUS, ErrorCode, Problem
 
 logger = logging.getLogger(__name__)
@@ -114,6 +116,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
+    for error in (sqlite3.OperationalError, DatabaseError):
+        app.add_exception_handler(error, _store_failed)
 
 
 async def _refused(connection: HTTPConnection, error: Exception) -> Response:
@@ -150,6 +154,17 @@ def _invalid(request: Request, error: Exception) -> Response:
         for one in found[:_MAX_ERRORS]
     ]
     return problem(ErrorCode.INVALID, "; ".join(told), request_id=request_id_of(request))
+
+
+def _store_failed(request: Request, error: Exception) -> Response:
+    """A full disk, a lock that is held for long, or the end of the server."""
+    logger.error("the store failed: %s", error, extra={"action": "serve"})
+    return problem(
+        ErrorCode.UNAVAILABLE,
+        "The database cannot do this now.",
+        next="Try again in a moment; if it stays, the backend's log says why.",
+        request_id=request_id_of(request),
+    )
 
 
 def _plain(part: object) -> str:
