@@ -293,7 +293,7 @@ class ClaudeSession:
             number = self._blocks
             self._blocks += 1
         self._last_text = text
-        yield Text(at=_now(), block=number, text=clip(text, 100_000)[0])
+        yield Text(at=_now(), block=number, text=clip(text, 50_000)[0])
 
     def _user(self, message: Json) -> Iterator[DriverEvent]:
         for block in _objects(_object(message.get("message")).get("content")):

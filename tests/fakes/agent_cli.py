@@ -1,0 +1,310 @@
+"""A coding agent without a model: speaks Claude Code's stream-json, does what the prompt says.
+
+Start it as `claude` is started; give it to an agent as `command: [sys.executable, agent_cli.py]`.
+Each line of the prompt that begins with `@@` is an order, carried out in turn:
+
+=========================  ========================================================================
+``@@reply TEXT``           send a message with the tool `send_message`
+``@@silent REASON``        call the tool `stay_silent`
+``@@call TOOL JSON``       call any tool; its answer is printed as claude prints it
+``@@say TEXT``             write a text block, word by word
+``@@recall``               write a text block with the earlier prompts of this session
+``@@stderr TEXT``          write a line to stderr
+``@@line BYTES``           print a tool result of so many bytes, on one line
+``@@garbage``              print bytes that are no UTF-8, and lines that are no JSON
+``@@retry STATUS ERROR``   report that a model request failed and is tried again
+``@@error STATUS ERROR``   end the turn with an error result and exit 1
+``@@result SUBTYPE``       end the turn with a result of this subtype and exit 1
+``@@tools STATE [N]``      begin with the tools in this state (`pending`, `failed`); N times
+``@@setsid``               leave a child in a session of its own that would live for an hour
+``@@spawn``                leave a child that has scrubbed its environment
+``@@ignore TERM``          ignore this signal
+``@@hang``                 do nothing more, for an hour
+``@@crash [N]``            exit with N (1), at once, without a result
+``@@kill``                 be killed by SIGKILL
+``@@quit``                 exit 0 without a result
+``@@nothing``              print nothing at all and exit 0
+``@@env NAME``             write a text block with this environment variable
+=========================  ========================================================================
+
+Environment: `FAKE_STATE` is a folder for sessions; `FAKE_EFFECTS` a file that gets one line for
+each thing done, appended in one write, so that a test can count what really happened.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+STATE = Path(os.environ.get("FAKE_STATE", "/nonexistent"))
+
+
+def effect(what: str) -> None:
+    if path := os.environ.get("FAKE_EFFECTS"):
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(handle, f"{what}\n".encode())
+        os.close(handle)
+
+
+def say(message: Json) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+class Tools:
+    """The MCP server of the configuration, over stdio."""
+
+    def __init__(self, config: str) -> None:
+        server = json.loads(Path(config).read_text())["mcpServers"]["cloudagent"]
+        assert server["alwaysLoad"] is True
+        self._process = subprocess.Popen(
+            [server["command"], *server["args"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._id = 0
+        client = {"name": "fake", "version": "1"}
+        self.request(
+            "initialize",
+            {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client},
+        )
+        self._send({"method": "notifications/initialized"})
+        self.names = [tool["name"] for tool in self.request("tools/list", {})["tools"]]
+
+    def call(self, name: str, arguments: Json, use_id: str) -> Json:
+        meta = {"claudecode/toolUseId": use_id}
+        return self.request("tools/call", {"name": name, "arguments": arguments, "_meta": meta})
+
+    def request(self, method: str, params: Json) -> Json:
+        self._id += 1
+        self._send({"id": self._id, "method": method, "params": params})
+        assert self._process.stdout
+        while line := self._process.stdout.readline():
+            answer = json.loads(line)
+            if answer.get("id") == self._id:
+                return answer["result"]
+        raise SystemExit("the MCP server is gone")
+
+    def _send(self, message: Json) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class Agent:
+    def __init__(self, options: argparse.Namespace, prompt: str) -> None:
+        self.prompt = prompt
+        self.session_id = options.resume or options.session_id or str(uuid.uuid4())
+        self.resumes = bool(options.resume)
+        self.config = options.mcp_config
+        self.error: str | None = None
+        self.last_text = ""
+        self.tools: Tools | None = None
+        self.history = STATE / f"{self.session_id}.jsonl"
+
+    def run(self) -> int:
+        orders = [line[2:].partition(" ") for line in self.prompt.splitlines() if line[:2] == "@@"]
+        effect(f"start {self.session_id}")
+        if ("nothing", "", "") in orders:
+            return 0
+        if self.resumes and not self.history.exists():
+            sys.stderr.write(f"No conversation found with session ID: {self.session_id}\n")
+            self.result("error_during_execution", num_turns=0)
+            return 1
+        earlier = self.remember()
+        state = self.tools_state(orders)
+        if state == "connected":
+            self.tools = Tools(self.config)
+        self.init(state)
+        for order, _, rest in orders:
+            getattr(self, f"do_{order}")(rest, earlier)
+        self.result("success")
+        if self.tools:
+            self.tools.close()
+        return 0
+
+    # --- what claude prints ---
+
+    def init(self, state: str) -> None:
+        servers = [{"name": "cloudagent", "status": state}] if state != "missing" else []
+        say({"type": "system", "subtype": "init", "session_id": self.session_id,
+             "mcp_servers": servers, "model": "fake-1"})  # fmt: skip
+
+    def text(self, text: str) -> None:
+        stream = [
+            {"type": "message_start", "message": {}},
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text"}},
+        ]
+        words = text.split(" ")
+        for number, word in enumerate(words):
+            piece = word if number == len(words) - 1 else f"{word} "
+            delta = {"type": "text_delta", "text": piece}
+            stream.append({"type": "content_block_delta", "index": 0, "delta": delta})
+        for event in stream:
+            say({"type": "stream_event", "event": event, "parent_tool_use_id": None})
+        self.assistant({"type": "text", "text": text})
+        self.last_text = text
+
+    def assistant(self, block: Json, **more: Any) -> None:
+        message = {"model": more.pop("model", "fake-1"), "content": [block]}
+        say({"type": "assistant", "message": message, "parent_tool_use_id": None, **more})
+
+    def tool_result(self, use_id: str, content: Any, is_error: bool = False) -> None:
+        block = {"type": "tool_result", "tool_use_id": use_id, "content": content}
+        say({"type": "user", "message": {"content": [{**block, "is_error": is_error}]}})
+
+    def result(self, subtype: str, **more: Any) -> None:
+        say({"type": "result", "subtype": subtype, "is_error": subtype != "success",
+             "num_turns": 1, "session_id": self.session_id, "result": self.last_text,
+             "total_cost_usd": 0.01, "usage": {"input_tokens": 10, "output_tokens": 5},
+             **more})  # fmt: skip
+
+    # --- its memory ---
+
+    def remember(self) -> list[str]:
+        STATE.mkdir(parents=True, exist_ok=True)
+        lines = self.history.read_text().splitlines() if self.history.exists() else []
+        with self.history.open("a") as file:
+            file.write(json.dumps(self.prompt) + "\n")
+        return [json.loads(line) for line in lines]
+
+    def tools_state(self, orders: list[tuple[str, str, str]]) -> str:
+        for order, _, rest in orders:
+            if order == "tools":
+                state, _, times = rest.partition(" ")
+                count = STATE / "tools-tried"
+                tried = int(count.read_text()) if count.exists() else 0
+                count.write_text(str(tried + 1))
+                return state if not times or tried < int(times) else "connected"
+        return "connected"
+
+    # --- orders ---
+
+    def do_reply(self, text: str, earlier: list[str]) -> None:
+        self.call("send_message", {"text": text})
+        effect(f"reply {text}")
+
+    def do_silent(self, reason: str, earlier: list[str]) -> None:
+        self.call("stay_silent", {"reason": reason})
+
+    def do_call(self, rest: str, earlier: list[str]) -> None:
+        name, _, arguments = rest.partition(" ")
+        self.call(name, json.loads(arguments or "{}"))
+
+    def call(self, name: str, arguments: Json) -> None:
+        use_id = f"call_{uuid.uuid4().hex[:12]}"
+        self.assistant(
+            {
+                "type": "tool_use",
+                "id": use_id,
+                "name": f"mcp__cloudagent__{name}",
+                "input": arguments,
+            }
+        )
+        assert self.tools, "no tools"
+        answer = self.tools.call(name, arguments, use_id)
+        self.tool_result(use_id, answer["content"], bool(answer.get("isError")))
+
+    def do_say(self, text: str, earlier: list[str]) -> None:
+        self.text(text)
+
+    def do_recall(self, rest: str, earlier: list[str]) -> None:
+        self.text(" | ".join(earlier) or "nothing")
+
+    def do_env(self, name: str, earlier: list[str]) -> None:
+        self.text(os.environ.get(name, "unset"))
+
+    def do_stderr(self, text: str, earlier: list[str]) -> None:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def do_line(self, size: str, earlier: list[str]) -> None:
+        self.tool_result("call_big", "x" * int(size))
+
+    def do_garbage(self, rest: str, earlier: list[str]) -> None:
+        sys.stdout.flush()
+        for line in (b"\xff\xfe not json", b"[1, 2]", b'"text"', b"{", b"", b'{"type": 7}'):
+            os.write(1, line + b"\n")
+        os.write(
+            1,
+            b'{"type":"assistant","message":{"content":[{"type":"text","text":"a\xff\\ud800b"}]}}\n',
+        )
+        os.write(1, b'{"type":"a_newer_thing","with":{"many":["fields"]}}\n')
+
+    def do_retry(self, rest: str, earlier: list[str]) -> None:
+        status, _, error = rest.partition(" ")
+        say({"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 4,
+             "retry_delay_ms": 500.5, "error_status": int(status) or None,
+             "error": error})  # fmt: skip
+
+    def do_error(self, rest: str, earlier: list[str]) -> None:
+        status, _, error = rest.partition(" ")
+        words = f"API Error: {status}"
+        more = {"error": error} if error else {}
+        self.assistant({"type": "text", "text": words}, model="<synthetic>", **more)
+        self.result("success", is_error=True, api_error_status=int(status) or None, result=words)
+        sys.exit(1)
+
+    def do_result(self, subtype: str, earlier: list[str]) -> None:
+        self.result(subtype)
+        sys.exit(1)
+
+    def do_tools(self, rest: str, earlier: list[str]) -> None:
+        pass
+
+    def do_setsid(self, rest: str, earlier: list[str]) -> None:
+        child = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+        effect(f"child {child.pid}")
+
+    def do_spawn(self, rest: str, earlier: list[str]) -> None:
+        child = subprocess.Popen(["sleep", "3600"], env={})
+        effect(f"child {child.pid}")
+
+    def do_ignore(self, name: str, earlier: list[str]) -> None:
+        signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)
+
+    def do_hang(self, rest: str, earlier: list[str]) -> None:
+        effect("hang")
+        end = time.monotonic() + 3600
+        while time.monotonic() < end:
+            time.sleep(60)
+
+    def do_crash(self, code: str, earlier: list[str]) -> None:
+        sys.stdout.flush()
+        os._exit(int(code or 1))
+
+    def do_kill(self, rest: str, earlier: list[str]) -> None:
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def do_quit(self, rest: str, earlier: list[str]) -> None:
+        sys.exit(0)
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parser = argparse.ArgumentParser()
+    for flag in ("-p", "--verbose", "--include-partial-messages", "--strict-mcp-config"):
+        parser.add_argument(flag, action="store_true")
+    for option in ("--output-format", "--mcp-config", "--append-system-prompt-file",
+                   "--allowedTools", "--permission-mode", "--model", "--resume",
+                   "--session-id"):  # fmt: skip
+        parser.add_argument(option)
+    parser.add_argument("--version", action="version", version="0.0.1 (fake)")
+    options = parser.parse_args()
+    assert Path(options.append_system_prompt_file).read_text()
+    return Agent(options, sys.stdin.buffer.read().decode()).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""What the tests of runs share: a recorded uplink, a runner with its bridge, a delivery."""
+
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+
+from cloudagent_daemon.bridge.server import Bridge
+from cloudagent_daemon.config import Settings
+from cloudagent_daemon.runs.ports import Launch, StopSignal, UplinkError
+from cloudagent_daemon.runs.runner import Runner
+from cloudagent_protocol.events import Finished, Outcome
+from cloudagent_protocol.frames import (
+    Deliver,
+    DeliveredMessage,
+    Delta,
+    ListMessages,
+    RunReport,
+    Send,
+    encode,
+)
+from cloudagent_protocol.ids import (
+    ConversationId,
+    UserId,
+    new_agent_id,
+    new_conversation_id,
+    new_delivery_id,
+    new_message_id,
+)
+from cloudagent_protocol.resources import AgentSpec, Author
+
+FAKE = Path(__file__).parent / "agent_cli.py"
+KEY = "sk_machine_" + "k" * 46
+
+
+class RecordedUplink:
+    """An uplink that keeps what it is given, as the spool would."""
+
+    def __init__(self) -> None:
+        self.frames: list[RunReport | Send] = []
+        self.deltas: list[Delta] = []
+        self.launches: list[Launch] = []
+        self.finished: list[RunReport] = []
+        #: What the backend would answer; None while it cannot be reached.
+        self.history: list[dict[str, Any]] | None = None
+        self.queries: list[ListMessages] = []
+        self._news = anyio.Event()
+
+    async def report(self, frame: RunReport | Send) -> None:
+        encode(frame)  # every frame must fit the wire
+        self.frames.append(frame)
+        self._news.set()
+        self._news = anyio.Event()
+        await anyio.lowlevel.checkpoint()
+
+    async def finish(self, frame: RunReport) -> None:
+        self.finished.append(frame)
+        await self.report(frame)
+
+    async def launched(self, launch: Launch) -> None:
+        self.launches.append(launch)
+
+    def delta(self, frame: Delta) -> None:
+        self.deltas.append(frame)
+
+    async def list_messages(self, query: ListMessages) -> list[dict[str, Any]]:
+        self.queries.append(query)
+        if self.history is None:
+            raise UplinkError("The backend cannot be reached now; try again later.")
+        return self.history
+
+    async def until(self, wanted: Callable[[RunReport | Send], bool]) -> RunReport | Send:
+        """The first frame that is wanted, there already or still to come."""
+        with anyio.fail_after(20):
+            while True:
+                if found := next(filter(wanted, self.frames), None):
+                    return found
+                await self._news.wait()
+
+    @property
+    def events(self) -> list[Any]:
+        return [frame.event for frame in self.frames if isinstance(frame, RunReport)]
+
+    @property
+    def types(self) -> list[str]:
+        return [event.type for event in self.events]
+
+    @property
+    def sends(self) -> list[Send]:
+        return [frame for frame in self.frames if isinstance(frame, Send)]
+
+    @property
+    def end(self) -> Finished:
+        [report] = self.finished
+        assert isinstance(report.event, Finished)
+        return report.event
+
+
+@dataclass
+class World:
+    """A machine with a runner, and one agent whose coding agent is the fake one."""
+
+    home: Path
+    settings: Settings
+    bridge: Bridge
+    uplink: RecordedUplink
+    runner: Runner
+    agent: AgentSpec
+    conversation: ConversationId = field(default_factory=new_conversation_id)
+
+    def deliver(self, text: str, **agent: Any) -> Deliver:
+        author = Author(type="user", id=UserId("usr_1"), name="Ana")
+        return Deliver(
+            delivery_id=new_delivery_id(),
+            delivery_seq=1,
+            agent=self.agent.model_copy(update=agent),
+            message=DeliveredMessage(
+                id=new_message_id(),
+                conversation_id=self.conversation,
+                author=author,
+                text=text,
+                created_at=datetime.now(UTC),
+            ),
+        )
+
+    async def run(
+        self,
+        text: str | Deliver,
+        *,
+        attempt: int = 1,
+        stop: StopSignal | None = None,
+        uplink: RecordedUplink | None = None,
+    ) -> RecordedUplink:
+        """Runs one message; returns what was reported of it."""
+        self.uplink = uplink or RecordedUplink()
+        deliver = self.deliver(text) if isinstance(text, str) else text
+        runner = Runner(self.settings, self.bridge, self.uplink)
+        with anyio.fail_after(30):
+            outcome = await runner.run(deliver, attempt=attempt, stop=stop or StopSignal())
+        assert outcome == self.uplink.end.outcome
+        assert isinstance(outcome, Outcome)
+        return self.uplink
+
+    @property
+    def workspace(self) -> Path:
+        return self.settings.agents_dir / self.agent.id
+
+    def effects(self) -> list[str]:
+        path = self.home / "effects"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@asynccontextmanager
+async def a_world(home: Path, **settings: Any) -> AsyncGenerator[World]:
+    environment = {
+        "HOME": str(home),
+        "PATH": "/usr/bin:/bin",
+        "CLOUDAGENT_DAEMON_PROFILE": "default",
+        "SECRET_OF_THE_DAEMON": "not for children",
+    }
+    made = Settings(
+        profile="default",
+        server_url="http://127.0.0.1:1",
+        machine_key=KEY,
+        host_id=None,
+        home=None,
+        state_dir=None,
+        runtime_dir=home / "rt",
+        agents_dir=home / "agents",
+        environment=environment,
+        **settings,
+    )
+    agent = AgentSpec(
+        id=new_agent_id(),
+        name="shop",
+        driver="claude_code",
+        command=[sys.executable, str(FAKE)],
+        env={"FAKE_STATE": str(home / "fake"), "FAKE_EFFECTS": str(home / "effects")},
+    )
+    bridge = Bridge(None, home / "rt")
+    uplink = RecordedUplink()
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(bridge.serve)
+        await bridge.warm_up()
+        yield World(home, made, bridge, uplink, Runner(made, bridge, uplink), agent)
+        tasks.cancel_scope.cancel()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
