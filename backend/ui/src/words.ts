@@ -64,9 +64,10 @@ function daysAgo(at: string, now: Date): number {
   return Math.round((midnight(now) - midnight(new Date(at))) / 86_400_000);
 }
 
-/** "0.4 s", "12 s", "4 min 03 s", "2 h 10 min". */
+/** "40 ms", "0.4 s", "12 s", "4 min 03 s", "2 h 10 min". */
 export function duration(ms: number): string {
   if (ms < 0) return "0 s";
+  if (ms < 100) return `${Math.round(ms)} ms`;
   if (ms < 950) return `${(ms / 1000).toFixed(1)} s`;
   const s = Math.round(ms / 1000);
   if (s < 60) return `${s} s`;

@@ -76,7 +76,7 @@ function HostCard({ host }: { host: Host }): ReactNode {
       <div className="card-head">
         <Dot tone={words.tone} />
         <h2>{host.name}</h2>
-        <span className="muted">{host.state === "online" ? "online" : words.text.replace(`${host.name} `, "")}</span>
+        <span className="muted">{host.state === "online" ? "online" : words.text.replace(`${host.name} is `, "").replace(`${host.name} `, "")}</span>
       </div>
       <p className="muted facts">
         {[host.hostname !== host.name && host.hostname, host.os, host.daemon_version && `daemon ${host.daemon_version}`, `key ends in ${host.key_last_four}`]

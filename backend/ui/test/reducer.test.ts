@@ -1,0 +1,205 @@
+import { describe, expect, test } from "vitest";
+
+import { initial, outgoingIn, reduce, type Action, type Outgoing, type State } from "../src/reducer";
+import { countPoints, skipPoints } from "../src/run";
+import { timeline } from "../src/timeline";
+import type { Agent, DeliveryTrace, Host, Message, Run } from "../src/wire";
+
+const at = (minute: number): string => `2026-01-01T12:${String(minute).padStart(2, "0")}:00Z`;
+
+const host: Host = {
+  id: "host_1",
+  name: "mbp",
+  hostname: "mbp",
+  os: "Linux",
+  daemon_version: "1",
+  state: "online",
+  last_seen_at: at(0),
+  runtimes: [],
+  key_last_four: "abcd",
+  created_at: at(0),
+};
+
+const agent: Agent = {
+  id: "agent_1",
+  name: "shop",
+  driver: "claude_code",
+  host_machine_id: "host_1",
+  status: "idle",
+  model: null,
+  instructions: null,
+  mode: "default",
+  cwd: null,
+  created_at: at(0),
+};
+
+const message = (id: string, minute: number, more: Partial<Message> = {}): Message => ({
+  id,
+  conversation_id: "conv_1",
+  author: { type: "user", id: "usr_1", name: "Ana" },
+  text: `text of ${id}`,
+  created_at: at(minute),
+  deliveries: [{ id: `dlv_${id}`, agent_id: "agent_1", seq: 1, state: "queued" }],
+  ...more,
+});
+
+const run = (id: string, delivery: string, minute: number, more: Partial<Run> = {}): Run => ({
+  id,
+  agent_id: "agent_1",
+  conversation_id: "conv_1",
+  delivery_ids: [delivery],
+  driver: "claude_code",
+  state: "finished",
+  attempt: 1,
+  started_at: at(minute),
+  ...more,
+});
+
+const after = (...actions: Action[]): State => actions.reduce(reduce, initial);
+const event = (id: number, type: string, data: object): Action => ({
+  type: "event",
+  event: { id, type, at: at(0), data: data as Record<string, unknown> },
+});
+const thread = (messages: Message[], more: Partial<Extract<Action, { type: "thread" }>> = {}): Action => ({
+  type: "thread",
+  conversation_id: "conv_1",
+  messages,
+  older: null,
+  fresh: true,
+  ...more,
+});
+
+describe("the cursor", () => {
+  test("is moved by kept events only: a ping says where the log is, not what was read", () => {
+    const state = after(event(5, "ping", {}), event(9, "ping", {}), event(9, "run.delta", { run_id: "r", conversation_id: "c", block: 0, offset: 0, text: "x" }));
+    expect(state.cursor).toBe(5);
+    expect(reduce(state, event(6, "host.updated", host)).cursor).toBe(6);
+  });
+
+  test("an event that was applied is not applied again", () => {
+    const state = after({ type: "cursor", cursor: 3 }, event(3, "host.updated", host));
+    expect(state.hosts).toEqual({});
+  });
+
+  test("an unknown kind of event is passed over, and counted as read", () => {
+    expect(after({ type: "cursor", cursor: 1 }, event(2, "queue.changed", { id: "x" })).cursor).toBe(2);
+  });
+});
+
+describe("what is fetched", () => {
+  test("does not undo what the stream has said since it was asked for", () => {
+    const online = after({ type: "cursor", cursor: 7 }, event(8, "host.updated", host));
+    const stale = { ...host, state: "offline" as const };
+    const state = reduce(online, { type: "overview", since: 7, hosts: [stale], agents: [agent], conversations: [] });
+    expect(state.hosts["host_1"]?.state).toBe("online");
+    expect(state.agents["agent_1"]).toEqual(agent);
+  });
+
+  test("forgets what is gone, and keeps what is new", () => {
+    const old = { ...host, id: "host_0" };
+    const state = after(
+      { type: "hosts", hosts: [old] },
+      { type: "cursor", cursor: 7 },
+      event(8, "host.updated", host),
+      { type: "overview", since: 7, hosts: [], agents: [], conversations: [] },
+    );
+    expect(Object.keys(state.hosts)).toEqual(["host_1"]);
+  });
+
+  test("a shorter ladder is an older one", () => {
+    const rung = { rung: "stored", at: at(0), actor: "backend" };
+    const trace: DeliveryTrace = {
+      id: "dlv_1",
+      message_id: "m",
+      conversation_id: "conv_1",
+      agent_id: "agent_1",
+      state: "received",
+      attempt: 0,
+      rungs: [rung, { ...rung, rung: "received" }],
+    };
+    const state = after({ type: "traces", traces: [trace] }, { type: "traces", traces: [{ ...trace, state: "queued", rungs: [rung] }] });
+    expect(state.traces["dlv_1"]?.state).toBe("received");
+  });
+
+  test("a finished run is never running again", () => {
+    const state = after(
+      { type: "run", run: run("r", "d", 0), events: null },
+      { type: "run", run: run("r", "d", 0, { state: "running" }), events: null },
+    );
+    expect(state.runs["r"]?.run?.state).toBe("finished");
+  });
+
+  test("a newest page that does not meet what is shown replaces it", () => {
+    const state = after(thread([message("a", 1), message("b", 2)]), thread([message("x", 8), message("y", 9)], { older: "x" }));
+    expect(state.threads["conv_1"]).toEqual({ order: ["x", "y"], older: "x" });
+  });
+
+  test("older messages go before, and the way on is theirs", () => {
+    const state = after(thread([message("c", 3)], { older: "c" }), thread([message("a", 1), message("b", 2)], { older: "a", fresh: false }));
+    expect(state.threads["conv_1"]).toEqual({ order: ["a", "b", "c"], older: "a" });
+  });
+
+  test("a deleted agent is gone", () => {
+    const state = after({ type: "agents", agents: [agent] }, { type: "cursor", cursor: 1 }, event(2, "agent.updated", { id: "agent_1", deleted: true }));
+    expect(state.agents).toEqual({});
+  });
+});
+
+describe("a message that is being sent", () => {
+  const out: Outgoing = {
+    key: "k",
+    agent_id: "agent_1",
+    conversation_id: "conv_1",
+    text: "hello",
+    written_at: at(0),
+    state: "sending",
+    problem: null,
+    after: 4,
+  };
+  const begun = after(thread([message("old", 1, { text: "hello" })]), { type: "cursor", cursor: 4 }, { type: "outgoing", outgoing: out });
+
+  test("is not shown twice when its event comes before its answer", () => {
+    expect(outgoingIn(begun, "conv_1")).toHaveLength(1);
+    const state = reduce(begun, event(5, "message.created", message("new", 2, { text: "hello" })));
+    expect(outgoingIn(state, "conv_1")).toHaveLength(0);
+  });
+
+  test("two of the same text need two that arrived", () => {
+    const twice = reduce(begun, { type: "outgoing", outgoing: { ...out, key: "k2" } });
+    const state = reduce(twice, event(5, "message.created", message("new", 2, { text: "hello" })));
+    expect(outgoingIn(state, "conv_1").map((o) => o.key)).toEqual(["k2"]);
+  });
+
+  test("survives the end of a session's data", () => {
+    expect(reduce(begun, { type: "reset" }).outgoing).toEqual([out]);
+  });
+});
+
+describe("the timeline", () => {
+  const kinds = (state: State): string[] => timeline(state, "conv_1").map((entry) => entry.key);
+
+  test("shows a run between the message it is about and the message it sent", () => {
+    const state = after(
+      thread([message("a", 1), message("b", 2), message("re_a", 5, { author: { type: "agent", id: "agent_1", name: "shop" }, run_id: "r1", deliveries: [] })]),
+      { type: "run", run: run("r1", "dlv_a", 3), events: [] },
+      { type: "run", run: run("r2", "dlv_b", 6), events: [] },
+    );
+    expect(kinds(state)).toEqual(["a", "b", "r1", "re_a", "r2"]);
+  });
+
+  test("a host with a slow clock does not put a run before its message", () => {
+    const state = after(thread([message("a", 10)]), { type: "run", run: run("r1", "dlv_a", 2), events: [] });
+    expect(kinds(state)).toEqual(["a", "r1"]);
+  });
+
+  test("a run of messages that are further up is not shown at the end", () => {
+    const state = after(thread([message("z", 10)]), { type: "run", run: run("r0", "dlv_far", 2), events: [] });
+    expect(kinds(state)).toEqual(["z"]);
+  });
+});
+
+test("offsets count code points", () => {
+  expect(countPoints("a🙂b")).toBe(3);
+  expect(skipPoints("a🙂b", 2)).toBe("b");
+  expect(skipPoints("ab", 5)).toBe("");
+});

@@ -1,0 +1,85 @@
+import { describe, expect, test } from "vitest";
+
+import { parse } from "../src/router";
+import { duration, ladder, plain, since, toolWords } from "../src/words";
+import type { Agent, DeliveryState, DeliveryTrace, Host } from "../src/wire";
+
+const NOW = "2026-01-01T12:00:00Z";
+const host = (state: Host["state"]): Host => ({
+  id: "host_1",
+  name: "mbp",
+  hostname: "mbp",
+  os: "Linux",
+  daemon_version: "1",
+  state,
+  last_seen_at: new Date().toISOString(),
+  runtimes: [],
+  key_last_four: "abcd",
+  created_at: NOW,
+});
+const agent = { id: "agent_1", name: "shop", driver: "claude_code", host_machine_id: "host_1" } as Agent;
+
+function trace(state: DeliveryState, rungs: string[], more: Partial<DeliveryTrace> = {}): DeliveryTrace {
+  return {
+    id: "dlv_1",
+    message_id: "msg_1",
+    conversation_id: "conv_1",
+    agent_id: "agent_1",
+    state,
+    attempt: 1,
+    rungs: rungs.map((rung) => ({ rung, at: NOW, actor: "mbp", detail: rung === "silent" ? "only a thank-you" : null })),
+    ...more,
+  };
+}
+
+describe("a ladder in words", () => {
+  const up = ["stored", "sent", "received"];
+  test.each([
+    ["stored · queued", trace("queued", ["stored"])],
+    ["on its way to mbp", trace("leased", ["stored", "sent"])],
+    ["on mbp · waiting for its turn", trace("received", up)],
+    ["on mbp · claude started", trace("running", [...up, "started"])],
+    ["on mbp · claude started · answering", trace("running", [...up, "started", "ready", "seen"])],
+    ["on mbp · claude started · replied", trace("done", [...up, "started", "replied"], { outcome: "replied" })],
+    ["on mbp · claude started · chose not to reply: only a thank-you", trace("done", [...up, "started", "silent"], { outcome: "silent" })],
+    ["on mbp · claude started · attempt 2 · replied", trace("done", [...up, "started", "replied"], { outcome: "replied", attempt: 2 })],
+    ["on mbp · failed: program not found on this machine", trace("failed", [...up, "failed"], { outcome: "failed", reason: "runtime_missing" })],
+    ["on mbp · claude started · stopped", trace("cancelled", [...up, "started", "cancelled"], { outcome: "cancelled" })],
+  ])("%s", (words, given) => {
+    expect(ladder(given, agent, host("online")).text).toBe(words);
+  });
+
+  test("says since when a machine is away, and that the message waits", () => {
+    const away = host("offline");
+    const words = ladder(trace("queued", ["stored", "waiting"]), agent, away);
+    expect(words.text).toBe(`mbp is offline since ${since(away.last_seen_at ?? "")}, will be delivered when it is back`);
+    expect(words.cancellable).toBe(true);
+  });
+
+  test("can be taken back until it runs", () => {
+    expect(ladder(trace("received", up), agent, host("online")).cancellable).toBe(true);
+    expect(ladder(trace("running", up), agent, host("online")).cancellable).toBe(false);
+    expect(ladder(trace("done", up, { outcome: "replied" }), agent, host("online")).cancellable).toBe(false);
+  });
+});
+
+test("durations are short", () => {
+  expect([40, 400, 12_000, 243_000, 7_800_000].map(duration)).toEqual(["40 ms", "0.4 s", "12 s", "4 min 03 s", "2 h 10 min"]);
+});
+
+test("a program's text loses what terminals obey, and shows what would turn it round", () => {
+  expect(plain("\u001b[31mred\u001b[0m \u001b]8;;http://x\u0007link\u0007 a\u202eb\r\nc")).toBe("red link a⟨U+202E⟩b\nc");
+});
+
+test("a tool is called by what it does", () => {
+  expect(toolWords("mcp__cloudagent__send_message", { text: "hi\nthere" })).toEqual({ name: "Sent a message", detail: "hi there" });
+  expect(toolWords("Bash", { command: "ls" })).toEqual({ name: "Bash", detail: "ls" });
+});
+
+test("addresses", () => {
+  expect(parse("/a/my%20shop/c/conv_1")).toEqual({ view: "chat", agent: "my shop", conversation: "conv_1", message: null, fresh: false });
+  expect(parse("/a/shop/m/msg_1")).toMatchObject({ message: "msg_1" });
+  expect(parse("/agents/new", "host=host_1")).toEqual({ view: "new_agent", host: "host_1" });
+  expect(parse("/a/%E0%A4%A")).toMatchObject({ view: "chat", agent: "%E0%A4%A" });
+  expect(parse("/what")).toEqual({ view: "nowhere" });
+});
