@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 BIN = Path(sys.executable).parent
 DEADLINE_S = 30.0
@@ -46,12 +46,14 @@ class Process:
         assert self.popen.stdin
         self.popen.stdin.write(stdin)
         self.popen.stdin.close()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.popen.stdout
-        for line in self.popen.stdout:
-            self._incoming.put(line.rstrip("\n"))
+        with self.popen.stdout:
+            for line in self.popen.stdout:
+                self._incoming.put(line.rstrip("\n"))
         self._incoming.put(None)
 
     def wait_for_line(self, wanted: str, deadline_s: float = DEADLINE_S) -> str:
@@ -100,12 +102,8 @@ class Process:
 class Follower:
     """A person's event log over the WebSocket, read from where it was opened."""
 
-    def __init__(self, url: str, token: str, after: int | None = None) -> None:
-        query = "" if after is None else f"?after={after}"
-        self._socket = connect(
-            url.replace("http://", "ws://", 1) + f"/v1/events/ws{query}",
-            additional_headers={"Authorization": f"Bearer {token}"},
-        )
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
         self.seen: list[Json] = []
         self.until(lambda event: event["type"] in {"ping", "resync"})
 
@@ -143,9 +141,6 @@ class Follower:
             ),
             deadline_s,
         )["data"]
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @dataclass
@@ -189,11 +184,12 @@ class Backend:
 
     @contextlib.contextmanager
     def follow(self, after: int | None = None) -> Generator[Follower]:
-        follower = Follower(self.url, self.token, after)
-        try:
-            yield follower
-        finally:
-            follower.close()
+        query = "" if after is None else f"?after={after}"
+        with connect(
+            self.url.replace("http://", "ws://", 1) + f"/v1/events/ws{query}",
+            additional_headers={"Authorization": f"Bearer {self.token}"},
+        ) as socket:
+            yield Follower(socket)
 
 
 def clean_environment(home: Path, **extra: str) -> dict[str, str]:

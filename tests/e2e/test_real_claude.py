@@ -83,7 +83,7 @@ def test_a_message_for_a_machine_that_is_off_reaches_claude_when_it_is_on(tmp_pa
         agent_id = backend.create_agent(host_id, driver="claude_code")
         with backend.follow() as events:
             sent = backend.send(agent_id, '@@call send_message {"text": "you are back"}')
-            assert backend.rungs(sent["id"]) == ["stored"]
+            assert backend.rungs(sent["id"]) == ["stored", "waiting"]
             with laptop_with_claude(backend, key, tmp_path / "laptop", model):
                 assert events.reply(sent["conversation_id"])["text"] == "you are back"
 

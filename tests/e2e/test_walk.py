@@ -82,7 +82,7 @@ def test_a_message_sent_while_the_machine_is_off_arrives_when_it_is_on(tmp_path)
         host_id, key = backend.create_host()
         agent_id = backend.create_agent(host_id, driver="scripted")
         sent = backend.send(agent_id, "@@say back again")
-        assert backend.rungs(sent["id"]) == ["stored"]
+        assert backend.rungs(sent["id"]) == ["stored", "waiting"]
         with running_daemon(tmp_path / "laptop", backend.url, key):
             assert events.reply(sent["conversation_id"])["text"] == "back again"
 
