@@ -49,8 +49,6 @@ class Config:
     max_output_tokens: int = 16_000
     #: Requests to the model in one turn.
     max_calls: int = 50
-    #: PEM file of a certificate authority that also counts.
-    ca_file: str | None = None
 
     def choose(self, model: str | None, kind: ModelKind | None = None) -> tuple[ModelKind, str]:
         """The API to speak and the model to name.
@@ -105,7 +103,6 @@ def read(environment: Mapping[str, str]) -> Config:
         context_tokens=_number(environment, "CLOUDAGENT_BUILTIN_CONTEXT_TOKENS", 100_000),
         max_output_tokens=_number(environment, "CLOUDAGENT_BUILTIN_MAX_OUTPUT_TOKENS", 16_000),
         max_calls=_number(environment, "CLOUDAGENT_BUILTIN_MAX_CALLS", 50),
-        ca_file=get("SSL_CERT_FILE"),
     )
 
 

@@ -12,7 +12,7 @@ import anyio
 
 from cloudagent_daemon.agent.context import fit
 from cloudagent_daemon.agent.errors import PASSING, AgentError, ModelError, ToolError
-from cloudagent_daemon.agent.history import Call, Result, Results, Usage, User, clip
+from cloudagent_daemon.agent.history import Call, Result, Results, Usage, User, clip, encodable
 from cloudagent_daemon.agent.models.base import Model, Reply, Request, Stop
 from cloudagent_daemon.agent.session import Session
 from cloudagent_daemon.agent.tools.base import Toolset
@@ -139,7 +139,7 @@ class Loop:
     async def _call(self, call: Call) -> Result:
         self._emit({"type": "tool_call", "id": call.id, "name": call.name, "input": call.input})
         output, failed = await self._outcome(call)
-        output, truncated = clip(output)
+        output, truncated = clip(encodable(output))
         result = Result(call.id, output, is_error=failed, truncated=truncated)
         event = asdict(result)
         self._emit({"type": "tool_result", "id": event.pop("call_id"), **event})

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cloudagent_daemon.agent.errors import AgentError
+from cloudagent_daemon.agent.history import encodable
 
 #: Takes one event; returns when it is written.
 Emit: TypeAlias = Callable[[dict[str, Any]], None]
@@ -59,7 +60,7 @@ def parse_turn(line: bytes) -> TurnRequest:
     try:
         value: dict[str, Any] = json.loads(line)
         return TurnRequest(
-            prompt=value["prompt"],
+            prompt=encodable(value["prompt"]),
             system_prompt=value["system_prompt"],
             session_id=value["session_id"],
             resume=value["resume"],

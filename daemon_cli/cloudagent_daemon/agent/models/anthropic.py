@@ -41,7 +41,7 @@ class AnthropicModel:
         self.name = name
         self._max_tokens = config.max_output_tokens
         self._url = f"{service.base_url}/v1/messages"
-        self._client = Client(headers, service.secrets, config.ca_file)
+        self._client = Client(headers, service.secrets)
 
     async def complete(self, request: Request, say: Say) -> Reply:
         reading = _Reading(say)

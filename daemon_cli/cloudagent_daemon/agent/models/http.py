@@ -1,7 +1,6 @@
 """How both hosted APIs are spoken to: HTTP/2 where the server can, Server-Sent Events, typed errors."""
 
 import json
-import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -52,13 +51,8 @@ class Client:
         secrets: values that no error text may show, whatever a server echoes.
     """
 
-    def __init__(
-        self, headers: Mapping[str, str], secrets: tuple[str, ...], ca_file: str | None = None
-    ) -> None:
-        verify = ssl.create_default_context(cafile=ca_file) if ca_file else True
-        self._client = httpx2.AsyncClient(
-            http2=True, timeout=TIMEOUT, headers=headers, verify=verify
-        )
+    def __init__(self, headers: Mapping[str, str], secrets: tuple[str, ...]) -> None:
+        self._client = httpx2.AsyncClient(http2=True, timeout=TIMEOUT, headers=headers)
         self._secrets = secrets
 
     @asynccontextmanager

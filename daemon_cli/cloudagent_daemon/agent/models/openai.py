@@ -38,7 +38,7 @@ class OpenAIModel:
         headers = {"authorization": f"Bearer {service.api_key}"} if service.api_key else {}
         self.name = name
         self._url = f"{service.base_url}/chat/completions"
-        self._client = Client(headers, service.secrets, config.ca_file)
+        self._client = Client(headers, service.secrets)
 
     async def complete(self, request: Request, say: Say) -> Reply:
         reading = _Reading(say)

@@ -78,8 +78,9 @@ class FileTools:
 
     specs = _SPECS
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, search_s: float = SEARCH_S) -> None:
         self._folder = folder
+        self._search_s = search_s
 
     async def call(self, name: str, arguments: dict[str, Any]) -> str:
         given = _checked(name, arguments)
@@ -100,10 +101,12 @@ class FileTools:
         command = [sys.executable, "-P", "-m", "cloudagent_daemon.agent.tools.search"]
         asked = json.dumps({"folder": str(self._folder), **given}).encode()
         try:
-            with anyio.fail_after(SEARCH_S):
+            with anyio.fail_after(self._search_s):
                 done = await anyio.run_process(command, input=asked, check=False)
         except TimeoutError as error:
-            detail = f"The search took over {SEARCH_S:.0f} s. Narrow it by `path` or `pattern`."
+            detail = (
+                f"The search took over {self._search_s:.0f} s. Narrow it by `path` or `pattern`."
+            )
             raise ToolError(detail) from error
         output = done.stdout.decode("utf-8", "replace")
         if done.returncode:
