@@ -414,7 +414,7 @@ async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
             deliveries.in_flight(c, desk.machine.host_id)
             deliveries.open_of_agent(c, desk.agent_id)
             deliveries.of_message(c, desk.user_id, MessageId("msg_1"))
-            deliveries.of_conversation(c, ConversationId("conv_1"), limit=5, after=None)
+            deliveries.of_conversation(c, ConversationId("conv_1"), limit=5)
             messages.following(c, ConversationId("conv_1"), None, 5)
             messages.preceding(c, ConversationId("conv_1"), None, 5)
             conversations.page(c, desk.user_id, limit=5)
@@ -422,7 +422,7 @@ async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
             conversations.latest_with(c, desk.user_id, desk.agent_id)
             runs.live_of_host(c, desk.machine.host_id)
             runs.has_live(c, desk.machine.host_id, desk.agent_id)
-            runs.of_conversation(c, ConversationId("conv_1"), limit=5, after=None)
+            runs.of_conversation(c, ConversationId("conv_1"), limit=5)
             c.set_trace_callback(None)
             return [
                 f"{row['detail']} in {sql}"

@@ -26,15 +26,7 @@ from cloudagent_protocol.frames import (
 from cloudagent_protocol.resources import Message, Trace
 from fakes.daemon import connection
 from fakes.desk import Run, hello
-from fakes.server import Backend, Person, running_backend
-
-
-async def post(backend: Backend, text: str = "fix it", person: Person | None = None) -> Message:
-    person = person or backend.ana
-    async with backend.client(person) as client:
-        answer = await client.post(f"/v1/agents/{person.agent.id}/messages", json={"text": text})
-        assert answer.status_code == 201, answer.text
-        return Message.model_validate_json(answer.content)
+from fakes.server import Backend, running_backend
 
 
 async def trace(backend: Backend, message: Message) -> Any:
@@ -63,7 +55,7 @@ async def test_a_message_goes_to_the_machine_and_its_answer_comes_back(tmp_path:
         welcome = await daemon.greet()
         assert [agent.name for agent in welcome.agents] == ["frontend"]
         assert await host_state(backend) == "online"
-        message = await post(backend)
+        message = await backend.post()
         frame = await daemon.deliver()
         assert frame.message.text == "fix it"
         run = Run(message)
@@ -83,7 +75,7 @@ async def test_what_was_queued_while_the_machine_was_away_is_delivered_in_order(
     tmp_path: Path,
 ) -> None:
     async with running_backend(tmp_path) as backend:
-        sent = [await post(backend, f"{n}") for n in range(5)]
+        sent = [await backend.post(f"{n}") for n in range(5)]
         assert (await trace(backend, sent[0])).reason == "host_offline"
         async with link_of(backend) as daemon:
             await daemon.greet()
@@ -97,9 +89,9 @@ async def test_an_unacknowledged_frame_is_sent_again_and_an_acknowledged_one_is_
     async with running_backend(tmp_path) as backend:
         async with link_of(backend) as daemon:
             epoch = (await daemon.greet()).epoch
-            await post(backend, "one")
+            await backend.post("one")
             await daemon.deliver()
-            await post(backend, "two")
+            await backend.post("two")
             second = await daemon.expect(Deliver)
         async with link_of(backend) as daemon:
             assert (await daemon.greet(epoch=epoch, last_seq=1)).epoch == epoch
@@ -110,7 +102,7 @@ async def test_what_the_daemon_sends_twice_across_a_reconnect_is_kept_once(tmp_p
     async with running_backend(tmp_path) as backend:
         async with link_of(backend) as daemon:
             epoch = (await daemon.greet()).epoch
-            message = await post(backend)
+            message = await backend.post()
             await daemon.deliver()
             run = Run(message)
             started, reply = run.started(), run.send("Fixed.")
@@ -134,7 +126,7 @@ async def test_a_daemon_without_a_history_gets_a_new_epoch_and_its_messages_agai
     async with running_backend(tmp_path) as backend:
         async with link_of(backend) as daemon:
             epoch = (await daemon.greet()).epoch
-            held, lost = await post(backend, "held"), await post(backend, "lost")
+            held, lost = await backend.post("held"), await backend.post("lost")
             for _ in range(2):
                 await daemon.deliver()
             await daemon.send(Run(lost).started())
@@ -162,7 +154,7 @@ async def test_an_interrupt_survives_a_new_epoch(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, backend.client() as client:
         async with link_of(backend) as daemon:
             await daemon.greet()
-            message = await post(backend)
+            message = await backend.post()
             await daemon.deliver()
             await daemon.send(Run(message).started())
             await daemon.settle()
@@ -176,7 +168,7 @@ async def test_a_finished_delivery_is_dropped_by_the_welcome(tmp_path: Path) -> 
     async with running_backend(tmp_path) as backend:
         async with link_of(backend) as daemon:
             epoch = (await daemon.greet()).epoch
-            message = await post(backend)
+            message = await backend.post()
             await daemon.deliver()
             await daemon.send(Run(message).finished(Outcome.FAILED, reason=Reason.CRASHED))
             await daemon.settle()
@@ -191,7 +183,7 @@ async def test_the_newest_connection_wins(tmp_path: Path) -> None:
         async with link_of(backend) as newer:
             await newer.greet()
             assert await older.closed() == CloseCode.SUPERSEDED
-            await post(backend)
+            await backend.post()
             await newer.deliver()
             assert await host_state(backend) == "online"
 
@@ -253,7 +245,7 @@ async def test_a_bad_frame_closes_and_nothing_else_happens(tmp_path: Path, case:
 async def test_an_event_nested_too_deeply_to_keep_is_refused(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
         await daemon.greet()
-        message = await post(backend)
+        message = await backend.post()
         await daemon.deliver()
         frame = json.loads(Run(message).text("x").model_dump_json())
         deep: Any = []
@@ -270,7 +262,7 @@ async def test_a_frame_about_another_hosts_agent_closes_and_stores_nothing(tmp_p
     async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
         await daemon.greet()
         bob = await backend.person("bob")
-        foreign = await post(backend, person=bob)
+        foreign = await backend.post(person=bob)
         await daemon.send(Run(foreign).send("I am your agent."))
         assert await daemon.closed() == CloseCode.BAD_FRAME
         async with backend.client(bob) as client:
@@ -303,13 +295,15 @@ async def test_no_common_protocol_asks_for_an_upgrade(tmp_path: Path) -> None:
 
 
 async def test_silence_is_noticed_and_heartbeats_break_it(tmp_path: Path) -> None:
-    async with running_backend(tmp_path, heartbeat_s=0.1, silence_s=0.5) as backend:
-        async with link_of(backend) as daemon:
-            await daemon.greet()
-            with anyio.fail_after(5):
-                while '"heartbeat"' not in str(await daemon.socket.recv()):
-                    pass
-            assert await daemon.closed() == CloseCode.HEARTBEAT_MISSED
+    async with (
+        running_backend(tmp_path, heartbeat_s=0.1, silence_s=0.5) as backend,
+        link_of(backend) as daemon,
+    ):
+        await daemon.greet()
+        with anyio.fail_after(5):
+            while '"heartbeat"' not in str(await daemon.socket.recv()):
+                pass
+        assert await daemon.closed() == CloseCode.HEARTBEAT_MISSED
 
 
 @pytest.mark.parametrize(
@@ -342,7 +336,7 @@ async def test_a_persons_token_opens_no_machine_socket(tmp_path: Path) -> None:
 async def test_an_agent_can_ask_what_was_said(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
         await daemon.greet()
-        message = await post(backend, "one")
+        message = await backend.post("one")
         await daemon.deliver()
 
         async def ask(**changes: Any) -> Answer:
@@ -368,7 +362,7 @@ async def test_changed_agents_are_told_at_once(tmp_path: Path) -> None:
 async def test_a_restarted_backend_knows_what_it_had_sent(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
         await daemon.greet()
-        message = await post(backend)
+        message = await backend.post()
         await daemon.expect(Deliver)
         # What a new process would find: the frame, still in the outbox, and a host that is away.
         await backend.world.service.start()
@@ -382,7 +376,7 @@ async def test_a_restarted_backend_knows_what_it_had_sent(tmp_path: Path) -> Non
 async def test_many_frames_at_once_are_kept_in_order(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
         await daemon.greet()
-        message = await post(backend)
+        message = await backend.post()
         await daemon.deliver()
         run = Run(message)
         await daemon.send(run.started(), *(run.text(f"{n}", n) for n in range(200)))

@@ -1,11 +1,14 @@
 """The delivery's table of moves, as data."""
 
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cloudagent_backend.delivery import states
 from cloudagent_protocol.events import Outcome, Reason
 from cloudagent_protocol.resources import AgentStatus, DeliveryState, RungName
-from hypothesis import given
-from hypothesis import strategies as st
 
 S = DeliveryState
 
@@ -47,7 +50,7 @@ def test_from_every_open_state_an_end_can_be_reached(state: S) -> None:
 
 def test_the_way_down_is_as_documented() -> None:
     way = [S.QUEUED, S.LEASED, S.RECEIVED, S.RUNNING, S.DONE]
-    for here, there in zip(way, way[1:], strict=False):
+    for here, there in itertools.pairwise(way):
         assert there in states.MOVES[here]
 
 

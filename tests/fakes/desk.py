@@ -26,7 +26,7 @@ from cloudagent_protocol.events import (
     Started,
     Text,
 )
-from cloudagent_protocol.frames import Ack, Hello, RunReport, Send, decode
+from cloudagent_protocol.frames import Ack, Delta, Hello, RunReport, Send, decode
 from cloudagent_protocol.ids import (
     AgentId,
     DeliveryId,
@@ -138,7 +138,7 @@ class Desk:
 
     async def report(self, *frames: Reported) -> Applied:
         for frame in frames:
-            if not isinstance(frame, Ack) and hasattr(frame, "seq"):
+            if not isinstance(frame, Ack | Delta):
                 self.seq += 1
                 frame.seq = self.seq
         return await self.service.apply(self.machine, frames)
@@ -170,17 +170,15 @@ class Desk:
 
 
 def hello(**fields: Any) -> Hello:
-    return Hello(
-        **{
-            "protocol": [1],
-            "daemon_version": "0.3.0",
-            "instance_id": "in_1",
-            "profile": "default",
-            "os": "linux",
-            "hostname": "mbp-ana",
-        }
-        | fields
-    )
+    usual: dict[str, Any] = {
+        "protocol": [1],
+        "daemon_version": "0.3.0",
+        "instance_id": "in_1",
+        "profile": "default",
+        "os": "linux",
+        "hostname": "mbp-ana",
+    }
+    return Hello.model_validate(usual | fields)
 
 
 @asynccontextmanager

@@ -280,8 +280,10 @@ class _Connection:
         if found is None:
             return Answer(id=query.id, error="no such conversation, or not one of this agent's")
         data = [message.model_dump(mode="json", exclude_none=True) for message in found]
-        while len(data) > 1 and len(json.dumps(data)) > _MAX_ANSWER:
+        while data and len(json.dumps(data)) > _MAX_ANSWER:
             del data[0]  # the oldest: what was said last matters most
+        if found and not data:
+            return Answer(id=query.id, error="the newest message is too long to be shown here")
         return Answer(id=query.id, data={"messages": data})
 
     async def _send(self, link: Link, frame: BaseModel) -> None:

@@ -93,7 +93,7 @@ async def follow_by_websocket(websocket: WebSocket) -> None:
     except* (WebSocketDisconnect, TimeoutError):
         logger.debug("a follower left", extra={"action": "follow"})
     else:
-        await websocket.close(CloseCode.RESTART)
+        await websocket.close(CloseCode.RESTART if world.fanout.closed else CloseCode.UNAUTHORIZED)
 
 
 async def _speak(websocket: WebSocket, rows: AsyncGenerator[EventRow]) -> None:

@@ -89,7 +89,8 @@ class Fanout:
         self._ping_s = ping_s
         self._followers: dict[UserId, set[_Follower]] = {}
         self._live: dict[UserId, dict[RunId, _LiveRun]] = {}
-        self._closed = False
+        #: Whether the server stops; nobody is served any more.
+        self.closed = False
 
     # --- what happens ---
 
@@ -125,7 +126,7 @@ class Fanout:
 
     def shutdown(self) -> None:
         """Every following ends."""
-        self._closed = True
+        self.closed = True
         for followers in self._followers.values():
             for follower in followers:
                 follower.end()
@@ -158,7 +159,7 @@ class Fanout:
     ) -> AsyncGenerator[EventRow]:
         ping_at = time.monotonic() + self._ping_s
         text_at = 0.0
-        while not self._closed:
+        while not self.closed:
             if follower.log_grew:
                 follower.log_grew = False
                 start = cursor
