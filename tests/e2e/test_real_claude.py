@@ -49,7 +49,8 @@ def test_a_message_goes_through_the_real_claude_and_the_second_resumes_its_sessi
             laptop_with_claude(backend, key, tmp_path / "laptop", model) as daemon,
             backend.follow() as events,
         ):
-            assert "✓ claude_code 2." in daemon.output
+            if "✓ claude_code 2." not in daemon.output:
+                daemon.wait_for_line("✓ claude_code 2.")
             sent = backend.send(agent_id, '@@call send_message {"text": "hello from claude"}')
             reply = events.reply(sent["conversation_id"])
             assert reply["text"] == "hello from claude"
