@@ -1,0 +1,396 @@
+"""What Claude Code's lines mean, and how it is started; no process needed."""
+
+import json
+import signal
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudagent_daemon.drivers.base import (
+    DriverError,
+    DriverEvent,
+    Job,
+    TextDelta,
+    ToolServer,
+    Turn,
+    TurnEnd,
+)
+from cloudagent_daemon.drivers.claude_code import CLAUDE_CODE, find_program
+from cloudagent_daemon.drivers.table import detect, driver_named
+from cloudagent_protocol.events import Ready, Reason, Retry, Text, ToolCall, ToolResult
+from cloudagent_protocol.ids import AgentId
+from cloudagent_protocol.resources import AgentSpec
+
+Json = dict[str, Any]
+INIT: Json = {
+    "type": "system",
+    "subtype": "init",
+    "session_id": "s-1",
+    "model": "claude-opus-4-8[1m]",
+    "mcp_servers": [{"name": "cloudagent", "status": "connected"}],
+}
+# Seen with 2.1.197: `--resume` of a session that does not exist.
+UNKNOWN_SESSION: Json = {
+    "type": "result",
+    "subtype": "error_during_execution",
+    "is_error": True,
+    "num_turns": 0,
+    "session_id": "s-0",
+    "errors": ["No conversation found with session ID: s-0"],
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    program = tmp_path / "bin" / "claude"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho '9.8.7 (Claude Code)'\n")
+    program.chmod(0o755)
+    return Job(
+        agent=AgentSpec(id=AgentId("agent_1"), name="shop", driver="claude_code"),
+        home=tmp_path,
+        cwd=Path("/home/u/my_project.x"),
+        sessions_dir=tmp_path / "sessions",
+        run_dir=tmp_path / "run",
+        tools=ToolServer(("python", "-I", "shim.py"), tmp_path / "s", tmp_path / "t"),
+        system_prompt="You are shop.",
+        session_id=None,
+        new_session_id="11111111-1111-4111-8111-111111111111",
+        environment={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": "/home/u"},
+    )
+
+
+def events_of(job: Job, *messages: Json) -> list[DriverEvent]:
+    session = CLAUDE_CODE.open(job)
+    return [
+        event for message in messages for event in session.receive(json.dumps(message).encode())
+    ]
+
+
+def end_of(job: Job, *messages: Json) -> TurnEnd:
+    [end] = [event for event in events_of(job, *messages) if isinstance(event, TurnEnd)]
+    return end
+
+
+def partial(**event: Any) -> Json:
+    return {"type": "stream_event", "event": event, "parent_tool_use_id": None}
+
+
+def begin(index: int = 0, kind: str = "text") -> Json:
+    return partial(type="content_block_start", index=index, content_block={"type": kind})
+
+
+def piece(text: str, index: int = 0) -> Json:
+    delta = {"type": "text_delta", "text": text}
+    return partial(type="content_block_delta", index=index, delta=delta)
+
+
+def said(*blocks: Json, **more: Any) -> Json:
+    message = {"model": "claude-opus-4-8", "content": list(blocks)}
+    return {"type": "assistant", "message": message, "parent_tool_use_id": None, **more}
+
+
+def text(value: str) -> Json:
+    return {"type": "text", "text": value}
+
+
+# --- starting ---
+
+
+def test_a_first_turn_names_its_session_and_waits_for_our_tools(job: Job) -> None:
+    command = CLAUDE_CODE.open(job).launch()
+    assert command.argv[0].endswith("/bin/claude")
+    assert f"--session-id={job.new_session_id}" in command.argv
+    assert "--strict-mcp-config" in command.argv
+    [config] = [text for path, text in command.files.items() if path.name == "mcp.json"]
+    assert json.loads(config)["mcpServers"]["cloudagent"] == {
+        "type": "stdio",
+        "command": "python",
+        "args": ["-I", "shim.py"],
+        "alwaysLoad": True,
+    }
+    assert "You are shop." in command.files.values()
+    assert command.env["DISABLE_AUTOUPDATER"] == "1"
+    assert int(command.env["CLAUDE_CODE_MAX_RETRIES"]) < 10
+
+
+def test_a_later_turn_resumes_in_one_word(job: Job) -> None:
+    command = CLAUDE_CODE.open(replace(job, session_id="-s")).launch()
+    assert "--resume=-s" in command.argv
+    assert not any(word.startswith("--session-id") for word in command.argv)
+
+
+def test_neither_prompt_nor_instructions_are_on_the_command_line(job: Job) -> None:
+    session = CLAUDE_CODE.open(job)
+    assert session.prompt(Turn("the secret plan\n@@x")) == b"the secret plan\n@@x"
+    assert not any("You are shop" in word for word in session.launch().argv)
+
+
+def test_mode_and_model_of_the_agent_are_passed_on(job: Job) -> None:
+    agent = job.agent.model_copy(update={"mode": "acceptEdits", "model": "opus"})
+    argv = CLAUDE_CODE.open(replace(job, agent=agent)).launch().argv
+    assert argv[argv.index("--permission-mode") + 1] == "acceptEdits"
+    assert argv[argv.index("--model") + 1] == "opus"
+
+
+def test_the_journal_is_where_claude_writes_its_session(job: Job) -> None:
+    journal = CLAUDE_CODE.open(replace(job, session_id="s-9")).launch().journal
+    assert journal == Path("/home/u/.claude/projects/-home-u-my-project-x/s-9.jsonl")
+
+
+def test_a_stop_is_the_signal_at_which_claude_ends_its_own_tools(job: Job) -> None:
+    assert CLAUDE_CODE.open(job).interrupt() is signal.SIGINT
+
+
+def test_a_missing_program_says_how_to_install_it(job: Job) -> None:
+    bare = replace(job, environment={"PATH": "/nonexistent", "HOME": "/nonexistent"})
+    with pytest.raises(DriverError, match="npm install") as raised:
+        CLAUDE_CODE.open(bare).launch()
+    assert raised.value.reason is Reason.RUNTIME_MISSING
+
+
+def test_a_driver_of_tomorrow_is_refused_by_name() -> None:
+    with pytest.raises(DriverError, match="of_tomorrow"):
+        driver_named("of_tomorrow")
+
+
+async def test_what_is_installed_is_found_with_its_version(job: Job) -> None:
+    found = {runtime.name: runtime for runtime in await detect(job.environment)}
+    assert list(found) == ["claude_code", "builtin", "scripted"]
+    assert (found["claude_code"].version, found["claude_code"].problem) == ("9.8.7", None)
+    assert found["claude_code"].path == find_program(job.environment)
+
+
+async def test_what_is_missing_or_broken_says_why(job: Job) -> None:
+    program = Path(find_program(job.environment) or "")
+    program.write_text("#!/bin/sh\nexit 7\n")
+    assert "exited with 7" in ((await CLAUDE_CODE.detect(job.environment)).problem or "")
+    program.write_text("#!/nonexistent/interpreter\n")
+    assert "cannot be started" in ((await CLAUDE_CODE.detect(job.environment)).problem or "")
+    program.chmod(stat.S_IRUSR)
+    program.unlink()
+    assert "not found" in ((await CLAUDE_CODE.detect(job.environment)).problem or "")
+
+
+# --- lines ---
+
+
+def test_ready_means_that_our_server_is_connected(job: Job) -> None:
+    [ready] = events_of(job, INIT)
+    assert isinstance(ready, Ready)
+    assert (ready.session_id, ready.model) == ("s-1", "claude-opus-4-8[1m]")
+
+
+@pytest.mark.parametrize(
+    "servers",
+    [
+        [{"name": "cloudagent", "status": "pending"}],
+        [{"name": "cloudagent", "status": "failed"}],
+        [{"name": "other", "status": "connected"}],
+        [],
+        None,
+        "junk",
+    ],
+)
+def test_any_other_state_of_our_server_ends_the_turn(job: Job, servers: Any) -> None:
+    [end] = events_of(job, {**INIT, "mcp_servers": servers})
+    assert isinstance(end, TurnEnd)
+    assert end.reason is Reason.TOOLS_UNAVAILABLE
+
+
+def test_blocks_are_counted_over_all_messages_and_deltas_come_before_them(job: Job) -> None:
+    events = events_of(
+        job,
+        INIT,
+        partial(type="message_start", message={}),
+        begin(0, "thinking"),
+        begin(1),
+        piece("one "),
+        piece("𝄞"),
+        piece("!"),
+        said(text("one 𝄞!")),
+        begin(2, "tool_use"),
+        said({"type": "tool_use", "id": "t1", "name": "Bash", "input": {"command": "ls"}}),
+        partial(type="message_start", message={}),
+        begin(0),
+        piece("two"),
+        said(text("two")),
+    )[1:]
+    shown = [
+        (event.block, event.offset, event.text)
+        if isinstance(event, TextDelta)
+        else (event.block, event.text)
+        if isinstance(event, Text)
+        else event.type  # type: ignore[union-attr]
+        for event in events
+    ]
+    assert shown == [
+        (0, 0, "one "),
+        (0, 4, "𝄞"),
+        (0, 5, "!"),
+        (0, "one 𝄞!"),
+        "tool_call",
+        (1, 0, "two"),
+        (1, "two"),
+    ]
+
+
+def test_an_answer_that_was_broken_off_and_begun_anew_keeps_its_block(job: Job) -> None:
+    events = events_of(
+        job,
+        begin(),
+        piece("half an ans"),
+        partial(type="message_start", message={}),
+        begin(),
+        piece("whole"),
+        said(text("whole")),
+    )
+    assert [event.block for event in events if isinstance(event, TextDelta | Text)] == [0, 0, 0]
+
+
+def test_text_without_deltas_gets_blocks_too(job: Job) -> None:
+    events = events_of(job, said(text("a"), text("b")), said(text("c")))
+    assert [(e.block, e.text) for e in events if isinstance(e, Text)] == [
+        (0, "a"),
+        (1, "b"),
+        (2, "c"),
+    ]
+
+
+def test_the_words_of_a_subagent_and_of_claude_itself_are_not_the_models(job: Job) -> None:
+    nested = {"parent_tool_use_id": "t1"}
+    own = said(text("API Error: 401"))
+    own["message"]["model"] = "<synthetic>"
+    assert events_of(job, said(text("inner"), **nested), {**piece("inner"), **nested}, own) == []
+
+
+def test_tool_calls_and_their_results_are_told_and_bounded(job: Job) -> None:
+    call = {"type": "tool_use", "id": "t1", "name": "Write", "input": {"content": "x" * 1_000_000}}
+    results = [
+        {"type": "tool_result", "tool_use_id": "t1", "content": "y" * 1_000_000, "is_error": True},
+        {"type": "tool_result", "tool_use_id": "t2", "content": [text("a"), {"type": "image"}]},
+    ]
+    made, first, second = events_of(
+        job, said(call), {"type": "user", "message": {"content": results}}
+    )
+    assert isinstance(made, ToolCall)
+    assert len(made.input["content"]) < 31_000
+    assert isinstance(first, ToolResult)
+    assert (first.is_error, first.truncated, len(first.output) < 31_000) == (True, True, True)
+    assert isinstance(second, ToolResult)
+    assert (second.output, second.is_error, second.truncated) == ("a\n[image]", False, False)
+
+
+def test_a_result_has_text_usage_and_price(job: Job) -> None:
+    usage = {"input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 5}
+    end = end_of(
+        job,
+        INIT,
+        {
+            "type": "result",
+            "subtype": "success",
+            "is_error": False,
+            "result": "all done",
+            "session_id": "s-1",
+            "total_cost_usd": 0.5,
+            "usage": usage,
+        },
+    )
+    assert (end.reason, end.final_text, end.session_id) == (None, "all done", "s-1")
+    assert end.usage
+    assert (end.usage.input_tokens, end.usage.output_tokens, end.usage.cost_usd) == (7, 5, 0.5)
+
+
+def test_a_session_is_lost_if_we_resumed_and_no_turn_ever_began(job: Job) -> None:
+    resumed = replace(job, session_id="s-0")
+    assert end_of(resumed, UNKNOWN_SESSION).reason is Reason.SESSION_LOST
+    # The same result in a run that resumed nothing, or after a turn began, is another matter.
+    assert end_of(job, UNKNOWN_SESSION).reason is Reason.MODEL_ERROR
+    assert end_of(resumed, INIT, UNKNOWN_SESSION).reason is Reason.MODEL_ERROR
+
+
+def test_a_loss_is_told_by_fields_whatever_the_words(job: Job) -> None:
+    resumed = replace(job, session_id="s-0")
+    other_words = {**UNKNOWN_SESSION, "errors": ["Sitzung unbekannt"]}
+    assert end_of(resumed, other_words).reason is Reason.SESSION_LOST
+    same_words = {
+        "type": "result",
+        "subtype": "success",
+        "is_error": False,
+        "num_turns": 1,
+        "result": "No conversation found with session ID: s-0",
+    }
+    assert end_of(resumed, INIT, same_words).reason is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"api_error_status": 401}, Reason.AUTHENTICATION),
+        ({"api_error_status": 402}, Reason.BILLING),
+        ({"api_error_status": 404}, Reason.INVALID_REQUEST),
+        ({"api_error_status": 413}, Reason.CONTEXT_OVERFLOW),
+        ({"api_error_status": 429}, Reason.RATE_LIMIT),
+        ({"api_error_status": 418}, Reason.MODEL_ERROR),
+        ({"api_error_status": 502}, Reason.SERVER_ERROR),
+        ({"api_error_status": 529}, Reason.OVERLOADED),
+        ({"terminal_reason": "prompt_too_long", "api_error_status": 400}, Reason.CONTEXT_OVERFLOW),
+        ({"terminal_reason": "of_tomorrow"}, Reason.MODEL_ERROR),
+        ({"subtype": "error_max_turns"}, Reason.MAX_TURNS),
+        ({"subtype": "error_max_budget_usd"}, Reason.BILLING),
+        ({"subtype": "of_tomorrow", "is_error": False}, Reason.MODEL_ERROR),
+    ],
+)
+def test_an_error_result_is_told_apart_by_its_fields(
+    job: Job, fields: Json, reason: Reason
+) -> None:
+    result = {"type": "result", "subtype": "success", "is_error": True, "num_turns": 1, **fields}
+    end = end_of(job, INIT, {**result, "result": "Everything is fine."})
+    assert (end.reason, end.detail, end.final_text) == (reason, "Everything is fine.", "")
+
+
+def test_no_answer_at_all_is_a_matter_of_the_connection(job: Job) -> None:
+    retry: Json = {
+        "type": "system",
+        "subtype": "api_retry",
+        "attempt": 2,
+        "retry_delay_ms": 584.2,
+        "error_status": None,
+        "error": "unknown",
+    }
+    result = {"type": "result", "subtype": "success", "is_error": True, "api_error_status": None}
+    events = events_of(job, INIT, retry, said(text("x"), error="unknown"), result)
+    retries = [event for event in events if isinstance(event, Retry)]
+    assert [(r.attempt, r.reason) for r in retries] == [(2, Reason.CONNECTION)]
+    assert isinstance(events[-1], TurnEnd)
+    assert events[-1].reason is Reason.CONNECTION
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"Warning: something",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"type": 5}',
+        b'{"type": "of_tomorrow", "x": 1}',
+        b'{"type": "system"}',
+        b'{"type": "system", "subtype": "status"}',
+        b'{"type": "stream_event"}',
+        b'{"type": "stream_event", "event": {"type": "content_block_delta", "delta": 5}}',
+        b'{"type": "assistant", "message": "text"}',
+        b'{"type": "assistant", "message": {"content": "text"}}',
+        b'{"type": "user", "message": {"content": [5, null]}}',
+    ],
+)
+def test_lines_that_are_not_understood_mean_nothing_and_break_nothing(
+    job: Job, line: bytes
+) -> None:
+    session = CLAUDE_CODE.open(job)
+    assert list(session.receive(line)) == []
+    assert list(session.receive(json.dumps(INIT).encode()))

@@ -1,0 +1,112 @@
+"""A turn is judged by facts, in an order of which explains the end best."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudagent_daemon.drivers.base import TurnEnd
+from cloudagent_daemon.runs.outcome import Facts, Failure, described, judge
+from cloudagent_protocol.events import Outcome, Reason
+
+WELL = TurnEnd(final_text="last words")
+
+
+@pytest.mark.parametrize(
+    ("facts", "outcome", "reason"),
+    [
+        (Facts(end=WELL, exit_code=0, sends=1), Outcome.REPLIED, None),
+        (Facts(end=WELL, exit_code=0, sends=2, silence="why"), Outcome.REPLIED, None),
+        (Facts(end=WELL, exit_code=0, silence="why"), Outcome.SILENT, None),
+        (Facts(end=WELL, exit_code=0), Outcome.AUTO_PUBLISHED, None),
+        (Facts(end=TurnEnd(final_text=" \n"), exit_code=0), Outcome.FAILED, Reason.NO_RESULT),
+        # Done is done: neither a bad exit nor a late stop takes it back.
+        (Facts(end=WELL, exit_code=1, sends=1), Outcome.REPLIED, None),
+        (Facts(end=WELL, exit_code=-9, sends=1, stopped_by="Ana"), Outcome.REPLIED, None),
+        (Facts(exit_code=-2, stopped_by="Ana"), Outcome.CANCELLED, Reason.INTERRUPTED),
+        (
+            Facts(exit_code=-2, stopped_by="daemon", daemon_stops=True),
+            Outcome.CANCELLED,
+            Reason.DAEMON_STOPPED,
+        ),
+        (
+            Facts(end=TurnEnd(Reason.MODEL_ERROR), exit_code=1, stopped_by="Ana", sends=1),
+            Outcome.CANCELLED,
+            Reason.INTERRUPTED,
+        ),
+        (
+            Facts(exit_code=-9, failure=Failure(Reason.HUNG, "silent")),
+            Outcome.FAILED,
+            Reason.HUNG,
+        ),
+        (Facts(end=TurnEnd(Reason.BILLING), exit_code=1), Outcome.FAILED, Reason.BILLING),
+        (Facts(end=TurnEnd(Reason.BILLING), exit_code=1, sends=1), Outcome.FAILED, Reason.BILLING),
+        (Facts(exit_code=0), Outcome.FAILED, Reason.NO_RESULT),
+        (Facts(exit_code=0, sends=1), Outcome.FAILED, Reason.NO_RESULT),
+        (Facts(exit_code=1), Outcome.FAILED, Reason.CRASHED),
+        (Facts(exit_code=-11), Outcome.FAILED, Reason.CRASHED),
+        (Facts(exit_code=None), Outcome.FAILED, Reason.CRASHED),
+    ],
+)
+def test_the_verdict_follows_from_the_facts(
+    facts: Facts, outcome: Outcome, reason: Reason | None
+) -> None:
+    verdict = judge(facts)
+    assert (verdict.outcome, verdict.reason) == (outcome, reason)
+
+
+def test_only_an_auto_published_turn_has_a_text_to_publish() -> None:
+    assert judge(Facts(end=WELL)).publish == "last words"
+    assert judge(Facts(end=WELL, sends=1)).publish is None
+
+
+def test_a_refusal_says_what_the_cli_said_and_what_to_do() -> None:
+    detail = judge(Facts(end=TurnEnd(Reason.AUTHENTICATION, "API Error: 401"))).detail
+    assert detail.startswith("API Error: 401")
+    assert "Log the coding agent in" in detail
+
+
+def test_a_failure_without_any_words_still_has_some() -> None:
+    assert judge(Facts(end=TurnEnd(Reason.MODEL_ERROR))).detail
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (3, "exit 3"),
+        (-9, "killed by SIGKILL"),
+        (-250, "killed by signal 250"),
+        (None, "it could not be ended"),
+    ],
+)
+def test_an_exit_code_is_put_in_words(code: int | None, words: str) -> None:
+    assert described(code) == words
+
+
+ENDS = st.none() | st.builds(
+    TurnEnd,
+    reason=st.none() | st.sampled_from(Reason),
+    detail=st.text(max_size=5),
+    final_text=st.text(max_size=5),
+)
+
+
+@given(
+    st.builds(
+        Facts,
+        end=ENDS,
+        exit_code=st.none() | st.integers(-300, 255),
+        failure=st.none() | st.just(Failure(Reason.HUNG, "x")),
+        stopped_by=st.none() | st.just("Ana"),
+        daemon_stops=st.booleans(),
+        sends=st.integers(0, 2),
+        silence=st.none() | st.just("why"),
+    )
+)
+def test_every_turn_has_an_outcome_a_reason_if_it_failed_and_words_for_it(facts: Facts) -> None:
+    verdict = judge(facts)
+    unhappy = verdict.outcome in {Outcome.FAILED, Outcome.CANCELLED}
+    assert unhappy == (verdict.reason is not None)
+    assert verdict.detail or not unhappy
+    assert (verdict.publish is not None) == (verdict.outcome is Outcome.AUTO_PUBLISHED)
+    if facts.end is None or facts.end.reason is not None:
+        assert unhappy
