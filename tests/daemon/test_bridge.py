@@ -125,7 +125,11 @@ async def connected(session: Session, token: str | None = None) -> AsyncGenerato
 
 async def test_tools_are_listed_with_schemas_and_called_with_text_results(tmp_path: Path) -> None:
     desk = NotedDesk(tmp_path)
-    async with (a_bridge(tmp_path) as bridge, a_session(bridge, tmp_path / "r", desk) as session, connected(session) as peer):
+    async with (
+        a_bridge(tmp_path) as bridge,
+        a_session(bridge, tmp_path / "r", desk) as session,
+        connected(session) as peer,
+    ):
         hello = await peer.initialize()
         assert hello["serverInfo"]["name"] == "cloudagent"
         assert hello["protocolVersion"] == "2025-06-18"
@@ -169,7 +173,11 @@ async def test_a_bad_call_is_told_to_the_model_and_does_nothing(
     tmp_path: Path, tool: str, arguments: Json, complaint: str
 ) -> None:
     desk = NotedDesk(tmp_path)
-    async with (a_bridge(tmp_path) as bridge, a_session(bridge, tmp_path / "r", desk) as session, connected(session) as peer):
+    async with (
+        a_bridge(tmp_path) as bridge,
+        a_session(bridge, tmp_path / "r", desk) as session,
+        connected(session) as peer,
+    ):
         await peer.initialize()
         answer = await peer.call(tool, arguments)
     assert answer["isError"] is True
@@ -222,13 +230,16 @@ async def test_a_send_whose_answer_never_arrived_is_not_sent_again(tmp_path: Pat
 async def test_a_call_under_way_when_the_run_ends_is_finished_first(tmp_path: Path) -> None:
     desk = NotedDesk(tmp_path)
     desk.gate = anyio.Event()
-    async with ((a_bridge(tmp_path) as bridge, anyio.create_task_group() as tasks, a_session(bridge, tmp_path / "r", desk) as session), connected(session) as peer):
+    async with (
+        a_bridge(tmp_path) as bridge,
+        anyio.create_task_group() as tasks,
+        a_session(bridge, tmp_path / "r", desk) as session,
+        connected(session) as peer,
+    ):
         await peer.initialize()
         call = {"name": "send_message", "arguments": {"text": "at the last moment"}}
         await peer.write(
-            json.dumps(
-                {"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": call}
-            ).encode()
+            json.dumps({"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": call}).encode()
         )
         await peer.ask("ping", {})  # the call before it has been taken up
 
@@ -290,13 +301,17 @@ async def test_the_end_of_a_run_cuts_its_connections(tmp_path: Path) -> None:
 
 async def test_noise_on_a_connection_harms_no_other(tmp_path: Path) -> None:
     desk = NotedDesk(tmp_path)
-    async with a_bridge(tmp_path) as bridge, a_session(bridge, tmp_path / "r", desk) as session:
-        async with connected(session) as noisy, connected(session) as calm:
-            await calm.initialize()
-            await noisy.write(b"\xff\xfe{[")
-            await noisy.write(b"[]")
-            await noisy.write(b'{"jsonrpc":"2.0","id":"a","method":"no/such"}')
-            await calm.call("send_message", {"text": "hi"})
+    async with (
+        a_bridge(tmp_path) as bridge,
+        a_session(bridge, tmp_path / "r", desk) as session,
+        connected(session) as noisy,
+        connected(session) as calm,
+    ):
+        await calm.initialize()
+        await noisy.write(b"\xff\xfe{[")
+        await noisy.write(b"[]")
+        await noisy.write(b'{"jsonrpc":"2.0","id":"a","method":"no/such"}')
+        await calm.call("send_message", {"text": "hi"})
     assert desk.sent == [("hi", None)]
 
 
@@ -315,9 +330,11 @@ async def test_a_path_too_long_for_a_socket_gets_a_short_one_and_a_pointer(tmp_p
         path = Path(pointer.read_text().strip())
         assert path.is_socket()
         assert len(str(path)) <= MAX_PATH_BYTES
-        async with a_session(bridge, tmp_path / "r", NotedDesk(tmp_path)) as session:
-            async with connected(session) as peer:
-                assert await peer.initialize()
+        async with (
+            a_session(bridge, tmp_path / "r", NotedDesk(tmp_path)) as session,
+            connected(session) as peer,
+        ):
+            assert await peer.initialize()
     assert not pointer.exists()
     assert not path.exists()
 
@@ -330,18 +347,21 @@ def test_a_socket_tells_who_is_at_its_other_end() -> None:
 
 async def test_the_shim_carries_mcp_from_stdio_and_ends_with_its_stdin(tmp_path: Path) -> None:
     desk = NotedDesk(tmp_path)
-    async with a_bridge(tmp_path) as bridge, a_session(bridge, tmp_path / "r", desk) as session:
-        async with await anyio.open_process(session.command) as shim:
-            assert shim.stdin
-            assert shim.stdout
-            peer = Peer(StapledByteStream(shim.stdin, shim.stdout))
-            assert await peer.initialize()
-            big = "x" * (MAX_TEXT_CHARS - 1)
-            await peer.call("send_message", {"text": big})
-            assert desk.sent == [(big, None)]
-            await shim.stdin.aclose()
-            with anyio.fail_after(5):
-                assert await shim.wait() == 0
+    async with (
+        a_bridge(tmp_path) as bridge,
+        a_session(bridge, tmp_path / "r", desk) as session,
+        await anyio.open_process(session.command) as shim,
+    ):
+        assert shim.stdin
+        assert shim.stdout
+        peer = Peer(StapledByteStream(shim.stdin, shim.stdout))
+        assert await peer.initialize()
+        big = "x" * (MAX_TEXT_CHARS - 1)
+        await peer.call("send_message", {"text": big})
+        assert desk.sent == [(big, None)]
+        await shim.stdin.aclose()
+        with anyio.fail_after(5):
+            assert await shim.wait() == 0
 
 
 def test_the_shim_says_why_when_the_daemon_is_gone(tmp_path: Path) -> None:
