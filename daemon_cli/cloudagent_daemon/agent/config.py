@@ -53,18 +53,21 @@ class Config:
     def choose(self, model: str | None, kind: ModelKind | None = None) -> tuple[ModelKind, str]:
         """The API to speak and the model to name.
 
-        `anthropic/x` and `openai/x` say it themselves; `claude…` is Anthropic's; any other name
-        goes to the OpenAI-compatible service if there is one; without a name, whichever is
-        configured, Anthropic's first.
+        `anthropic/x` and `openai/x` say it themselves, if that service is configured (routers have
+        names of the same form); `claude…` is Anthropic's; any other name goes to the
+        OpenAI-compatible service if there is one; without a name, whichever is configured,
+        Anthropic's first.
 
         Raises:
-            AgentError: nothing is configured, or the number-valued settings are no numbers.
+            AgentError: nothing is configured.
         """
         name = model or self.model or ""
         if kind is None:
             prefix, slash, rest = name.partition("/")
-            if slash and prefix in ("anthropic", "openai"):
-                kind, name = prefix, rest
+            if slash and prefix == "anthropic" and self.anthropic.configured:
+                kind, name = "anthropic", rest
+            elif slash and prefix == "openai" and self.openai.configured:
+                kind, name = "openai", rest
             else:
                 kind = self._kind_for(name)
         return kind, name or DEFAULT_MODELS[kind]

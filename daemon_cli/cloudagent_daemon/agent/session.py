@@ -1,7 +1,7 @@
 """A session's history on disk: one JSON object per line, only ever added to.
 
 A turn is `user`, then `assistant` and `results` in turns, then `end`. Every line is on the disk
-before its effect: the calls of an `assistant` line are made after it is written. So whatever kills
+(and the loop waits for it: nothing else goes on in this program) before its effect: the calls of an `assistant` line are made after it is written. So whatever kills
 the program, `fold` can say truthfully what is known, and in a form that every API takes: each call
 has its result, each message its answer.
 """

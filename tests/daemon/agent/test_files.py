@@ -104,7 +104,7 @@ def test_a_rename_under_way_never_leaks_what_lies_outside(root: Path) -> None:
     refused = 0
     try:
         with Folder(root) as folder:
-            for _ in range(5_000):
+            for _ in range(20_000):
                 try:
                     seen.add(read_lines(folder, "sub/secret.txt"))
                 except RefusedError:

@@ -2,9 +2,12 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from fakes.builtin import builtin_agent
@@ -92,6 +95,34 @@ async def test_a_session_that_is_gone_is_said_to_be_lost(tmp_path: Path) -> None
         turn = await agent.take("hello", resume=True)
     assert turn.result["reason"] == "session_lost"
     assert not turn.of("ready")
+
+
+async def test_nobody_left_to_read_ends_the_turn(tmp_path: Path) -> None:
+    async with builtin_agent(tmp_path) as agent:
+        argv = [sys.executable, "-P", "-m", "cloudagent_daemon.agent", "--model-kind", "scripted"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            agent.session.admit(process.pid)
+            assert process.stdin
+            assert process.stdout
+            process.stdin.write(agent.request("@@stream 1000 0.01").line())
+            process.stdin.flush()
+            await anyio.to_thread.run_sync(process.stdout.readline)
+            process.stdout.close()
+            assert await anyio.to_thread.run_sync(process.wait, 10) == 128 + signal.SIGPIPE
+        assert (await agent.take("@@recall")).result["ok"]
+
+
+def test_starting_costs_none_of_the_heavy_imports() -> None:
+    heavy = "{'mcp', 'pydantic', 'httpx2', 'cloudagent_protocol', 'psutil', 'typer'}"
+    code = (
+        "import sys, cloudagent_daemon.agent.__main__, cloudagent_daemon.agent.models.scripted;"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 async def test_without_its_tools_the_agent_does_not_start_to_answer(tmp_path: Path) -> None:

@@ -104,8 +104,11 @@ class Client:
             body = None
         said = cast("dict[str, Any]", body).get("error") if isinstance(body, dict) else None
         failure = self.failure(said or response.text.strip(), response.status_code)
-        failure.retry_after_s = retry_after(response.headers.get("retry-after"))
-        return failure
+        wait_s = retry_after(response.headers.get("retry-after"))
+        if wait_s is None:
+            return failure
+        detail = f"{failure} The service asks to wait {wait_s:.0f} s."
+        return ModelError(failure.reason, detail, retry_after_s=wait_s)
 
     async def _objects(self, response: httpx2.Response) -> AsyncGenerator[dict[str, Any]]:
         async for event in httpx2.EventSource(response):
