@@ -268,10 +268,11 @@ def test_agents_are_a_table_or_an_object(own_home: Path, server: Server) -> None
 
 
 def test_hosts_are_a_table_or_an_object(own_home: Path, server: Server) -> None:
-    server.on("GET", "/v1/host-machines", page(bodies.host(last_seen_at=None)))
-    _, row = run(own_home, server, "hosts").stdout.decode().splitlines()
-    assert row.split()[:3] == ["mbp", "online", "never"]
+    server.on("GET", "/v1/host-machines", page(bodies.host(), bodies.host("nas", state="offline")))
+    _, row, other = run(own_home, server, "hosts").stdout.decode().splitlines()
+    assert row.split()[:3] == ["mbp", "online", "now"]
     assert "claude_code 2.1.137" in row
+    assert other.split()[:3] == ["nas", "offline", "never"]
     shown = json.loads(run(own_home, server, "hosts", "--json").stdout)
     assert shown["hosts"][0]["runtimes"][0]["path"] == "/bin/claude"
 

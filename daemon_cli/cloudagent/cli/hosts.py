@@ -11,6 +11,7 @@ def hosts(
     """List your host machines, and the agent programs found on them."""
     from cloudagent.cli import words
     from cloudagent.client import CloudAgent
+    from cloudagent_protocol.resources import HostState
 
     with CloudAgent() as ca:
         found = list(ca.hosts.list())
@@ -28,6 +29,7 @@ def hosts(
             if runtime.problem is None
         )
         seen = words.ago(host.last_seen_at) if host.last_seen_at else "never"
+        seen = seen if host.state == HostState.OFFLINE else "now"
         daemon = host.daemon_version or "-"
         rows.append((host.name, host.state, seen, daemon, runtimes or "-", host.id))
     terminal.columns(rows)
