@@ -157,12 +157,16 @@ class World:
 
 
 @asynccontextmanager
-async def a_world(home: Path, **settings: Any) -> AsyncGenerator[World]:
+async def a_world(
+    home: Path, *, env: dict[str, str] | None = None, **settings: Any
+) -> AsyncGenerator[World]:
+    """A runner whose files are below `home`; `env` adds to the daemon's environment."""
     environment = {
         "HOME": str(home),
         "PATH": "/usr/bin:/bin",
         "CLOUDAGENT_DAEMON_PROFILE": "default",
         "SECRET_OF_THE_DAEMON": "not for children",
+        **(env or {}),
     }
     made = Settings(
         profile="default",

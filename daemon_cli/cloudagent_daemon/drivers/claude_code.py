@@ -52,12 +52,15 @@ _INHERITS: Final = (
 #: Claude's own default of 10 lets a wrong key or a refusal take three minutes.
 _MAX_RETRIES: Final = "4"
 
-_BY_ERROR: Final = {
+#: The `error` of a failed request: those that say more than the HTTP status does, and the rest.
+_BY_KIND: Final = {
     "authentication_failed": Reason.AUTHENTICATION,
     "oauth_org_not_allowed": Reason.AUTHENTICATION,
     "billing_error": Reason.BILLING,
     "rate_limit": Reason.RATE_LIMIT,
     "overloaded": Reason.OVERLOADED,
+}
+_BY_GENERAL_KIND: Final = {
     "invalid_request": Reason.INVALID_REQUEST,
     "model_not_found": Reason.INVALID_REQUEST,
     "server_error": Reason.SERVER_ERROR,
@@ -336,17 +339,16 @@ class ClaudeSession:
         return self._reason(_number(result.get("api_error_status")), result.get("terminal_reason"))
 
     def _reason(self, status: int | None, termination: Any) -> Reason:
-        if reason := _BY_TERMINATION.get(termination):
-            return reason
-        # `unknown` without any status is a request that had no answer at all.
-        if status is None and self._error == "unknown":
-            return Reason.CONNECTION
-        if reason := _BY_ERROR.get(self._error or ""):
-            return reason
-        if status is not None:
-            server = Reason.SERVER_ERROR if status >= 500 else Reason.MODEL_ERROR
-            return _BY_STATUS.get(status, server)
-        return Reason.MODEL_ERROR
+        # A failure of the server's that has no HTTP status: there was no answer at all.
+        unanswered = status is None and self._error in {"unknown", "server_error"}
+        return (
+            _BY_TERMINATION.get(termination)
+            or _BY_KIND.get(self._error or "")
+            or _BY_STATUS.get(status or 0)
+            or (Reason.CONNECTION if unanswered else None)
+            or _BY_GENERAL_KIND.get(self._error or "")
+            or (Reason.SERVER_ERROR if status and status >= 500 else Reason.MODEL_ERROR)
+        )
 
 
 class _Block:

@@ -1,0 +1,134 @@
+"""What the driver takes for granted of the real `claude`: fails when a newer one does otherwise."""
+
+import shutil
+from pathlib import Path
+
+import anyio
+import pytest
+
+from cloudagent_daemon.process import find_tree
+from cloudagent_daemon.runs.ports import StopSignal
+from cloudagent_protocol.events import Finished, Outcome, Reason, Retry, Text, ToolCall, ToolResult
+from cloudagent_protocol.frames import RunReport, Send
+from e2e.real_cli import claude_environment
+from fakes.model import StubModel
+from fakes.runs import RecordedUplink, World, a_world
+
+pytestmark = [pytest.mark.slow, pytest.mark.real_cli]
+
+
+def use_claude(world: World, mode: str = "default") -> None:
+    world.agent = world.agent.model_copy(update={"command": None, "env": {}, "mode": mode})
+
+
+async def test_a_reply_by_tool_then_a_resumed_session(tmp_path: Path) -> None:
+    with StubModel() as model:
+        async with a_world(tmp_path, env=claude_environment(model)) as world:
+            use_claude(world)
+            first = await world.run('@@call send_message {"text": "hi there"}\n@@stream 5 0.02')
+            second = await world.run("@@recall")
+    assert (first.end.outcome, first.end.exit_code) == (Outcome.REPLIED, 0)
+    assert [send.text for send in first.sends] == ["hi there"]
+    assert first.types[:2] == ["started", "ready"]
+    blocks: dict[int, str] = {}
+    for delta in first.deltas:
+        assert delta.offset == len(blocks.get(delta.block, ""))
+        blocks[delta.block] = blocks.get(delta.block, "") + delta.text
+    assert len(first.deltas) > 2
+    assert blocks == {e.block: e.text for e in first.events if isinstance(e, Text)}
+    assert first.end.session_id == second.end.session_id
+    assert second.end.outcome is Outcome.AUTO_PUBLISHED
+    assert "hi there" in second.sends[0].text
+
+
+async def test_a_session_whose_file_is_gone_becomes_a_fresh_one(tmp_path: Path) -> None:
+    with StubModel() as model:
+        async with a_world(tmp_path, env=claude_environment(model)) as world:
+            use_claude(world)
+            await world.run("@@say first")
+            shutil.rmtree(tmp_path / ".claude" / "projects")
+            seen = await world.run("@@say second")
+    assert [e.reason for e in seen.events if isinstance(e, Retry)] == [Reason.SESSION_LOST]
+    assert seen.end.outcome is Outcome.AUTO_PUBLISHED
+    assert len(seen.launches) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (400, Reason.INVALID_REQUEST),
+        (401, Reason.AUTHENTICATION),
+        (429, Reason.RATE_LIMIT),
+        (500, Reason.SERVER_ERROR),
+        (529, Reason.OVERLOADED),
+    ],
+)
+async def test_an_error_of_the_model_has_its_reason(
+    tmp_path: Path, status: int, reason: Reason
+) -> None:
+    with StubModel() as model:
+        env = claude_environment(model, CLAUDE_CODE_MAX_RETRIES="1")
+        async with a_world(tmp_path, env=env) as world:
+            use_claude(world)
+            seen = await world.run(f"@@error {status}")
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, reason)
+    assert all(e.reason is reason for e in seen.events if isinstance(e, Retry))
+    assert seen.sends == []
+
+
+async def test_a_model_that_cannot_be_reached_is_a_matter_of_the_connection(
+    tmp_path: Path,
+) -> None:
+    with StubModel() as model:
+        env = claude_environment(model, CLAUDE_CODE_MAX_RETRIES="1")
+    async with a_world(tmp_path, env=env) as world:  # the model is gone by now
+        use_claude(world)
+        seen = await world.run("hello")
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.CONNECTION)
+
+
+async def test_a_stop_ends_claude_and_the_command_that_its_tool_runs(tmp_path: Path) -> None:
+    with StubModel() as model:
+        async with a_world(tmp_path, env=claude_environment(model)) as world:
+            use_claude(world, "bypassPermissions")
+            stop, uplink = StopSignal(), RecordedUplink()
+            order = f'@@call Bash {{"command": "mkfifo {tmp_path}/gate; cat {tmp_path}/gate"}}'
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: world.run(order, stop=stop, uplink=uplink))
+                await uplink.until(is_tool_call)
+                # Opening a pipe for writing returns when its reader is there: the tool runs.
+                with anyio.fail_after(20):
+                    while not (tmp_path / "gate").exists():
+                        await anyio.lowlevel.checkpoint()
+                    async with await anyio.open_file(tmp_path / "gate", "w"):
+                        stop.request("Ana")
+                        await uplink.until(is_finished)
+            [launch] = uplink.launches
+            left = find_tree(launch.pid, launch.started_at, launch.launch_id, session=True)
+            again = await world.run("@@recall")
+    assert (uplink.end.outcome, uplink.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
+    assert left == []
+    assert again.end.outcome is Outcome.AUTO_PUBLISHED
+
+
+async def test_a_refused_permission_is_told_and_the_turn_goes_on(tmp_path: Path) -> None:
+    with StubModel() as model:
+        async with a_world(tmp_path, env=claude_environment(model)) as world:
+            use_claude(world)
+            seen = await world.run(
+                '@@call Write {"file_path": "x.txt", "content": "x"}\n'
+                '@@call send_message {"text": "could not write"}'
+            )
+            cwd = world.workspace / "workspace"
+            assert list(cwd.iterdir()) == []
+    refused = next(event for event in seen.events if isinstance(event, ToolResult))
+    assert refused.is_error
+    assert seen.end.outcome is Outcome.REPLIED
+
+
+def is_tool_call(frame: RunReport | Send) -> bool:
+    return isinstance(frame, RunReport) and isinstance(frame.event, ToolCall)
+
+
+def is_finished(frame: RunReport | Send) -> bool:
+    return isinstance(frame, RunReport) and isinstance(frame.event, Finished)
