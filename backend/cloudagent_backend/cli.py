@@ -96,7 +96,8 @@ def migrate_database(database_url: DatabaseUrl = None) -> None:
         steps = migrate(settings.database_url)
     except DatabaseError as error:
         _fail(_FAILED, "The database was not migrated.", str(error))
-    print(f"{steps} migrations applied" if steps else "up to date")
+    applied = f"{steps} migration{'s' if steps > 1 else ''} applied"
+    print(applied if steps else "up to date")
 
 
 @app.command()

@@ -14,8 +14,8 @@ class ConfigError(ValueError):
     """A setting has a value that cannot be used; the text names both."""
 
 
-def default_database_url() -> str:
-    home = Path(os.environ.get("CLOUDAGENT_HOME") or "~/.cloudagent").expanduser()
+def _default_database_url(environment: Mapping[str, str]) -> str:
+    home = Path(environment.get("CLOUDAGENT_HOME") or "~/.cloudagent").expanduser()
     return f"sqlite:///{home}/server/cloudagent.db"
 
 
@@ -83,7 +83,9 @@ def load(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings
         ConfigError: a value cannot be used.
     """
     found = os.environ if environment is None else environment
-    settings = Settings(database_url=found.get(f"{PREFIX}DATABASE_URL") or default_database_url())
+    settings = Settings(
+        database_url=found.get(f"{PREFIX}DATABASE_URL") or _default_database_url(found)
+    )
     changes: dict[str, Any] = {
         "host": found.get(f"{PREFIX}HOST"),
         "port": _port(found.get(f"{PREFIX}PORT")),

@@ -73,6 +73,11 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up = anyio.Event()
+        self.down = anyio.Event()
+
+    async def run_until_down(self, listener: socket.socket) -> None:
+        await self._serve([listener])
+        self.down.set()
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -101,7 +106,7 @@ async def running_backend(directory: Path, **changes: Any) -> AsyncGenerator[Bac
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     async with anyio.create_task_group() as tg:
-        tg.start_soon(server._serve, [listener])
+        tg.start_soon(server.run_until_down, listener)
         with anyio.fail_after(5):
             await server.up.wait()
         world: World = app.state.world
@@ -112,3 +117,6 @@ async def running_backend(directory: Path, **changes: Any) -> AsyncGenerator[Bac
         finally:
             end_streams(world)
             server.should_exit = True
+            # A test that failed cancels; the server must still close its sockets in order.
+            with anyio.move_on_after(5, shield=True):
+                await server.down.wait()

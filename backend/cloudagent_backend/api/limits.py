@@ -37,6 +37,9 @@ _SECURITY_HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+#: How much of a body that is too large is read, and for how long, before it is refused.
+_DRAIN_BYTES: Final = 16_777_216
+_DRAIN_S: Final = 2.0
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -123,11 +126,12 @@ class Gate:
         limit = self._settings.max_body_bytes
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
+            if "expect" not in headers:
+                await _drain(receive)
             await self._too_large(scope, answer, limit)
             return
-        body = bytearray()
+        body, more = bytearray(), True
         with anyio.move_on_after(self._settings.body_deadline_s) as deadline:
-            more = True
             while more and len(body) <= limit:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -139,6 +143,8 @@ class Gate:
             answer.close = True
             await self._refuse(scope, answer, ErrorCode.BAD_REQUEST, waited, "Send it faster.")
         elif len(body) > limit:
+            if more:
+                await _drain(receive)
             await self._too_large(scope, answer, limit)
         else:
             await self._app(scope, _replay(bytes(body), receive), answer)
@@ -185,6 +191,16 @@ class _Answer:
                 headers["Connection"] = "close"
         self.started = True
         await self._send(message)
+
+
+async def _drain(receive: Receive) -> None:
+    """Read on for a moment: who is still sending when we close would never see our answer."""
+    dropped, more = 0, True
+    with anyio.move_on_after(_DRAIN_S):
+        while more and dropped < _DRAIN_BYTES:
+            message = await receive()
+            dropped += len(message.get("body", b""))
+            more = message.get("more_body", False)
 
 
 def _head_bytes(scope: Scope) -> int:

@@ -1,0 +1,107 @@
+"""Host machines: keys shown once, revoked and rotated keys, and whose they are."""
+
+from pathlib import Path
+
+import anyio
+from websockets.asyncio.client import connect
+
+from cloudagent_backend.store import keys
+from cloudagent_protocol.errors import CloseCode
+from cloudagent_protocol.frames import encode
+from fakes.desk import hello
+from fakes.server import Backend, running_backend
+
+
+def machine(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+async def closed_with(backend: Backend, key: str, *, act: str, path: str) -> int:
+    """The code that a live link of this key is closed with after a request."""
+    url = f"{backend.socket_url}/v1/daemon/ws"
+    async with backend.client() as client, connect(url, additional_headers=machine(key)) as link:
+        await link.send(encode(hello()))
+        await link.recv()
+        assert (await client.request(act, path)).is_success
+        with anyio.fail_after(2):
+            await link.wait_closed()
+        assert link.close_code is not None
+        return link.close_code
+
+
+async def test_a_key_is_shown_once_and_only_its_hash_is_kept(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        body = {"name": " mbp ", "hostname": "mbp.local", "os": "linux", "daemon_version": "0.3.0"}
+        made = (await client.post("/v1/host-machines", json=body)).json()
+        assert made["name"] == "mbp"
+        assert made["state"] == "offline"
+        assert keys.well_formed(keys.MACHINE, made["raw_key"])
+        shown = (await client.get(f"/v1/host-machines/{made['id']}")).json()
+        assert "raw_key" not in shown
+        assert shown["key_last_four"] == made["raw_key"][-4:]
+        stored = await backend.world.database.read(lambda c: list(c.iterdump()))
+        assert made["raw_key"] not in "\n".join(stored)
+
+
+async def test_a_daemon_can_ask_which_host_its_key_is_for(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        host = backend.ana.host
+        answer = await client.get("/v1/daemon/host", headers=machine(host.raw_key))
+        assert answer.json()["id"] == host.id
+        wrong = await client.get("/v1/daemon/host", headers=machine(host.raw_key[:-1] + "_"))
+        assert wrong.status_code == 401
+        unknown = await client.get("/v1/daemon/host", headers=machine(keys.new_key(keys.MACHINE)))
+        assert unknown.status_code == 401
+        browser = machine(host.raw_key) | {"Origin": backend.url}
+        assert (await client.get("/v1/daemon/host", headers=browser)).status_code == 403
+
+
+async def test_a_key_with_a_wrong_checksum_costs_no_query(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend:
+        database = backend.world.database
+        database.close()  # any query would raise now
+        wrong = backend.ana.host.raw_key[:-1] + "_"
+        assert await backend.world.authenticator.machine(wrong) is None
+
+
+async def test_rotating_gives_another_key_and_cuts_the_old_one_off(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        host = backend.ana.host
+        path = f"/v1/host-machines/{host.id}/rotate-key"
+        code = await closed_with(backend, host.raw_key, act="POST", path=path)
+        assert code == CloseCode.UNAUTHORIZED
+        rotated = (await client.post(path)).json()["raw_key"]
+        for key, status in ((host.raw_key, 401), (rotated, 200)):
+            answer = await client.get("/v1/daemon/host", headers=machine(key))
+            assert answer.status_code == status
+
+
+async def test_removing_a_host_revokes_its_key_and_takes_its_agents_along(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        host, agent = backend.ana.host, backend.ana.agent
+        sent = await client.post(f"/v1/agents/{agent.id}/messages", json={"text": "hello"})
+        path = f"/v1/host-machines/{host.id}"
+        code = await closed_with(backend, host.raw_key, act="DELETE", path=path)
+        assert code == CloseCode.REVOKED
+        for gone in (path, f"/v1/agents/{agent.id}"):
+            assert (await client.get(gone)).status_code == 404
+        assert (await client.get("/v1/host-machines")).json()["data"] == []
+        key_now = await client.get("/v1/daemon/host", headers=machine(host.raw_key))
+        assert key_now.status_code == 401
+        trace = (await client.get(f"/v1/messages/{sent.json()['id']}/trace")).json()
+        assert trace["deliveries"][0]["state"] in {"cancelled", "failed", "dead"}
+
+
+async def test_lists_come_page_by_page(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        for n in range(4):
+            await client.post("/v1/host-machines", json={"name": f"h{n}"})
+        seen: list[str] = []
+        params = {"limit": "2"}
+        while True:
+            page = (await client.get("/v1/host-machines", params=params)).json()
+            seen += [host["name"] for host in page["data"]]
+            if page["next_cursor"] is None:
+                break
+            params["after"] = page["next_cursor"]
+        assert seen == ["ana-mbp", "h0", "h1", "h2", "h3"]
