@@ -132,6 +132,11 @@ def message_agent(agent_id: str, body: AgentMessageCreate, key: str | None = Non
 # --- hosts ----------------------------------------------------------------------------
 
 
+def get_own_host() -> Call[HostMachine]:
+    """For a machine: what its key stands for."""
+    return _get("/v1/daemon/host", HostMachine.model_validate_json)
+
+
 def list_hosts() -> PageCall[HostMachine]:
     return _pages("/v1/host-machines", Page[HostMachine].model_validate_json)
 

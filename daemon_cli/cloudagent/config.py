@@ -39,7 +39,7 @@ class Settings:
 
 def home() -> Path:
     """`~/.cloudagent`, or where CLOUDAGENT_HOME moves it."""
-    return Path(os.environ.get("CLOUDAGENT_HOME") or Path.home() / ".cloudagent")
+    return Path(os.environ.get("CLOUDAGENT_HOME") or "~/.cloudagent").expanduser().absolute()
 
 
 def client_file() -> Path:

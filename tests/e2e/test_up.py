@@ -163,6 +163,31 @@ def test_a_profile_of_another_server_is_left_alone(folder: Path) -> None:
     assert (home / "daemon" / "profiles" / "local" / "config.json").exists()
 
 
+def test_a_machine_key_that_no_longer_works_is_replaced(folder: Path) -> None:
+    with up(folder):
+        [host] = shown(folder, "hosts")["hosts"]
+    config = folder.parent / ".cloudagent" / "daemon" / "config.json"
+    login = json.loads(config.read_text(encoding="utf-8"))
+    broken = login | {"machine_key": login["machine_key"][:-1] + "0"}
+    config.write_text(json.dumps(broken), encoding="utf-8")
+    with up(folder):
+        assert [h["id"] for h in shown(folder, "hosts")["hosts"]] == [host["id"]]
+        assert command(folder, "send", "shop", "hello", "--wait").returncode == 0
+
+
+def test_a_turn_that_runs_does_not_hold_up_the_end(folder: Path) -> None:
+    with up(folder) as (process, _):
+        shown(folder, "send", "shop", "@@sleep 60")
+        deadline = time.monotonic() + 20
+        while shown(folder, "agents")["agents"][0]["status"] != "working":
+            assert time.monotonic() < deadline
+        begun = time.monotonic()
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+        assert time.monotonic() - begun < 10
+        assert alive(folder) == []
+
+
 def test_secrets_are_in_private_files_and_in_no_argv(folder: Path) -> None:
     with up(folder):
         home = folder.parent / ".cloudagent"

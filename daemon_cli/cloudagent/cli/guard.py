@@ -3,14 +3,13 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import typer
 
+from cloudagent import errors
+from cloudagent.errors import CloudAgentError
 from cloudagent.terminal import ExitCode, failure
-
-if TYPE_CHECKING:
-    from cloudagent.errors import CloudAgentError
 
 
 @dataclass
@@ -28,8 +27,6 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        from cloudagent.errors import CloudAgentError
-
         try:
             command(*args, **kwargs)
         except CloudAgentError as error:
@@ -54,9 +51,7 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def exit_code(error: "CloudAgentError") -> ExitCode:
-    from cloudagent import errors
-
+def exit_code(error: CloudAgentError) -> ExitCode:
     match error:
         case errors.NotLoggedInError() | errors.AuthenticationError():
             return ExitCode.NOT_LOGGED_IN

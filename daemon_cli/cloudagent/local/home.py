@@ -19,8 +19,10 @@ class State:
     url: str = ""
     port: int = 0
     host_id: str = ""
-    #: The processes of the running `up`, as (pid, create time).
+    #: The processes that an `up` has started, as (pid, create time); none when it has ended them.
     processes: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    #: Whether all of it runs, and can be used.
+    ready: bool = False
 
 
 class Home:

@@ -3,13 +3,14 @@
 import json
 import platform
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
-from cloudagent import config
+from cloudagent import calls, config
 from cloudagent.async_client import AsyncCloudAgent
-from cloudagent.errors import ConfigurationError, NotFoundError, OccupiedError
+from cloudagent.async_transport import AsyncTransport
+from cloudagent.errors import AuthenticationError, ConfigurationError, NotFoundError, OccupiedError
 from cloudagent.local.home import Home, State
 from cloudagent.local.processes import run_once, script
 from cloudagent.local.report import Report
@@ -59,8 +60,7 @@ async def pair(client: AsyncCloudAgent, home: Home, state: State) -> Paired:
         if login and host is None and not ours:
             default_server = default_server or login.get("server_url") or "another server"
             continue
-        if host is None or login.get("server_url") != client.settings.url:
-            host = await _log_in(client, profile, host, state, login)
+        host = await _log_in(client, profile, login, host, state)
         return Paired(host, profile, default_server)
     raise OccupiedError(
         "no profile of the daemon is free",
@@ -72,23 +72,38 @@ async def pair(client: AsyncCloudAgent, home: Home, state: State) -> Paired:
 async def _log_in(
     client: AsyncCloudAgent,
     profile: str,
+    login: dict[str, Any],
     host: HostMachine | None,
     state: State,
-    login: dict[str, Any],
 ) -> HostMachine:
-    """Give a profile the machine key of this computer; the key travels over a pipe."""
-    host = host or await _known_host(client, state.host_id)
-    key = login.get("machine_key") if host and host.id == login.get("host_id") else None
+    """Make sure that a profile has a key that works with this server."""
+    url, key = client.settings.url, str(login.get("machine_key"))
+    if host is None or not await _key_works(client, key):
+        host, key = await _new_key(client, host or await _known_host(client, state.host_id))
+    elif login.get("server_url") == url:
+        return host
+    # Over a pipe: the key is never in an argv, nor in a file on the way.
+    argv = [script("cloudagent-daemon"), "login", "--profile", profile, "--server", url]
+    await run_once([*argv, "--api-key-file", "-"], stdin=f"{key}\n".encode())
+    return host
+
+
+async def _new_key(client: AsyncCloudAgent, host: HostMachine | None) -> tuple[HostMachine, str]:
+    """A key for a host that is known, or for a new one."""
     if host is None:
         made = await client.hosts.create(_this_computer())
-        host, key = made, made.raw_key
-    elif key is None:
+    else:
         made = await client.hosts.rotate_key(host.id)
-        host, key = made, made.raw_key
-    argv = [script("cloudagent-daemon"), "login", "--profile", profile]
-    argv += ["--server", client.settings.url, "--api-key-file", "-"]
-    await run_once(argv, stdin=str(key).encode() + b"\n")
-    return host
+    return made, made.raw_key
+
+
+async def _key_works(client: AsyncCloudAgent, key: str) -> bool:
+    async with AsyncTransport(replace(client.settings, token=key)) as machine:
+        try:
+            await machine.run(calls.get_own_host())
+        except AuthenticationError:
+            return False
+    return True
 
 
 def _this_computer() -> HostMachineCreate:
