@@ -124,9 +124,8 @@ def check_server_url(url: str) -> str:
     Raises:
         ConfigError: it is no http or https URL of a server.
     """
-    text = url.strip().rstrip("/")
-    if "://" not in text:
-        text = f"https://{text}"
+    text = url.strip()
+    text = (text if "://" in text else f"https://{text}").rstrip("/")
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

@@ -6,7 +6,8 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import anyio
@@ -113,11 +114,11 @@ class Daemon:
             "state": standing.state,
             "detail": standing.detail or None,
             "attempt": standing.attempt,
-            "next_attempt_at": standing.next_at,
+            "next_attempt_at": _time(standing.next_at),
             "server_url": self._settings.server_url,
             "insecure": self._settings.insecure,
             "host_id": connection.welcome.host_id if connection else self._settings.host_id,
-            "since": standing.since,
+            "since": _time(standing.since),
             "last_seq": self._spool.marks.accepted,
             "unsent": self._spool.marks.last - self._spool.marks.acked,
             "notes": [self._spool.note] if self._spool.note else [],
@@ -125,6 +126,10 @@ class Daemon:
             "agents": self._agents(),
             "service": None,
         }
+
+    def changes(self) -> list[anyio.Event]:
+        """Set when `report` may say something else; to be taken before the report."""
+        return [self.client.changed, self.queue.changed, self._spool.committed]
 
     def _agents(self) -> list[dict[str, Any]]:
         connection = self.client.connection
@@ -197,7 +202,7 @@ async def run(settings: Settings, say: Callable[[str], None], lock_inode: int | 
     """Lives until a signal; returns the exit code.
 
     Raises:
-        NewerSpoolError, sqlite3.OperationalError: the spool cannot be opened.
+        NewerSpoolError, SpoolError: the spool cannot be opened.
     """
     crash.arm(settings.crash_at)
     hide_memory()
@@ -227,14 +232,15 @@ async def _publish(daemon: Daemon, paths: Paths) -> None:
     """Keeps the file that `status` reads; it goes when the daemon goes."""
     try:
         while True:
+            changes = daemon.changes()
             await run_sync(status.write, paths.status, daemon.report())
             await anyio.sleep(STATUS_S)
-            await _either(daemon.client.changed, daemon.queue.changed)
+            await _any_of(changes)
     finally:
         paths.status.unlink(missing_ok=True)
 
 
-async def _either(*events: anyio.Event) -> None:
+async def _any_of(events: Iterable[anyio.Event]) -> None:
     async with anyio.create_task_group() as tasks:
 
         async def wait(event: anyio.Event) -> None:
@@ -271,3 +277,7 @@ def _line(runtime: Runtime) -> str:
         return f"✗ {runtime.name}  {runtime.problem}"
     version = f" {runtime.version}" if runtime.version else ""
     return f"✓ {runtime.name}{version}  ({runtime.path or 'built in'})"
+
+
+def _time(seconds: float | None) -> str | None:
+    return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds is not None else None

@@ -73,9 +73,10 @@ class Lines(logging.Formatter):
 class DailyFile(logging.Handler):
     """`daemon-YYYY-MM-DD.log`; a day that is full goes on in `daemon-YYYY-MM-DD.1.log`, and so on."""
 
-    def __init__(self, logs_dir: Path) -> None:
+    def __init__(self, logs_dir: Path, max_bytes: int = MAX_BYTES) -> None:
         super().__init__()
         self._dir = logs_dir
+        self._max_bytes = max_bytes
         self._day = ""
         self._part = 0
         self._path = logs_dir
@@ -96,7 +97,7 @@ class DailyFile(logging.Handler):
         if day != self._day:
             self._day, self._part = day, 0
             return self._open()
-        if self._file is None or self._path.stat().st_size > MAX_BYTES:
+        if self._file is None or self._path.stat().st_size > self._max_bytes:
             self._part += 1
             return self._open()
         return self._file

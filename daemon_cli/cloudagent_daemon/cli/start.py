@@ -1,7 +1,6 @@
 """`start`: runs the daemon in the foreground."""
 
 import argparse
-import sqlite3
 from pathlib import Path
 
 from cloudagent_daemon import config, lock, profile
@@ -99,6 +98,7 @@ def _serve(settings: config.Settings, logs_dir: Path | None, lock_inode: int | N
     import anyio
 
     from cloudagent_daemon import daemon
+    from cloudagent_daemon.link.committer import SpoolError
     from cloudagent_daemon.link.tables import NewerSpoolError
     from cloudagent_daemon.log import logging_to
 
@@ -114,10 +114,12 @@ def _serve(settings: config.Settings, logs_dir: Path | None, lock_inode: int | N
             "uv tool upgrade cloudagent-daemon",
             CONFIGURATION,
         ) from error
-    except sqlite3.OperationalError as error:
-        why = f"{settings.state_dir}: {error}"
+    except SpoolError as error:
         raise CommandError(
-            "The daemon's memory cannot be opened", why, f"df -h {settings.state_dir}", FAILED
+            "The daemon's memory cannot be opened",
+            str(error),
+            f"df -h {settings.state_dir}",
+            FAILED,
         ) from error
 
 

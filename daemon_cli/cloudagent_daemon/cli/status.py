@@ -67,7 +67,7 @@ def _stopped(here: Here) -> dict[str, Any]:
 
 def _lines(here: Here, report: dict[str, Any], now: float) -> list[str]:
     name, server = f"{here.profile:9}", report["server_url"]
-    lasting = duration(now - report["since"]) if report["since"] else ""
+    lasting = duration(now - _unix(report["since"])) if report["since"] else ""
     detail = report.get("detail") or ""
     match report["state"]:
         case "connected":
@@ -84,7 +84,7 @@ def _lines(here: Here, report: dict[str, Any], now: float) -> list[str]:
 def _attempt(report: dict[str, Any], lasting: str, now: float) -> str:
     if not report.get("attempt"):
         return ""
-    wait = max(0.0, (report.get("next_attempt_at") or now) - now)
+    wait = max(0.0, _unix(report["next_attempt_at"]) - now)
     return f" for {lasting} (attempt {report['attempt']}, next in {wait:.0f} s)"
 
 
@@ -125,6 +125,12 @@ def _next(here: Here, report: dict[str, Any]) -> list[str]:
             return [f"  next  {here.command('login --server ' + report['server_url'])}"]
         case _:
             return []
+
+
+def _unix(time_text: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(time_text).timestamp()
 
 
 def duration(seconds: float) -> str:

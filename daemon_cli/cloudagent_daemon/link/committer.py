@@ -92,7 +92,9 @@ class Committer(Generic[S]):
                 connection.execute("SAVEPOINT job")
                 try:
                     job.result = job.work(connection)
-                except Exception as error:  # noqa: BLE001 - it is raised again in the task that asked
+                except Exception as error:
+                    if not connection.in_transaction:
+                        raise  # a full disk has rolled all of it back
                     connection.execute("ROLLBACK TO job")
                     job.error = error
                 connection.execute("RELEASE job")

@@ -202,11 +202,11 @@ class Connection:
         last = fresh[-1].seq or 0
         await self._spool.receive([f for f in fresh if isinstance(f, Numbered)], last)
         crash.point("after_persist")
-        await self._send(Ack(seq=self._link.accept(last)))
-        crash.point("after_ack")
         for frame in fresh:
             if isinstance(frame, AgentsChanged):
                 self.agents = list(frame.agents)
+        await self._send(Ack(seq=self._link.accept(last)))
+        crash.point("after_ack")
 
     # --- out ---
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 from anyio.to_thread import run_sync
 
 from cloudagent_daemon.link import tables
@@ -39,6 +40,11 @@ class Spool:
     def marks(self) -> Watermarks:
         """Where the two directions stand, on the disk."""
         return self._committer.observed
+
+    @property
+    def committed(self) -> anyio.Event:
+        """Set after the next change."""
+        return self._committer.committed
 
     # --- inbox ---
 
@@ -144,7 +150,7 @@ async def open_spool(path: Path | None, old_state: Path | None = None) -> AsyncG
 
     Raises:
         NewerSpoolError: a newer daemon wrote the file.
-        sqlite3.OperationalError: it cannot be opened.
+        SpoolError: it cannot be opened.
     """
     connection, note = await run_sync(_prepare, path, old_state)
     if note:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
+from cloudagent_daemon.link.committer import SpoolError
 from cloudagent_protocol.frames import Deliver, Interrupt, Numbered, decode
 from cloudagent_protocol.ids import DeliveryId
 
@@ -115,15 +116,15 @@ def connect(path: Path | None) -> tuple[sqlite3.Connection, str | None]:
 
     Raises:
         NewerSpoolError: its schema is newer than this daemon.
-        sqlite3.OperationalError: it cannot be opened: rights, a full disk, a lock.
+        SpoolError: it cannot be opened: rights, a full disk, a lock.
     """
     if path is None:
         return _open(":memory:"), None
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         return _open(str(path)), None
-    except sqlite3.OperationalError:
-        raise
+    except sqlite3.OperationalError as error:
+        raise SpoolError(f"{path} cannot be opened: {error}") from error
     except sqlite3.DatabaseError as error:
         aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
         for tail in ("", "-wal", "-shm"):

@@ -1,0 +1,191 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from cloudagent_daemon import config, lock, profile, status
+from cloudagent_daemon.config import ConfigError, Limits, NotLoggedInError, Stored
+from cloudagent_daemon.log import DailyFile, without_secrets
+from cloudagent_daemon.paths import Paths
+
+STORED = Stored("https://a.example", "sk_machine_x", "host_1")
+
+
+def test_what_is_written_is_read_and_nobody_else_may(tmp_path: Path) -> None:
+    path = tmp_path / "daemon" / "config.json"
+    config.write_file(path, STORED)
+    assert config.read_file(path) == STORED
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    config.write_file(path, STORED)
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="0644"):
+        config.read_file(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"server_url": "ftp://x"}', "\x00"])
+def test_a_file_that_makes_no_sense_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match=r"config\.json cannot be used") as error:
+        config.read_file(path)
+    assert not error.value.usage
+
+
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    environ = {"CLOUDAGENT_HOME": str(tmp_path), "CLOUDAGENT_MAX_RUNS": "2"}
+    kept = Stored("https://a", "sk_machine_x", "host_1", Limits(max_runs=9, stop_timeout_s=1))
+    config.write_file(tmp_path / "daemon" / "config.json", kept)
+    settings = profile.settings_of("default", environ)
+    assert (settings.max_runs, settings.stop_timeout_s, settings.hang_timeout_s) == (2, 1, 1800)
+
+
+@pytest.mark.parametrize("value", ["many", "0", "-1", ""])
+def test_a_limit_out_of_range_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError):
+        config.read_limits({"CLOUDAGENT_MAX_RUNS": value}, Limits())
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("https://a.example/", "https://a.example"),
+        ("a.example", "https://a.example"),
+        (" http://127.0.0.1:8700 ", "http://127.0.0.1:8700"),
+    ],
+)
+def test_a_servers_address_is_https_unless_told_otherwise(given: str, used: str) -> None:
+    assert config.check_server_url(given) == used
+
+
+@pytest.mark.parametrize("given", ["", "ftp://a", "https://", "https://u:p@a", "http://a:99999"])
+def test_what_is_no_servers_address_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.check_server_url(given)
+    assert error.value.usage
+
+
+def test_a_child_gets_the_profile_but_never_the_key() -> None:
+    environ = {"CLOUDAGENT_API_KEY": "sk_machine_x", "PATH": "/bin"}
+    assert config.child_environment(environ, "fr") == {
+        "PATH": "/bin",
+        "CLOUDAGENT_DAEMON_PROFILE": "fr",
+    }
+
+
+def test_the_key_does_not_show_when_settings_are_printed(tmp_path: Path) -> None:
+    environ = {"CLOUDAGENT_HOME": str(tmp_path), "SECRET": "hush"}
+    config.write_file(tmp_path / "daemon" / "config.json", STORED)
+    shown = repr(profile.settings_of("default", environ)) + repr(STORED)
+    assert "sk_machine" not in shown
+    assert "hush" not in shown
+
+
+# --- profiles ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fr", "a", "0", "a-b", "x" * 31, "default"])
+def test_names_that_profiles_may_have(name: str) -> None:
+    assert profile.check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "A", "a_b", "x" * 32, "../up", "a\n", "a b"])
+def test_names_that_profiles_may_not_have(name: str) -> None:
+    with pytest.raises(ConfigError):
+        profile.check_name(name)
+
+
+def test_the_default_profile_keeps_its_paths_and_named_ones_lie_beside(tmp_path: Path) -> None:
+    plain, named = Paths(tmp_path, "default"), Paths(tmp_path, "fr")
+    assert plain.config == tmp_path / "daemon" / "config.json"
+    assert plain.agents_dir == tmp_path / "agents"
+    assert named.config == tmp_path / "daemon" / "profiles" / "fr" / "config.json"
+    assert named.agents_dir == tmp_path / "agents-fr"
+
+
+def test_the_option_wins_over_the_environment() -> None:
+    environ = {"CLOUDAGENT_DAEMON_PROFILE": "fr"}
+    assert profile.chosen("de", environ) == "de"
+    assert profile.chosen(None, environ) == "fr"
+    assert profile.chosen(None, {}) == "default"
+
+
+def test_profiles_are_those_that_were_logged_in(tmp_path: Path) -> None:
+    environ = {"CLOUDAGENT_HOME": str(tmp_path)}
+    assert profile.known(environ) == []
+    for name in ("staging", "default", "fr"):
+        config.write_file(Paths(tmp_path, name).config, STORED)
+    assert profile.known(environ) == ["default", "fr", "staging"]
+
+
+def test_a_profile_without_a_login_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotLoggedInError, match="fr is not logged in"):
+        profile.settings_of("fr", {"CLOUDAGENT_HOME": str(tmp_path)})
+
+
+def test_one_shot_leaves_nothing_behind() -> None:
+    with profile.one_shot("default", "https://a", "sk_machine_x", {}) as settings:
+        settings.agents_dir.mkdir()
+        folder = settings.agents_dir.parent
+        assert settings.one_shot
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+
+
+# --- lock, status, log --------------------------------------------------------------------
+
+
+def test_the_lock_tells_whether_a_daemon_runs(tmp_path: Path) -> None:
+    paths = tmp_path / "d" / "daemon.lock", tmp_path / "d" / "daemon.pid"
+    assert lock.holder(*paths) is None
+    with lock.hold(*paths) as inode:
+        assert lock.holder(*paths) == int(paths[1].read_text())
+        assert lock.still_ours(paths[0], inode)
+        with pytest.raises(lock.AlreadyRunningError), lock.hold(*paths):
+            pass
+        paths[0].unlink()
+        assert not lock.still_ours(paths[0], inode)
+    assert lock.holder(*paths) is None
+
+
+def test_a_pid_file_alone_means_nothing(tmp_path: Path) -> None:
+    (tmp_path / "daemon.pid").write_text("1\n")
+    (tmp_path / "daemon.lock").touch()
+    assert lock.holder(tmp_path / "daemon.lock", tmp_path / "daemon.pid") is None
+
+
+def test_status_is_replaced_whole_and_half_a_file_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    assert status.read(path) == {}
+    status.write(path, {"state": "connected"})
+    assert status.read(path) == {"schema": "cloudagent.status/1", "state": "connected"}
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_text(json.dumps({"a": 1})[:3])
+    assert status.read(path) == {}
+
+
+def test_keys_and_tokens_never_reach_the_log() -> None:
+    text = "key sk_machine_abcDEF0123456789 token cat_0123456789 model sk-ant-api03-xyz_123"
+    assert without_secrets(text) == "key sk_machine_… token cat_… model sk-…"
+
+
+def test_a_day_has_a_log_file_and_a_full_one_goes_on_in_the_next(tmp_path: Path) -> None:
+    handler = DailyFile(tmp_path, max_bytes=100)
+    for second in (0, 1, 2):
+        record = logging.makeLogRecord({"msg": "x" * 150, "created": 1_780_000_000 + second})
+        handler.emit(record)
+    handler.emit(logging.makeLogRecord({"msg": "tomorrow", "created": 1_780_090_000}))
+    handler.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "daemon-2026-05-28.1.log",
+        "daemon-2026-05-28.2.log",
+        "daemon-2026-05-28.log",
+        "daemon-2026-05-29.log",
+    ]

@@ -1,0 +1,288 @@
+"""The queue over a real spool, with a runner and an uplink that tests can watch."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+
+from cloudagent_daemon.link.spool import Spool, open_spool
+from cloudagent_daemon.link.tables import Leftover
+from cloudagent_daemon.runs.ports import Launch, StopSignal
+from cloudagent_daemon.runs.queue import MAX_ATTEMPTS, RunQueue
+from cloudagent_protocol.events import Finished, Outcome, Reason
+from cloudagent_protocol.frames import (
+    Deliver,
+    DeliveredMessage,
+    Delta,
+    Interrupt,
+    ListMessages,
+    RunReport,
+    Send,
+)
+from cloudagent_protocol.ids import (
+    AgentId,
+    ConversationId,
+    DeliveryId,
+    MessageId,
+    new_run_id,
+)
+from cloudagent_protocol.resources import AgentSpec, Author
+
+
+def delivery(number: int, conversation: str = "conv_1", agent: str = "agent_1") -> Deliver:
+    return Deliver(
+        seq=number,
+        delivery_id=DeliveryId(f"dlv_{number}"),
+        delivery_seq=number,
+        agent=AgentSpec(id=AgentId(agent), name="Ada", driver="scripted"),
+        message=DeliveredMessage(
+            id=MessageId(f"msg_{number}"),
+            conversation_id=ConversationId(conversation),
+            author=Author(type="user", id="usr_1", name="Ana"),
+            text="hello",
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        ),
+    )
+
+
+class World:
+    """A runner whose runs end when the test says so, and the uplink over the spool."""
+
+    def __init__(self, spool: Spool, *, max_runs: int = 5) -> None:
+        self.spool = spool
+        self.started: list[tuple[str, int]] = []
+        self.stopped: list[tuple[str, str, bool]] = []
+        self.endings: list[RunReport] = []
+        self.fault: Exception | None = None
+        self.queue = RunQueue(spool, self, self, max_runs=max_runs)
+        self._ends: dict[str, anyio.Event] = {}
+        self._news = anyio.Event()
+
+    def end(self, number: int) -> None:
+        self._ends[f"dlv_{number}"].set()
+
+    async def until(self, *started: int) -> None:
+        wanted = [f"dlv_{number}" for number in started]
+        with anyio.fail_after(5):
+            while [name for name, _ in self.started] != wanted:
+                await self._news.wait()
+
+    async def until_ended(self, count: int) -> list[Finished]:
+        with anyio.fail_after(5):
+            while len(self.endings) < count:
+                await self._news.wait()
+        return [report.event for report in self.endings if isinstance(report.event, Finished)]
+
+    # --- the runner ---
+
+    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome:
+        self._ends[deliver.delivery_id] = anyio.Event()
+        self.started.append((deliver.delivery_id, attempt))
+        self._notify()
+        if self.fault:
+            raise self.fault
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                await stop.wait()
+                self.stopped.append((deliver.delivery_id, stop.actor, stop.daemon_stops))
+                self._ends[deliver.delivery_id].set()
+
+            tasks.start_soon(watch)
+            await self._ends[deliver.delivery_id].wait()
+            tasks.cancel_scope.cancel()
+        await self.finish(
+            RunReport(
+                run_id=new_run_id(),
+                agent_id=deliver.agent.id,
+                conversation_id=deliver.message.conversation_id,
+                delivery_ids=[deliver.delivery_id],
+                event=Finished(seq=1, at=datetime.now(UTC), outcome=Outcome.REPLIED),
+            )
+        )
+        return Outcome.REPLIED
+
+    # --- the uplink ---
+
+    async def report(self, frame: RunReport | Send) -> None:
+        await self.spool.append(frame)
+
+    async def finish(self, frame: RunReport) -> None:
+        await self.spool.finish(frame)
+        self.endings.append(frame)
+        self._notify()
+
+    async def launched(self, launch: Launch) -> None:
+        raise AssertionError
+
+    def delta(self, frame: Delta) -> None:
+        raise AssertionError
+
+    async def list_messages(self, query: ListMessages) -> list[dict[str, Any]]:
+        raise AssertionError
+
+    def _notify(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+
+@asynccontextmanager
+async def queue_over(spool: Spool, *, max_runs: int = 5) -> AsyncGenerator[World]:
+    world = World(spool, max_runs=max_runs)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(world.queue.run)
+        yield world
+        tasks.cancel_scope.cancel()
+
+
+async def test_messages_of_a_conversation_run_one_after_the_other() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        await spool.receive([delivery(1), delivery(2)], 2)
+        await world.until(1)
+        world.end(1)
+        await world.until(1, 2)
+
+
+async def test_the_cap_holds_and_a_free_place_is_used_at_once() -> None:
+    async with open_spool(None) as spool, queue_over(spool, max_runs=2) as world:
+        await spool.receive([delivery(n, f"conv_{n}", f"agent_{n}") for n in (1, 2, 3)], 3)
+        await world.until(1, 2)
+        world.end(2)
+        await world.until(1, 2, 3)
+
+
+async def test_what_an_earlier_life_left_is_run_again_as_a_further_attempt(tmp_path: Path) -> None:
+    async with open_spool(tmp_path / "state.db") as spool:
+        await spool.receive([delivery(1), delivery(2, "conv_2")], 2)
+        await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 2**22 - 1, 1.0), 1)
+    async with open_spool(tmp_path / "state.db") as spool, queue_over(spool) as world:
+        await world.until(1, 2)
+        assert world.started == [("dlv_1", 2), ("dlv_2", 1)]
+        assert await spool.leftovers() == []
+
+
+async def test_a_process_of_an_earlier_life_is_ended_before_its_message_runs_again() -> None:
+    program = "import time; time.sleep(60)"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "CLOUDAGENT_LAUNCH_ID": "l1"}
+    )
+    try:
+        born = psutil.Process(child.pid).create_time()
+        async with open_spool(None) as spool:
+            await spool.receive([delivery(1)], 1)
+            await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", child.pid, born), 1)
+            async with queue_over(spool) as world:
+                await world.until(1)
+                assert child.poll() is not None
+    finally:
+        child.kill()
+        child.wait()
+
+
+async def test_a_message_that_waits_is_cancelled_without_a_run() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        await spool.receive([delivery(1), delivery(2)], 2)
+        await world.until(1)
+        await spool.receive([Interrupt(seq=3, delivery_id=DeliveryId("dlv_2"), actor="Ana")], 3)
+        [finished] = await world.until_ended(1)
+        assert (finished.outcome, finished.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
+        assert "Ana" in finished.detail
+        world.end(1)
+        await world.until_ended(2)
+        assert world.started == [("dlv_1", 1)]
+
+
+async def test_a_message_and_its_interrupt_in_one_batch_never_run() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        interrupt = Interrupt(seq=2, delivery_id=DeliveryId("dlv_1"), actor="Ana")
+        await spool.receive([delivery(1), interrupt], 2)
+        [finished] = await world.until_ended(1)
+        assert finished.outcome == Outcome.CANCELLED
+        assert world.started == []
+
+
+async def test_a_run_that_is_interrupted_is_told_by_whom() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        await spool.receive([delivery(1)], 1)
+        await world.until(1)
+        await spool.receive([Interrupt(seq=2, delivery_id=DeliveryId("dlv_1"), actor="Ana")], 2)
+        await world.until_ended(1)
+        assert world.stopped == [("dlv_1", "Ana", False)]
+
+
+async def test_what_the_backend_drops_is_not_run() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        await spool.receive([delivery(1), delivery(2), delivery(3)], 3)
+        await world.until(1)
+        await spool.drop([DeliveryId("dlv_2")])
+        world.end(1)
+        await world.until(1, 3)
+
+
+async def test_what_an_earlier_version_had_handled_ends_without_a_run(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"processed": ["msg_1"]}')
+    async with (
+        open_spool(tmp_path / "state.db", tmp_path / "state.json") as spool,
+        queue_over(spool) as world,
+    ):
+        await spool.receive([delivery(1)], 1)
+        assert [f.outcome for f in await world.until_ended(1)] == [Outcome.SILENT]
+
+
+async def test_a_message_that_takes_the_daemon_down_again_and_again_is_given_up() -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1), delivery(2)], 2)
+        gone = Leftover("l1", 2**22 - 1, 1.0)
+        await spool.record_launch(DeliveryId("dlv_1"), gone, MAX_ATTEMPTS)
+        async with queue_over(spool) as world:
+            await world.until(2)
+            [finished] = await world.until_ended(1)
+            assert (finished.outcome, finished.reason) == (Outcome.FAILED, Reason.CRASHED)
+
+
+async def test_a_fault_of_the_runner_fails_its_message_and_no_other() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        world.fault = ValueError("broken")
+        await spool.receive([delivery(1)], 1)
+        [finished] = await world.until_ended(1)
+        assert (finished.outcome, finished.reason) == (Outcome.FAILED, Reason.INTERNAL)
+        world.fault = None
+        await spool.receive([delivery(2)], 2)
+        await world.until(1, 2)
+
+
+async def test_a_drain_lets_runs_finish_and_starts_nothing_more() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        await spool.receive([delivery(1), delivery(2)], 2)
+        await world.until(1)
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(world.queue.drain, 60.0)
+                world.end(1)
+        assert world.stopped == []
+        assert world.started == [("dlv_1", 1)]
+
+
+async def test_a_drain_stops_what_does_not_finish_in_time() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        await spool.receive([delivery(1)], 1)
+        await world.until(1)
+        with anyio.fail_after(5):
+            await world.queue.drain(0.0)
+        assert world.stopped == [("dlv_1", "the daemon", True)]
+
+
+async def test_cancelling_the_queue_leaves_its_messages_unfinished() -> None:
+    async with open_spool(None) as spool:
+        async with queue_over(spool) as world:
+            await spool.receive([delivery(1)], 1)
+            await world.until(1)
+        assert [change.delivery_id for change in await spool.changes_after(0)] == ["dlv_1"]
+        assert world.endings == []

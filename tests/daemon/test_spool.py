@@ -1,0 +1,385 @@
+import sqlite3
+import tempfile
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from typing_extensions import override
+
+from cloudagent_daemon.link.committer import SpoolError
+from cloudagent_daemon.link.spool import Spool, open_spool
+from cloudagent_daemon.link.tables import Leftover, NewerSpoolError
+from cloudagent_protocol.errors import ProtocolError
+from cloudagent_protocol.events import Finished, Outcome
+from cloudagent_protocol.frames import (
+    Deliver,
+    DeliveredMessage,
+    HostReport,
+    Interrupt,
+    RunReport,
+    decode,
+)
+from cloudagent_protocol.ids import (
+    AgentId,
+    ConversationId,
+    DeliveryId,
+    MessageId,
+    RunId,
+    new_epoch,
+)
+from cloudagent_protocol.resources import AgentSpec, Author, Runtime
+
+
+def delivery(number: int, *, seq: int = 0, message: str = "") -> Deliver:
+    return Deliver(
+        seq=seq or number,
+        delivery_id=DeliveryId(f"dlv_{number}"),
+        delivery_seq=number,
+        agent=AgentSpec(id=AgentId("agent_1"), name="Ada", driver="scripted"),
+        message=DeliveredMessage(
+            id=MessageId(message or f"msg_{number}"),
+            conversation_id=ConversationId("conv_1"),
+            author=Author(type="user", id="usr_1", name="Ana"),
+            text="hello",
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        ),
+    )
+
+
+def ending(number: int) -> RunReport:
+    return RunReport(
+        run_id=RunId(f"run_{number}"),
+        agent_id=AgentId("agent_1"),
+        conversation_id=ConversationId("conv_1"),
+        delivery_ids=[DeliveryId(f"dlv_{number}")],
+        event=Finished(seq=1, at=datetime(2026, 1, 1, tzinfo=UTC), outcome=Outcome.REPLIED),
+    )
+
+
+def report(name: str) -> HostReport:
+    return HostReport(runtimes=[Runtime(name=name)])
+
+
+async def waiting_ids(spool: Spool) -> list[str]:
+    return [c.delivery_id for c in await spool.changes_after(0) if c.waiting]
+
+
+async def test_what_was_received_is_there_after_a_restart(tmp_path: Path) -> None:
+    async with open_spool(tmp_path / "state.db") as spool:
+        await spool.receive([delivery(1), delivery(2)], 2)
+    async with open_spool(tmp_path / "state.db") as spool:
+        assert await waiting_ids(spool) == ["dlv_1", "dlv_2"]
+        assert spool.marks.accepted == 2
+
+
+async def test_a_delivery_that_comes_twice_is_one(tmp_path: Path) -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1)], 1)
+        await spool.receive([delivery(1, seq=2)], 2)
+        assert await waiting_ids(spool) == ["dlv_1"]
+
+
+async def test_changes_are_followed_by_their_number(tmp_path: Path) -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1)], 1)
+        first = (await spool.changes_after(0))[-1].number
+        await spool.receive(
+            [delivery(2), Interrupt(seq=3, delivery_id=DeliveryId("dlv_1"), actor="Ana")], 3
+        )
+        second, third = await spool.changes_after(first)
+        assert second.delivery_id == "dlv_2"
+        assert third.waiting
+        assert third.waiting.interrupted_by == "Ana"
+
+
+async def test_a_dropped_delivery_shows_as_over_and_is_not_run_again(tmp_path: Path) -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1)], 1)
+        await spool.drop([DeliveryId("dlv_1")])
+        assert [c.waiting for c in await spool.changes_after(1)] == [None]
+        await spool.receive([delivery(1, seq=2)], 2)
+        assert await waiting_ids(spool) == []
+
+
+async def test_the_end_of_a_run_closes_its_delivery_and_goes_out_once() -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1)], 1)
+        await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 42, 1.5), 1)
+        assert await spool.finish(ending(1)) == 1
+        assert await waiting_ids(spool) == []
+        assert await spool.leftovers() == []
+        [(seq, text)] = await spool.frames_after(0, 10)
+        assert decode(text) == ending(1).model_copy(update={"seq": seq})
+
+
+async def test_a_finished_delivery_that_is_asked_for_again_is_answered_again_not_run_again() -> (
+    None
+):
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1)], 1)
+        await spool.finish(ending(1))
+        await spool.receive([delivery(1, seq=2)], 2)
+        assert spool.marks.last == 1, "its end is still on its way"
+        await spool.acked(1)
+        await spool.receive([delivery(1, seq=3)], 3)
+        assert spool.marks.last == 2
+        assert await waiting_ids(spool) == []
+
+
+async def test_a_delivery_is_held_until_its_end_is_acknowledged() -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1), delivery(2)], 2)
+        await spool.finish(ending(1))
+        assert await spool.held() == ["dlv_1", "dlv_2"]
+        await spool.acked(1)
+        assert await spool.held() == ["dlv_2"]
+
+
+async def test_a_launch_is_remembered_with_its_attempt(tmp_path: Path) -> None:
+    async with open_spool(tmp_path / "state.db") as spool:
+        await spool.receive([delivery(1)], 1)
+        await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 42, 1.5), 1)
+    async with open_spool(tmp_path / "state.db") as spool:
+        assert await spool.leftovers() == [Leftover("l1", 42, 1.5)]
+        [change] = await spool.changes_after(0)
+        assert change.waiting
+        assert change.waiting.attempts == 1
+        await spool.forget_launches(["l1"])
+        assert await spool.leftovers() == []
+
+
+async def test_an_unreadable_file_is_set_aside_and_said(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"no database" * 1000)
+    async with open_spool(tmp_path / "state.db") as spool:
+        assert spool.note
+        assert "set aside" in spool.note
+        assert spool.marks.epoch is None
+    [aside] = tmp_path.glob("state.db.corrupt-*")
+    assert aside.read_bytes().startswith(b"no database")
+
+
+async def test_a_damaged_page_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    async with open_spool(path) as spool:
+        for number in range(200):
+            await spool.append(report(f"{number}" * 100))
+    data = bytearray(path.read_bytes())
+    data[4096 * 5 : 4096 * 8] = b"\xff" * (4096 * 3)
+    path.write_bytes(data)
+    async with open_spool(path) as spool:
+        assert spool.note
+
+
+async def test_the_file_of_a_newer_daemon_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(NewerSpoolError, match="schema 99"):
+        async with open_spool(path):
+            pass
+    assert not list(tmp_path.glob("*.corrupt-*"))
+
+
+async def test_a_file_that_cannot_be_opened_is_an_error_not_a_reset(tmp_path: Path) -> None:
+    (tmp_path / "state.db").mkdir()
+    with pytest.raises(SpoolError, match="cannot be opened"):
+        async with open_spool(tmp_path / "state.db"):
+            pass
+
+
+async def test_the_file_is_private(tmp_path: Path) -> None:
+    async with open_spool(tmp_path / "daemon" / "state.db"):
+        assert (tmp_path / "daemon" / "state.db").stat().st_mode & 0o777 == 0o600
+
+
+async def test_old_state_is_taken_over_once(tmp_path: Path) -> None:
+    old = tmp_path / "state.json"
+    old.write_text('{"last_seq": 7, "processed_message_ids": ["msg_1"]}')
+    async with open_spool(tmp_path / "state.db", old) as spool:
+        await spool.receive([delivery(1), delivery(2)], 2)
+        one, two = await spool.changes_after(0)
+        assert one.waiting
+        assert one.waiting.handled_before
+        assert two.waiting
+        assert not two.waiting.handled_before
+        assert spool.marks.epoch is None
+    assert not old.exists()
+    async with open_spool(tmp_path / "state.db", old):
+        pass
+
+
+async def test_old_state_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("[1, 2")
+    async with open_spool(tmp_path / "state.db", tmp_path / "state.json") as spool:
+        assert spool.note
+
+
+async def test_a_frame_too_large_for_the_wire_is_refused() -> None:
+    async with open_spool(None) as spool:
+        with pytest.raises(ProtocolError, match="too large"):
+            await spool.append(report("x" * 1_100_000))
+
+
+async def test_one_bad_change_does_not_take_others_of_its_batch_with_it() -> None:
+    def fail(_: sqlite3.Connection) -> None:
+        raise ValueError("mine alone")
+
+    outcomes: list[str] = []
+
+    async def attempt(work: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            await work()
+            outcomes.append("kept")
+        except ValueError:
+            outcomes.append("refused")
+
+    async with open_spool(None) as spool, anyio.create_task_group() as tasks:
+        tasks.start_soon(attempt, lambda: spool.append(report("a")))
+        tasks.start_soon(attempt, lambda: spool._committer.do(fail))
+        tasks.start_soon(attempt, lambda: spool.append(report("b")))
+    assert outcomes == ["kept", "refused", "kept"]
+
+
+async def test_a_full_disk_is_an_error_of_the_change_and_keeps_what_was_there(
+    tmp_path: Path,
+) -> None:
+    async with open_spool(tmp_path / "state.db") as spool:
+        await spool.append(report("first"))
+        await spool._committer.do(lambda c: c.execute("PRAGMA max_page_count = 1").fetchone())
+        with pytest.raises(SpoolError, match="disk is full"):
+            await spool.append(report("x" * 100_000))
+        assert [seq for seq, _ in await spool.frames_after(0, 10)] == [1]
+
+
+class SpoolMachine(RuleBasedStateMachine):
+    """The spool beside a model of it, through crashes at any moment.
+
+    A crash is a copy of the files as they lie on the disk, as a kill would leave them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "0" / "state.db"
+        self.lives = 0
+        self.received: set[int] = set()
+        self.finished: set[int] = set()
+        self.outbox: list[tuple[int, str]] = []
+        self.last = 0
+        self.accepted = 0
+        self.epoch: str | None = None
+
+    def do(self, work: Callable[[Spool], Awaitable[Any]]) -> Any:
+        """Works on the spool and then crashes: the next life opens what lies on the disk."""
+        self.lives += 1
+        after = Path(self.folder.name) / str(self.lives) / "state.db"
+
+        async def live() -> Any:
+            async with open_spool(self.path) as spool:
+                assert spool.note is None
+                result = await work(spool)
+                after.parent.mkdir()
+                for file in self.path.parent.iterdir():
+                    (after.parent / file.name).write_bytes(file.read_bytes())
+                return result
+
+        try:
+            return anyio.run(live)
+        finally:
+            self.path = after
+
+    @initialize()
+    def begin(self) -> None:
+        self.reset()
+
+    @rule(numbers=st.lists(st.integers(1, 8), min_size=1, max_size=3))
+    def receive(self, numbers: list[int]) -> None:
+        first = self.accepted + 1
+        frames = [delivery(n, seq=first + i) for i, n in enumerate(numbers)]
+        self.accepted += len(frames)
+        self.do(lambda spool: spool.receive(frames, self.accepted))
+        for number in numbers:
+            ending_name = f"end {number}"
+            if number in self.finished and ending_name not in [n for _, n in self.outbox]:
+                self.last += 1
+                self.outbox.append((self.last, ending_name))
+        self.received |= set(numbers)
+
+    @rule(name=st.sampled_from("abc"))
+    def append(self, name: str) -> None:
+        self.last += 1
+        assert self.do(lambda spool: spool.append(report(name))) == self.last
+        self.outbox.append((self.last, name))
+
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        if waiting := sorted(self.received - self.finished):
+            number = data.draw(st.sampled_from(waiting))
+            self.last += 1
+            assert self.do(lambda spool: spool.finish(ending(number))) == self.last
+            self.outbox.append((self.last, f"end {number}"))
+            self.finished.add(number)
+
+    @rule(data=st.data())
+    def ack(self, data: st.DataObject) -> None:
+        first = self.outbox[0][0] - 1 if self.outbox else self.last
+        seq = data.draw(st.integers(first, self.last))
+        self.do(lambda spool: spool.acked(seq))
+        self.outbox = [(n, name) for n, name in self.outbox if n > seq]
+
+    @rule()
+    def reset(self) -> None:
+        self.epoch = new_epoch()
+        self.do(lambda spool: spool.reset_epoch(self.epoch))
+        self.outbox = [(i, name) for i, (_, name) in enumerate(self.outbox, 1)]
+        self.last, self.accepted = len(self.outbox), 0
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        if not self.lives:
+            return
+
+        async def look(spool: Spool) -> None:
+            marks = spool.marks
+            assert (marks.epoch, marks.accepted, marks.last) == (
+                self.epoch,
+                self.accepted,
+                self.last,
+            )
+            assert set(await waiting_ids(spool)) == {
+                f"dlv_{n}" for n in self.received - self.finished
+            }
+            rows = await spool.frames_after(0, 1000)
+            assert [(seq, _name(text)) for seq, text in rows] == self.outbox
+
+        self.do(look)
+
+    @override
+    def teardown(self) -> None:
+        self.folder.cleanup()
+
+
+def _name(text: str) -> str:
+    match decode(text):
+        case HostReport(runtimes=[runtime]):
+            return runtime.name
+        case RunReport(delivery_ids=[delivery_id]):
+            return f"end {delivery_id.removeprefix('dlv_')}"
+        case other:
+            raise AssertionError(other)
+
+
+SpoolMachine.TestCase.settings = settings(
+    max_examples=15,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestSpoolThroughCrashes = SpoolMachine.TestCase
