@@ -61,9 +61,10 @@ const PURIFY = {
   ],
   ALLOWED_ATTR: ["href", "rel", "target", "title", "class", "start", "tabindex", "role", "type", "aria-label"],
   ALLOWED_URI_REGEXP: SAFE_LINK,
+  // The rule for addresses is not for these.
+  ADD_URI_SAFE_ATTR: ["rel", "target", "start", "tabindex", "type", "aria-label"],
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
-  ADD_ATTR: ["target"],
   // The browser may demand trusted types; this is the page's only policy.
   RETURN_TRUSTED_TYPE: true,
 } as const;

@@ -79,6 +79,7 @@ type Step =
   | { do: "cut" }
   | { do: "reload" }
   | { do: "fetch" }
+  | { do: "lose" }
   | { do: "repeat" };
 
 const step: fc.Arbitrary<Step> = fc.oneof(
@@ -87,6 +88,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 2, arbitrary: fc.constant<Step>({ do: "cut" }) },
   { weight: 1, arbitrary: fc.constant<Step>({ do: "reload" }) },
   { weight: 2, arbitrary: fc.constant<Step>({ do: "fetch" }) },
+  { weight: 1, arbitrary: fc.constant<Step>({ do: "lose" }) },
   { weight: 1, arbitrary: fc.constant<Step>({ do: "repeat" }) },
 );
 
@@ -145,6 +147,12 @@ class PageUnderTest {
       this.dispatch({ type: "event", event });
       this.last = event;
     }
+  }
+
+  /** A piece of text never comes: they are not kept, so nothing may hang on one. */
+  lose(): void {
+    const at = this.queue.findIndex((event) => event.type === "run.delta");
+    if (at >= 0) this.queue.splice(at, 1);
   }
 
   repeat(): void {
@@ -209,6 +217,7 @@ test("no cut, reload or repetition loses or doubles a character", () => {
         else if (next.do === "cut") page.cut();
         else if (next.do === "reload") page.reload();
         else if (next.do === "fetch") page.arrive();
+        else if (next.do === "lose") page.lose();
         else page.repeat();
         shownAreBeginnings();
       }

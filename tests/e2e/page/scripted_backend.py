@@ -7,12 +7,13 @@ What it says is made of the protocol package's models; what it does between requ
 import asyncio
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -136,6 +137,10 @@ class ScriptedBackend:
 
         self._on_loop(on_loop)
 
+    def stall(self) -> None:
+        """The lines that are open stay open, and nothing comes through any more."""
+        self._on_loop(self.log.followers.clear)
+
     def _abort(self, connection: Request | WebSocket) -> None:
         """Reset the TCP connection of a request or socket."""
         assert self._server is not None
@@ -213,7 +218,7 @@ class ScriptedBackend:
     def set_status(self, agent_id: str, status: AgentStatus) -> None:
         self.put_agent(self.agents[agent_id].model_copy(update={"status": status}))
 
-    def add_conversation(self, agent: Agent, title: str | None = None) -> Conversation:
+    def add_conversation(self, agent: Agent, title: str | None = "Work") -> Conversation:
         conversation = Conversation(
             id=new_conversation_id(),
             title=title,
@@ -422,7 +427,7 @@ class ScriptedBackend:
                 return self.add_agent(body.pop("name"), host, **body).model_dump(mode="json")
             case ("POST", "conversations"):
                 agent = self.agents[body["agent_ids"][0]]
-                return self.add_conversation(agent).model_dump(mode="json")
+                return self.add_conversation(agent, title=None).model_dump(mode="json")
             case ("POST", "conversations", conversation_id, "messages"):
                 return self._posted(conversation_id, body["text"])
             case ("POST", "runs", run_id, "interrupt"):
@@ -471,13 +476,17 @@ class ScriptedBackend:
         for event in [{**first, "at": _now(), "data": {}}, *kept, *self._partials()]:
             queue.put_nowait(event)
         self.log.followers[socket] = queue
-        try:
-            while True:
-                await socket.send_json(await queue.get())
-        except (WebSocketDisconnect, RuntimeError):
-            pass
-        finally:
-            self.log.followers.pop(socket, None)
+        with suppress(WebSocketDisconnect, RuntimeError):
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(self._speak, socket, queue)
+                while (await socket.receive())["type"] != "websocket.disconnect":
+                    pass
+                tg.cancel_scope.cancel()
+        self.log.followers.pop(socket, None)
+
+    async def _speak(self, socket: WebSocket, queue: "asyncio.Queue[dict[str, Any]]") -> None:
+        while True:
+            await socket.send_json(await queue.get())
 
     def _partials(self) -> list[dict[str, Any]]:
         cursor, at = self.log.cursor, _now()

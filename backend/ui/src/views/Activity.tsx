@@ -29,7 +29,7 @@ export const Activity = memo(function Activity({ view, name, head, said }: Props
     if (!view.complete) void session.fetchRun(view.id);
   };
   return (
-    <section className="message from run" aria-label={`${name} at work`}>
+    <article className="message from run" aria-label={`${name} at work`}>
       {head && <Head name={name} id={view.agent_id ?? view.id} at={view.run?.started_at ?? ""} />}
       <div className="turn-body">
         {!live && (
@@ -54,7 +54,7 @@ export const Activity = memo(function Activity({ view, name, head, said }: Props
         )}
         {failed && <FailedRun view={view} />}
       </div>
-    </section>
+    </article>
   );
 }, (a, b) => a.view === b.view && a.head === b.head && a.name === b.name && a.said.join("\0") === b.said.join("\0"));
 

@@ -273,7 +273,9 @@ function Busy({ conversation, agent, state }: { conversation: string | null; age
         <button type="button" className="button stop" disabled={busy} onClick={stop} aria-keyshortcuts="Escape">
           <Stop />
           Stop
-          <kbd className="wide-only">Esc</kbd>
+          <kbd className="wide-only" aria-hidden="true">
+            Esc
+          </kbd>
         </button>
       </div>
       <Failure error={error} />

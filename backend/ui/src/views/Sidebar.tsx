@@ -46,7 +46,7 @@ export function Sidebar({ route, hidden, onClose, onSwitch }: Props): ReactNode 
         <button type="button" className="search" onClick={onSwitch}>
           <Icon name="search" />
           <span>Find an agent</span>
-          <kbd>Ctrl K</kbd>
+          <kbd aria-hidden="true">Ctrl K</kbd>
         </button>
       )}
       <div className="sidebar-scroll" tabIndex={-1}>

@@ -1,0 +1,120 @@
+"""axe-core finds nothing in any view, at both sizes, light and dark."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from cloudagent_protocol.events import Outcome, Reason
+from cloudagent_protocol.resources import HostState
+from e2e.page.conftest import NARROW, SOURCES, WIDE, Visitor
+from e2e.page.scripted_backend import ScriptedBackend
+
+REPLY = """## What I found
+
+`total()` adds the **tax twice**, see [the docs](https://example.com).
+
+1. first
+2. second
+
+> a quote
+
+```python
+print("a line that is long enough to be scrolled on a narrow screen, which needs the keyboard")
+```
+
+| a | b |
+|---|--:|
+| 1 | 2 |
+"""
+
+
+def check(page: Page, view: str) -> list[str]:
+    page.evaluate(Path(SOURCES, "node_modules", "axe-core", "axe.min.js").read_text("utf-8"))
+    found: dict[str, Any] = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{view}: {violation['id']} {node['html'][:160]} {node['failureSummary'][:300]}"
+        for violation in found["violations"]
+        for node in violation["nodes"]
+    ]
+
+
+def furnish(backend: ScriptedBackend) -> None:
+    mbp = backend.add_host("mbp")
+    shop = backend.add_conversation(backend.add_agent("shop", mbp))
+    work = backend.work(backend.say(shop, "Why is the total wrong?", ago=60), ago=50)
+    work.result(work.call("Bash", {"command": "pytest -q"}), "1 failed", is_error=True)
+    work.reply(REPLY)
+    work.finish()
+    api = backend.add_conversation(backend.add_agent("api", mbp), title="Dependencies")
+    failing = backend.work(backend.say(api, "Bump them."))
+    failing.finish(Outcome.FAILED, Reason.CRASHED, "It ended with 1.", "Traceback: boom", 1)
+    docs = backend.add_conversation(
+        backend.add_agent("docs", backend.add_host("nas", HostState.OFFLINE))
+    )
+    backend.say(docs, "Write a page.")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_axe_finds_no_violation_in_any_view(
+    visitor: Visitor, backend: ScriptedBackend, size: tuple[int, int], dark: bool
+) -> None:
+    found: list[str] = []
+    page = visitor.window(size, dark=dark, signed_in=False)
+    page.goto(backend.url)
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    found += check(page, "sign in")
+    page.goto(f"{backend.url}/setup?k=set-up-key")
+    expect(page.get_by_role("heading", name="Welcome")).to_be_visible()
+    found += check(page, "set up")
+    page.goto(f"{backend.url}/?k=one-time-key")
+    expect(page.get_by_role("link", name="Connect a machine")).to_be_visible()
+    found += check(page, "welcome")
+
+    furnish(backend)
+    page.goto(f"{backend.url}/a/shop")
+    expect(page.get_by_role("heading", name="What I found")).to_be_visible()
+    page.get_by_role("button", name="Worked for").click()
+    page.get_by_role("button", name="Bash").click()
+    page.locator(".ladder-words").click()
+    found += check(page, "conversation")
+    work = backend.work(backend.say(next(iter(backend.conversations.values())), "And now?"))
+    work.call("Bash", {"command": "sleep 10"})
+    work.write("I am **looking**")
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_visible()
+    expect(page.locator(".pill")).to_be_visible()
+    found += check(page, "working")
+
+    for path, sign in (
+        ("/a/api", "The program crashed"),
+        ("/a/docs", "will be delivered"),
+        ("/a/shop/new", "Say something to shop"),
+        ("/a/shop/settings", "Instructions"),
+        ("/agents/new", "What does the thinking"),
+        ("/hosts", "Runtimes"),
+        ("/hosts/new", "What do you call it?"),
+        ("/nothing", "There is nothing at this address."),
+    ):
+        page.goto(backend.url + path)
+        expect(page.get_by_text(sign).first).to_be_visible()
+        found += check(page, path)
+    page.goto(f"{backend.url}/hosts/new")
+    page.get_by_label("What do you call it?").fill("lab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Waiting for lab")).to_be_visible()
+    found += check(page, "pairing")
+    page.keyboard.press("Control+k")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    found += check(page, "switcher")
+    page.keyboard.press("Escape")
+    page.goto(f"{backend.url}/hosts")
+    page.get_by_role("button", name="Remove…").first.click()
+    found += check(page, "question")
+    if size == NARROW:
+        page.goto(f"{backend.url}/a/shop")
+        page.get_by_role("button", name="Show agents").click()
+        page.wait_for_timeout(300)  # the list slides in; half-way its colours are mixed
+        found += check(page, "agents")
+    assert found == []
