@@ -30,6 +30,7 @@ CHUNK_BYTES: Final = 65_536
 TERM_S: Final = 5.0
 #: How long the killing itself may take; what survives SIGKILL for so long is stuck in the kernel.
 KILL_S: Final = 5.0
+_QUIET_SEARCHES: Final = 3
 
 
 class SpawnError(Exception):
@@ -102,8 +103,8 @@ class Child:
                 await self._process.wait()
         return killed
 
-    def _find(self) -> list[psutil.Process]:
-        return find_tree(self.pid, self.started_at, self.launch_id, session=True)
+    def _find(self, freeze: bool) -> list[psutil.Process]:
+        return find_tree(self.pid, self.started_at, self.launch_id, session=True, freeze=freeze)
 
 
 @asynccontextmanager
@@ -153,34 +154,43 @@ async def end_leftover(pid: int, started_at: float, launch_id: str) -> int:
         How many processes were ended. Returns within about 5 s in any case.
     """
 
-    def find() -> list[psutil.Process]:
+    def find(freeze: bool) -> list[psutil.Process]:
         # No search by session: once its leader is gone, the session's number may be another's.
-        return find_tree(pid, started_at, launch_id, session=False)
+        return find_tree(pid, started_at, launch_id, session=False, freeze=freeze)
 
     return await anyio.to_thread.run_sync(_kill, find)
 
 
 def find_tree(
-    pid: int, started_at: float, launch_id: str, *, session: bool
+    pid: int, started_at: float, launch_id: str, *, session: bool, freeze: bool = False
 ) -> list[psutil.Process]:
-    """The living processes of a launch, in no order; zombies are not living."""
+    """The living processes of a launch, in no order; zombies are not living.
+
+    With `freeze` each is stopped in the moment it is found.
+    """
     found: dict[int, psutil.Process] = {}
     mark = f"{LAUNCH_ID}={launch_id}".encode()
-    for other in psutil.pids():
+    # The newest first: what lives briefly is most likely among them, and still there.
+    for other in reversed(psutil.pids()):
         if (session and _session_of(other) == pid) or _carries(other, mark):
-            _add(found, other)
+            _add(found, other, freeze)
     root = _process(pid)
     if root is not None and abs(root.create_time() - started_at) < 1.0:
-        _add(found, pid)
+        _add(found, pid, freeze)
     for process in list(found.values()):
         with suppress(psutil.Error):
             for descendant in process.children(recursive=True):
-                found.setdefault(descendant.pid, descendant)
-    found.pop(os.getpid(), None)
+                if descendant.pid not in found:
+                    _add(found, descendant.pid, freeze)
     return [process for process in found.values() if _lives(process)]
 
 
-def _add(found: dict[int, psutil.Process], pid: int) -> None:
+def _add(found: dict[int, psutil.Process], pid: int, freeze: bool) -> None:
+    if pid == os.getpid():
+        return
+    if freeze:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGSTOP)
     process = _process(pid)
     if process is not None:
         found[pid] = process
@@ -222,45 +232,33 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _terminate(find: Callable[[], list[psutil.Process]]) -> None:
-    for process in find():
+def _terminate(find: Callable[[bool], list[psutil.Process]]) -> None:
+    for process in find(False):
         with suppress(psutil.Error):
             process.terminate()
 
 
-def _kill(find: Callable[[], list[psutil.Process]]) -> int:
-    """Kills until nothing is found. Blocks; for a worker thread."""
+def _kill(find: Callable[[bool], list[psutil.Process]]) -> int:
+    """Stops and kills until nothing is found. Blocks; for a worker thread.
+
+    One search would miss what is born while it goes on; what is stopped bears no children. A few
+    searches that find nothing stand for certainty: a process may fork and leave between two.
+    """
     deadline = time.monotonic() + KILL_S
     killed: set[int] = set()
-    while time.monotonic() < deadline:
-        stopped = _freeze(find, deadline)
-        if not stopped:
-            return len(killed)
-        for process in stopped.values():
+    quiet = 0
+    while quiet < _QUIET_SEARCHES:
+        if time.monotonic() > deadline:
+            pids = sorted(killed)
+            logger.error("processes survived SIGKILL", extra={"action": "kill", "pids": pids})
+            break
+        stopped = find(True)
+        quiet = 0 if stopped else quiet + 1
+        for process in stopped:
             with suppress(psutil.Error):
                 process.kill()
-        killed |= stopped.keys()
-        time.sleep(0.005)  # until the kernel has ended them; there is nothing to wait on
-    logger.error("processes survived SIGKILL", extra={"action": "kill", "pids": sorted(killed)})
+        killed |= {process.pid for process in stopped}
     return len(killed)
-
-
-def _freeze(find: Callable[[], list[psutil.Process]], deadline: float) -> dict[int, psutil.Process]:
-    """Stops everything that is found, again and again until a search brings nothing new.
-
-    One snapshot would miss what is born between the search and the kill; a stopped process bears
-    no children.
-    """
-    stopped: dict[int, psutil.Process] = {}
-    while time.monotonic() < deadline:
-        fresh = [process for process in find() if process.pid not in stopped]
-        if not fresh:
-            break
-        for process in fresh:
-            with suppress(psutil.Error):
-                process.suspend()
-            stopped[process.pid] = process
-    return stopped
 
 
 def _created_at(pid: int) -> float:

@@ -133,6 +133,27 @@ async def test_an_agent_that_never_gets_its_tools_fails_for_that_reason(tmp_path
     assert "ready" not in seen.types
 
 
+async def test_a_turn_that_is_done_without_ever_having_had_its_tools_counts_as_such(
+    tmp_path: Path,
+) -> None:
+    async with a_world(tmp_path) as world:
+        seen = await world.run("@@mute\n@@say an answer")
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.TOOLS_UNAVAILABLE)
+    assert seen.sends == []
+
+
+async def test_what_an_agent_leaves_running_neither_delays_nor_survives_its_turn(
+    tmp_path: Path,
+) -> None:
+    async with a_world(tmp_path) as world:
+        with anyio.fail_after(8):  # they hold its pipes open; waiting for those takes 10 s
+            seen = await world.run("@@setsid\n@@reply done")
+        children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
+    assert seen.end.outcome is Outcome.REPLIED
+    assert len(children) == 1
+    assert not any(map(alive, children))
+
+
 @pytest.mark.parametrize(
     ("orders", "reason"),
     [

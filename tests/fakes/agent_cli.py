@@ -16,6 +16,7 @@ Each line of the prompt that begins with `@@` is an order, carried out in turn:
 ``@@error STATUS ERROR``   end the turn with an error result and exit 1
 ``@@result SUBTYPE``       end the turn with a result of this subtype and exit 1
 ``@@tools STATE [N]``      begin with the tools in this state (`pending`, `failed`); N times
+``@@mute``                 never say that the tools are there
 ``@@setsid``               leave a child in a session of its own that would live for an hour
 ``@@spawn``                leave a child that has scrubbed its environment
 ``@@ignore TERM``          ignore this signal
@@ -125,7 +126,8 @@ class Agent:
         state = self.tools_state(orders)
         if state == "connected":
             self.tools = Tools(self.config)
-        self.init(state)
+        if ("mute", "", "") not in orders:
+            self.init(state)
         for order, _, rest in orders:
             getattr(self, f"do_{order}")(rest, earlier)
         self.result("success")
@@ -260,6 +262,9 @@ class Agent:
         sys.exit(1)
 
     def do_tools(self, rest: str, earlier: list[str]) -> None:
+        pass
+
+    def do_mute(self, rest: str, earlier: list[str]) -> None:
         pass
 
     def do_setsid(self, rest: str, earlier: list[str]) -> None:
