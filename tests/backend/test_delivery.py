@@ -1,13 +1,22 @@
 """The verbs of delivery on a real database: what a message goes through, and what machines may do."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloudagent_backend.delivery.errors import Refused
-from cloudagent_backend.store import agents, conversations, deliveries, messages, outbox, runs
+from cloudagent_backend.store import (
+    agents,
+    clock,
+    conversations,
+    deliveries,
+    messages,
+    outbox,
+    runs,
+)
 from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.events import Outcome, Reason
 from cloudagent_protocol.frames import (
@@ -198,6 +207,21 @@ async def test_the_first_delta_says_that_the_model_has_begun(tmp_path: Path) -> 
         await desk.service.apply(desk.machine, [delta])
         assert (await desk.rungs(message))[-1] == "seen"
         assert desk.machine.changes_nothing(delta)
+
+
+async def test_a_ladder_never_goes_back_in_time(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        early, late = run.started(), run.finished()
+        early.event.at -= timedelta(hours=1)
+        late.event.at += timedelta(hours=1)
+        await desk.report(early, late)
+        [row] = await desk.rows(message)
+        times = [rung["at"] for rung in json.loads(row.rungs)]
+        assert times == sorted(times)
+        assert times[-1] <= clock.rfc3339(clock.now_us())
 
 
 async def test_an_agents_message_names_it_and_answers_only_what_is_there(tmp_path: Path) -> None:

@@ -56,10 +56,10 @@ class NewRung:
     detail: str | None = None
     at_us: int | None = None
 
-    @property
-    def json(self) -> str:
+    def json(self, not_before: str) -> str:
+        """As JSON text; no earlier than the rung below it, whatever a machine's clock says."""
         at = clock.rfc3339(clock.now_us() if self.at_us is None else self.at_us)
-        fields = {"rung": self.name.value, "at": at, "actor": self.actor}
+        fields = {"rung": self.name.value, "at": max(at, not_before), "actor": self.actor}
         if self.detail:
             fields["detail"] = self.detail
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
@@ -85,10 +85,11 @@ def _row(row: sqlite3.Row) -> DeliveryRow:
 
 
 def _extended(ladder: str, rungs: Iterable[NewRung]) -> str:
-    added = ",".join(rung.json for rung in rungs)
-    if not added:
-        return ladder
-    return f"[{added}]" if ladder == "[]" else f"{ladder[:-1]},{added}]"
+    for rung in rungs:
+        _, below, rest = ladder.rpartition('"at":"')
+        added = rung.json(rest.partition('"')[0] if below else "")
+        ladder = f"[{added}]" if ladder == "[]" else f"{ladder[:-1]},{added}]"
+    return ladder
 
 
 def insert(c: sqlite3.Connection, row: DeliveryRow, rungs: Iterable[NewRung]) -> DeliveryRow:
