@@ -83,6 +83,9 @@ async def sign_up(body: Signup, world: CurrentWorld, response: Response) -> Sess
 )
 async def set_up(body: Setup, world: CurrentWorld, response: Response) -> Session:
     """Make the first account, an admin's, with the key of the link that `serve` printed."""
+    # Looked at first, so that a wrong key does not cost a hash.
+    if not await world.database.read(lambda c: users.link_is_open(c, "setup", body.key)):
+        raise _used_up()
     hashed = await world.passwords.hash(body.password)
 
     def work(c: sqlite3.Connection) -> User:

@@ -228,6 +228,14 @@ def new_link(
     return key
 
 
+def link_is_open(c: sqlite3.Connection, kind: Literal["setup", "page"], key: str) -> bool:
+    found = c.execute(
+        "SELECT 1 FROM one_time_links WHERE hash = ? AND kind = ? AND expires_us > ?",
+        (keys.digest(key), kind, clock.now_us()),
+    )
+    return found.fetchone() is not None
+
+
 def use_link(c: sqlite3.Connection, kind: Literal["setup", "page"], key: str) -> sqlite3.Row | None:
     """The link's row (`user_id`), which is gone now; null if there is no such link any more."""
     row: sqlite3.Row | None = c.execute(
