@@ -1,6 +1,7 @@
 """The daemons' endpoint over real sockets, with a scripted daemon at the other end."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,18 @@ async def test_a_persons_token_opens_no_machine_socket(tmp_path: Path) -> None:
             async with connection(backend.socket_url, backend.ana.token):
                 pass
         assert refused.value.response.status_code == 401
+
+
+async def test_a_host_that_connects_too_often_waits(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend:
+        while backend.world.hub.admit(backend.ana.host.id, time.monotonic()):
+            pass
+        with pytest.raises(InvalidStatus) as refused:
+            async with link_of(backend):
+                pass
+        assert refused.value.response.status_code == 429
+        assert refused.value.response.headers["Retry-After"] == "30"
+        assert backend.world.hub.admit(backend.ana.host.id, time.monotonic() + 2)
 
 
 async def test_an_agent_can_ask_what_was_said(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel
 
 from cloudagent_backend.api.auth import authenticate_machine
+from cloudagent_backend.api.errors import ApiError
 from cloudagent_backend.api.world import World, world_of
 from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hub import Session
 from cloudagent_backend.delivery.reports import Applied, Machine, Reported
-from cloudagent_protocol.errors import CloseCode, ProtocolError
+from cloudagent_protocol.errors import CloseCode, ErrorCode, ProtocolError
 from cloudagent_protocol.frames import (
     Ack,
     Answer,
@@ -60,6 +61,13 @@ async def daemon_link(websocket: WebSocket) -> None:
     """The link of a host's daemon; docs/protocol.md."""
     world = world_of(websocket)
     host = await authenticate_machine(websocket)
+    if not world.hub.admit(host.id, time.monotonic()):
+        raise ApiError(
+            ErrorCode.RATE_LIMITED,
+            "This host connects too often.",
+            next="Look whether two daemons run with the same key.",
+            headers={"Retry-After": "30"},
+        )
     await websocket.accept()
     machine = Machine(host.id, host.user_id, host.name)
     session = Session(host.id)

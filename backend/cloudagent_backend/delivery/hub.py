@@ -16,6 +16,10 @@ from cloudagent_protocol.link import Link
 
 #: Frames read from the store at once.
 _BATCH: Final = 64
+#: Connections of one key at once, and then per second: a daemon that flaps must not keep the
+#: server busy with handshakes, one that is restarted by hand a few times must not be kept out.
+_HANDSHAKES: Final = 30.0
+_HANDSHAKES_PER_S: Final = 0.5
 
 
 class Session:
@@ -68,7 +72,16 @@ class Hub:
 
     def __init__(self) -> None:
         self._sessions: dict[HostId, Session] = {}
+        #: Handshakes that a host has left, and when that was counted; monotonic seconds.
+        self._allowed: dict[HostId, tuple[float, float]] = {}
         self._closing = False
+
+    def admit(self, host_id: HostId, now: float) -> bool:
+        """Whether the host may connect (again) now; it counts if so."""
+        left, counted = self._allowed.get(host_id, (_HANDSHAKES, now))
+        left = min(_HANDSHAKES, left + (now - counted) * _HANDSHAKES_PER_S)
+        self._allowed[host_id] = (left - 1 if left >= 1 else left, now)
+        return left >= 1
 
     def attach(self, session: Session) -> None:
         """The session is its host's connection from now on; an older one is closed.
