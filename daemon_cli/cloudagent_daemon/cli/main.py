@@ -1,99 +1,51 @@
-"""The `cloudagent-daemon` command: what there is, dispatch, and errors as three lines.
+"""The `cloudagent-daemon` command. A key in argv leaves it first, before any import takes time."""
 
-argparse, and imports inside of bodies: `status` and `--help` shall cost little more than the
-interpreter's own start, and typer alone costs ten times that. What this module and the commands
-import at their top is of the standard library, or as light.
-"""
-
-import argparse
+import os
 import sys
-from collections.abc import Sequence
 
-from cloudagent_daemon.cli import agent, bridge, login, profiles, secret, start, status, stop
-from cloudagent_daemon.cli.options import (
-    CONFIGURATION,
-    FAILED,
-    INTERRUPTED,
-    NOT_LOGGED_IN,
-    PROGRAM,
-    USAGE,
-    CommandError,
-    Parser,
-    complain,
-    shared,
-)
-from cloudagent_daemon.config import ConfigError, NotLoggedInError
-
-_EXIT_CODES = """\
-exit codes:
-  0 ok   1 failed or unhealthy   2 usage   3 not running   4 not logged in, or key rejected
-  5 backend unreachable   6 already running, or conflict   75 restart me
-  78 configuration error   130 interrupted
-"""
+_OPTION = "--api-key"
+#: Where the key goes: a descriptor that is read once.
+FDS = "/dev/fd/"
+#: Longer ones are no keys, and would not fit the pipe.
+_MAX_CHARS = 4_096
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
-    if argv is None:
-        secret.leave_argv()
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == [bridge.NAME]:
-        bridge.run(words[1:])
-    arguments = _parser().parse_args(words)
-    debug = getattr(arguments, "debug", False)
-    try:
-        return arguments.run(arguments)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output, `head` for one, has seen enough.
-        sys.stderr.close()
-        return FAILED
-    except (CommandError, ConfigError) as error:
-        if debug:
-            raise
-        complain(error.what, error.why, error.next_step)
-        return _code(error)
-    except Exception as error:
-        if debug:
-            raise
-        complain(
-            f"{PROGRAM} {arguments.command} ended with a fault of its own",
-            f"{type(error).__name__}: {error}",
-            f"{PROGRAM} {arguments.command} --debug (shows where), and tell us",
-        )
-        return FAILED
+def main() -> int:
+    """Runs the command in argv; returns its exit code."""
+    leave_argv()
+    from cloudagent_daemon.cli import dispatch
+
+    return dispatch.run()
 
 
-def _code(error: CommandError | ConfigError) -> int:
-    match error:
-        case CommandError():
-            return error.code
-        case NotLoggedInError():
-            return NOT_LOGGED_IN
-        case ConfigError():
-            return USAGE if error.usage else CONFIGURATION
+def leave_argv() -> None:
+    """Starts this program anew with the key in a pipe, if it stands in argv.
+
+    Whoever lists processes sees argv, for as long as a process lives.
+    """
+    words = sys.argv[1:]
+    found = _find(words)
+    if found is None or not sys.executable:
+        return
+    first, last, key = found
+    if len(key) > _MAX_CHARS:
+        return
+    reading, writing = os.pipe()
+    os.write(writing, key.encode())
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    words[first:last] = [f"{_OPTION}-file", f"{FDS}{reading}"]
+    before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    os.execv(sys.executable, [sys.executable, *before, *words])  # noqa: S606 - ourselves, no shell
 
 
-def _parser() -> Parser:
-    options = shared()
-    parser = Parser(
-        prog=PROGRAM,
-        parents=[options],
-        description="Connects this computer's coding agents to a cloudagent backend.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (login, start, stop, status, profiles, agent):
-        command.add(commands, options)
-    return parser
-
-
-class _Version(argparse.Action):
-    def __call__(self, *arguments: object, **options: object) -> None:  # pyright: ignore[reportImplicitOverride] - see cli/options.py
-        from cloudagent_protocol.version import DISTRIBUTION
-
-        print(f"{PROGRAM} {DISTRIBUTION}")
-        raise SystemExit(0)
+def _find(words: list[str]) -> tuple[int, int, str] | None:
+    """Where a key stands in `words`: from, to, and the key."""
+    for index, word in enumerate(words):
+        if word == "--":
+            return None
+        if word == _OPTION and index + 1 < len(words):
+            return index, index + 2, words[index + 1]
+        if word.startswith(f"{_OPTION}="):
+            return index, index + 1, word.removeprefix(f"{_OPTION}=")
+    return None

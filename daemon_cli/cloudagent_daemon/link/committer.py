@@ -104,8 +104,13 @@ class Committer(Generic[S]):
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            for job in batch:
-                job.error = job.error or SpoolError(f"the spool cannot be written: {error}")
+            if len(batch) > 1:
+                # One was too much for the disk; the others shall not fail for it.
+                for job in batch:
+                    job.error = None
+                    self._commit([job])
+            else:
+                batch[0].error = SpoolError(f"the spool cannot be written: {error}")
 
 
 @asynccontextmanager

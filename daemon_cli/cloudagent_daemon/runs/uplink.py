@@ -1,14 +1,24 @@
 """The `Uplink` of runs: through the spool what must arrive, past it what may be lost."""
 
-from typing import Any, cast
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+import anyio
 
 from cloudagent_daemon.link.client import LinkClient
+from cloudagent_daemon.link.committer import SpoolError
 from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.tables import Leftover
 from cloudagent_daemon.link.transport import NotConnectedError
 from cloudagent_daemon.runs.ports import Launch, UplinkError
 from cloudagent_protocol.frames import Delta, ListMessages, LiveRun, RunReport, Send
 from cloudagent_protocol.ids import RunId
+
+logger = logging.getLogger(__name__)
+
+#: Between two attempts to write to a disk that takes nothing.
+RETRY_S: Final = 1.0
 
 
 class LiveRuns:
@@ -36,18 +46,20 @@ class SpoolUplink:
         self._live = live
 
     async def report(self, frame: RunReport | Send) -> None:
-        await self._spool.append(frame)
+        await self._keep(lambda: self._spool.append(frame))
         if isinstance(frame, RunReport):
             self._client.deltas.reported(frame)
 
     async def finish(self, frame: RunReport) -> None:
-        await self._spool.finish(frame)
+        await self._keep(lambda: self._spool.finish(frame))
         self._client.deltas.reported(frame)
         self._live.remove(frame.run_id)
 
     async def launched(self, launch: Launch) -> None:
         process = Leftover(launch.launch_id, launch.pid, launch.started_at)
-        await self._spool.record_launch(launch.delivery_id, process, launch.attempt)
+        await self._keep(
+            lambda: self._spool.record_launch(launch.delivery_id, process, launch.attempt)
+        )
         self._live.add(LiveRun(run_id=launch.run_id, delivery_ids=[launch.delivery_id]))
 
     def delta(self, frame: Delta) -> None:
@@ -59,3 +71,14 @@ class SpoolUplink:
         except NotConnectedError as error:
             raise UplinkError(str(error)) from error
         return cast("list[dict[str, Any]]", answer.get("messages", []))
+
+    async def _keep(self, change: Callable[[], Awaitable[object]]) -> None:
+        """Waits for a disk that is full: what an agent has said is not thrown away for that."""
+        while True:
+            try:
+                await change()
+            except SpoolError as error:
+                logger.error("%s; trying again", error, extra={"action": "spool_full"})  # noqa: TRY400 - the trace tells nothing more
+                await anyio.sleep(RETRY_S)
+            else:
+                return

@@ -1,0 +1,107 @@
+"""The commands: what there is, dispatch, and errors as three lines.
+
+argparse, and imports inside of bodies: `status` and `--help` shall cost little more than the
+interpreter's own start, and typer alone costs ten times that. What this module and the commands
+import at their top is of the standard library, or as light.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cloudagent_daemon.cli import agent, bridge, login, profiles, start, status, stop
+from cloudagent_daemon.cli.options import (
+    CONFIGURATION,
+    FAILED,
+    INTERRUPTED,
+    NOT_LOGGED_IN,
+    PROGRAM,
+    USAGE,
+    CommandError,
+    Parser,
+    complain,
+    shared,
+)
+from cloudagent_daemon.config import ConfigError, NotLoggedInError
+
+_EXIT_CODES = """\
+exit codes:
+  0 ok   1 failed or unhealthy   2 usage   3 not running   4 not logged in, or key rejected
+  5 backend unreachable   6 already running, or conflict   75 restart me
+  78 configuration error   130 interrupted
+"""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [bridge.NAME]:
+        bridge.run(words[1:])
+    arguments = _parser().parse_args(words)
+    debug = getattr(arguments, "debug", False)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output, `head` for one, has seen enough.
+        sys.stderr.close()
+        return FAILED
+    except (CommandError, ConfigError) as error:
+        if debug:
+            raise
+        complain(error.what, error.why, error.next_step)
+        return _code(error)
+    except Exception as error:
+        if debug:
+            raise
+        cause = _first(error)
+        complain(
+            f"{PROGRAM} {arguments.command} ended with a fault of its own",
+            f"{type(cause).__name__}: {cause}",
+            f"{PROGRAM} {arguments.command} --debug (shows where), and tell us",
+        )
+        return FAILED
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong, without the groups that task groups wrap it in."""
+    match error:
+        case BaseExceptionGroup(exceptions=(BaseException() as first, *_)):
+            return _first(first)
+        case _:
+            return error
+
+
+def _code(error: CommandError | ConfigError) -> int:
+    match error:
+        case CommandError():
+            return error.code
+        case NotLoggedInError():
+            return NOT_LOGGED_IN
+        case ConfigError():
+            return USAGE if error.usage else CONFIGURATION
+
+
+def _parser() -> Parser:
+    options = shared()
+    parser = Parser(
+        prog=PROGRAM,
+        parents=[options],
+        description="Connects this computer's coding agents to a cloudagent backend.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in (login, start, stop, status, profiles, agent):
+        command.add(commands, options)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, *arguments: object, **options: object) -> None:  # pyright: ignore[reportImplicitOverride] - see cli/options.py
+        from cloudagent_protocol.version import DISTRIBUTION
+
+        print(f"{PROGRAM} {DISTRIBUTION}")
+        raise SystemExit(0)
