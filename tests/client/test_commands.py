@@ -215,7 +215,14 @@ def test_debug_shows_where_an_error_comes_from(own_home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["send", "shop"], ["nonsense"], ["send", "shop", " "], ["up", "--port", "99999"]]
+    "args",
+    [
+        ["send", "shop"],
+        ["nonsense"],
+        ["send", "shop", " "],
+        ["up", "--port", "99999"],
+        ["up", "--runtime", "nonsense"],
+    ],
 )
 def test_wrong_usage_exits_2(own_home: Path, server: Server, args: list[str]) -> None:
     serve_agent(server)

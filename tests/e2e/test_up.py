@@ -83,8 +83,9 @@ def test_from_nothing_to_an_answer_and_back_to_nothing(folder: Path) -> None:
         assert "hello" in done.stdout
         message = shown(folder, "send", "shop", "hello again", "--wait")["sent"]
         trace = command(folder, "trace", message).stdout
-        for words in ("stored by the server", "sent to the machine", "agent started", "replied"):
-            assert words in trace or "auto published" in trace, trace
+        for words in ("stored by the server", "sent to the machine", "on ", "agent started"):
+            assert words in trace, trace
+        assert "its last text was published" in trace.splitlines()[-1]  # the demo just echoes
         begun = time.monotonic()
         process.popen.send_signal(signal.SIGINT)
         assert process.wait() == 0
@@ -219,6 +220,20 @@ def test_without_a_coding_agent_it_says_what_to_do(folder: Path) -> None:
     process.wait_for_line("no coding agent found")
     process.wait_for_line("cloudagent up --demo")
     assert process.wait() == 1
+    assert alive(folder) == []
+
+
+def test_the_first_coding_agent_that_is_found_gets_the_folder(folder: Path) -> None:
+    programs = folder.parent / "bin"
+    programs.mkdir()
+    claude = programs / "claude"
+    claude.write_text("#!/bin/sh\necho '2.1.137 (Claude Code)'\n", encoding="utf-8")
+    claude.chmod(0o755)
+    process = start(folder, "--port", "0", PATH=f"{programs}:{BIN}:/usr/bin:/bin")
+    process.wait_for_line("runtimes  claude_code 2.1.137")
+    process.wait_for_line("“shop” on claude_code")
+    process.wait_for_line("Stop")
+    process.stop()
     assert alive(folder) == []
 
 

@@ -27,7 +27,11 @@ def up(
 
     from cloudagent.local.report import Report
     from cloudagent.local.up import Wishes, run_up
+    from cloudagent_protocol.resources import Driver
 
+    known = [driver.value for driver in Driver]
+    if runtime is not None and runtime not in known:
+        raise typer.BadParameter(f"{runtime!r} is no runtime; there are {', '.join(known)}")
     if demo and runtime not in {None, "scripted"}:
         raise typer.BadParameter(f"--demo means --runtime scripted, not {runtime}")
     wishes = Wishes(

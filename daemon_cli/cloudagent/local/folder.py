@@ -18,7 +18,11 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class NoRuntimeError(CloudAgentError):
-    """There is no program on this computer that could think."""
+    """There is no program on this computer that could think; `problems` says why, one a line."""
+
+    def __init__(self, message: str, runtimes: Sequence[Runtime]) -> None:
+        super().__init__(message)
+        self.problems = [f"{one.name}: {one.problem}" for one in runtimes if one.problem]
 
 
 def choose_driver(runtimes: Sequence[Runtime], wanted: str | None) -> Driver:
@@ -29,19 +33,17 @@ def choose_driver(runtimes: Sequence[Runtime], wanted: str | None) -> Driver:
     """
     known = {driver.value for driver in Driver}
     if wanted is not None:
-        found = next((runtime for runtime in runtimes if runtime.name == wanted), None)
-        if wanted not in known or (found is not None and found.problem):
-            raise NoRuntimeError(
-                f"{wanted} cannot be used here",
-                why=(found.problem if found else None) or f"known are: {', '.join(sorted(known))}",
-                next_step="cloudagent up --demo   (a scripted model, to try everything else)",
-            )
+        found = [runtime for runtime in runtimes if runtime.name == wanted]
+        if wanted not in known:
+            raise NoRuntimeError(f"there is no runtime {wanted}", [])
+        if any(runtime.problem for runtime in found):
+            raise NoRuntimeError(f"{wanted} cannot be used", found)
         return Driver(wanted)
     usable = [runtime.name for runtime in runtimes if not runtime.problem and runtime.name in known]
     usable = [name for name in usable if name not in _NEVER_FIRST]
-    for name in sorted(usable, key=lambda name: name in _LAST):
-        return Driver(name)
-    raise NoRuntimeError("no coding agent found")
+    if not usable:
+        raise NoRuntimeError("no coding agent found (looked for claude)", runtimes)
+    return Driver(min(usable, key=lambda name: name in _LAST))
 
 
 async def agent_for(

@@ -163,7 +163,8 @@ async def _online(
     with _deadline(daemon):
         while True:
             host = await client.hosts.get(host_id)
-            if host.state == HostState.ONLINE:
+            # It connects first and looks for runtimes then; until it has, it tells of none.
+            if host.state == HostState.ONLINE and host.runtimes:
                 report.done("host", f"{host.name}  paired with this server")
                 return host
             if daemon.process.returncode is not None:
@@ -230,15 +231,12 @@ def _tell_profile(paired: Paired, report: Report) -> None:
         )
 
 
-def _tell_no_runtime(error: CloudAgentError, report: Report) -> None:
-    if error.why:
-        report.failed("runtimes", str(error), f"why  {error.why}", f"next {error.next_step}")
-        return
+def _tell_no_runtime(error: NoRuntimeError, report: Report) -> None:
     report.failed(
         "runtimes",
-        "no coding agent found (looked for claude)",
-        "install one         https://claude.ai/code",
-        "or use the built-in  cloudagent up --runtime builtin   (with ANTHROPIC_API_KEY set, or "
-        "OPENAI_API_KEY)",
+        str(error),
+        *error.problems,
+        "install one          https://claude.ai/code",
+        "or use the built-in  cloudagent up --runtime builtin   (an Anthropic or OpenAI key is set)",
         "or just look around  cloudagent up --demo   (a scripted model, no key needed)",
     )
