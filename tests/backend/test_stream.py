@@ -217,6 +217,23 @@ async def test_a_finished_block_is_no_longer_live(tmp_path: Path) -> None:
             assert (await reader.next()).type == "message.created"
 
 
+async def test_text_of_a_run_that_was_cut_off_is_no_longer_shown(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.greet()
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        piece = delta("half a sen", 0).model_copy(
+            update={"run_id": run.id, "agent_id": desk.agent_id}
+        )
+        await desk.report(run.started(), piece)
+        await desk.greet()  # of a daemon that has lost everything
+        async with following(desk) as reader:
+            await reader.next()
+            await desk.say()
+            assert (await reader.next()).type == "message.created"
+
+
 async def test_text_of_somebody_elses_run_is_ignored(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk, following(desk) as reader:
         await reader.next()

@@ -32,27 +32,32 @@ class Greeting:
     agents: list[AgentRef]
     drop: list[DeliveryId]
     live_runs: list[RunRow]
+    #: Runs that were cut off, because the daemon no longer knows their messages.
+    abandoned: list[RunId]
 
 
 def greet(c: sqlite3.Connection, machine: Machine, hello: Hello) -> Greeting:
     """Resume the host's history, or begin a new epoch and reconcile by delivery id."""
     _note_host(c, machine, hello)
     link = _resumed(c, machine, hello)
+    abandoned: list[RunId] = []
     if link is None:
         link = outbox.start_epoch(c, machine.host_id)
-        _reconcile(c, machine, set(hello.unfinished))
+        abandoned = _reconcile(c, machine, set(hello.unfinished))
     return Greeting(
         link=link,
         agents=ladder.roster(c, machine.host_id),
         drop=[one for one in hello.unfinished if _is_over(c, machine, one)],
         live_runs=runs.live_of_host(c, machine.host_id),
+        abandoned=abandoned,
     )
 
 
-def leave(c: sqlite3.Connection, machine: Machine) -> None:
-    """The host's newest connection is gone."""
+def leave(c: sqlite3.Connection, machine: Machine) -> list[RunRow]:
+    """The host's newest connection is gone; returns the runs that are alive on it all the same."""
     hosts.set_state(c, machine.host_id, HostState.OFFLINE)
     tell_presence(c, machine.user_id, machine.host_id)
+    return runs.live_of_host(c, machine.host_id)
 
 
 def tell_presence(c: sqlite3.Connection, user_id: UserId, host_id: HostId) -> None:
@@ -89,11 +94,14 @@ def _resumed(c: sqlite3.Connection, machine: Machine, hello: Hello) -> LinkRow |
     return LinkRow(link.epoch, link.accepted, hello.last_seq, link.last)
 
 
-def _reconcile(c: sqlite3.Connection, machine: Machine, held: set[DeliveryId]) -> None:
+def _reconcile(c: sqlite3.Connection, machine: Machine, held: set[DeliveryId]) -> list[RunId]:
     """What the daemon holds stays with it, the rest goes back into the queue.
+
+    Returns the runs that this cuts off.
 
     Interrupts that were under way went down with the old outbox, and are said again.
     """
+    abandoned: list[RunId] = []
     for row in deliveries.in_flight(c, machine.host_id):
         if row.id in held:
             ladder.receive(c, row, machine.name)
@@ -101,13 +109,16 @@ def _reconcile(c: sqlite3.Connection, machine: Machine, held: set[DeliveryId]) -
                 interrupt = Interrupt(delivery_id=row.id, actor=row.interrupted_by)
                 outbox.put(c, machine.host_id, interrupt)
         else:
-            _take_back(c, machine, row)
+            abandoned += _take_back(c, row)
+    return abandoned
 
 
-def _take_back(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> None:
+def _take_back(c: sqlite3.Connection, row: DeliveryRow) -> list[RunId]:
+    abandoned: list[RunId] = []
     run = runs.load(c, RunId(row.run_id)) if row.run_id else None
     if run is not None and run.state is not RunState.FINISHED:
         ladder.abandon_run(c, run)
+        abandoned.append(run.id)
         if not runs.has_live(c, run.host_id, run.agent_id):
             ladder.show_agent(c, run.user_id, run.agent_id, AgentStatus.IDLE)
     detail = "the machine no longer knows this message; it is sent again"
@@ -116,7 +127,7 @@ def _take_back(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> Non
     began = [rung] if row.state is not DeliveryState.LEASED else []
     moved = ladder.move(c, row, DeliveryState.QUEUED, *began)
     if moved is None:
-        return
+        return abandoned
     if row.interrupted_by:
         ladder.close(
             c,
@@ -128,6 +139,7 @@ def _take_back(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> Non
         )
     else:
         ladder.tell(c, moved)
+    return abandoned
 
 
 def _is_over(c: sqlite3.Connection, machine: Machine, delivery_id: DeliveryId) -> bool:

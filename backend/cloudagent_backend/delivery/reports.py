@@ -62,6 +62,8 @@ class Machine:
     name: str
     #: Runs whose model is known to have begun to answer: their deltas change nothing that is kept.
     seen: set[RunId] = field(default_factory=set[RunId])
+    #: Runs of this connection whose text is being shown.
+    live: set[RunId] = field(default_factory=set[RunId])
 
     def changes_nothing(self, frame: Reported) -> bool:
         return isinstance(frame, Delta) and frame.run_id in self.seen
@@ -178,6 +180,7 @@ def _report(c: sqlite3.Connection, machine: Machine, frame: RunReport, applied: 
             events.append(c, run.user_id, EventType.RUN_EVENT, data)
         case Finished() as event:
             events.append(c, run.user_id, EventType.RUN_EVENT, data)
+            applied.abandoned += _abandon_earlier(c, run)
             _finished(c, machine, run, event)
         case event:
             events.append(c, run.user_id, EventType.RUN_EVENT, data)
@@ -226,14 +229,9 @@ def _deliveries(c: sqlite3.Connection, run: RunRow) -> list[DeliveryRow]:
 
 def _started(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Started) -> list[RunId]:
     """The process is alive; returns the runs of earlier attempts, which are thereby over."""
-    abandoned: list[RunId] = []
+    abandoned = _abandon_earlier(c, run)
     at_us = _time_of(event)
     for row in _deliveries(c, run):
-        if row.run_id and row.run_id != run.id:
-            earlier = runs.load(c, RunId(row.run_id))
-            if earlier is not None and earlier.state is not RunState.FINISHED:
-                ladder.abandon_run(c, earlier)
-                abandoned.append(earlier.id)
         rungs = [NewRung(RungName.STARTED, machine.name, None, at_us)]
         if event.attempt > 1:
             detail = f"cut off; attempt {event.attempt} goes on"
@@ -246,6 +244,20 @@ def _started(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Starte
             ladder.tell(c, moved)
     events.append(c, run.user_id, EventType.RUN_STARTED, run.resource)
     ladder.show_agent(c, run.user_id, run.agent_id, AgentStatus.WORKING)
+    return abandoned
+
+
+def _abandon_earlier(c: sqlite3.Connection, run: RunRow) -> list[RunId]:
+    """Ends what is left of earlier attempts at this run's deliveries; returns their runs.
+
+    A run may end a delivery without a process of its own: the daemon died after the reply.
+    """
+    abandoned: list[RunId] = []
+    for row in _deliveries(c, run):
+        earlier = runs.load(c, RunId(row.run_id)) if row.run_id else None
+        if earlier and earlier.id != run.id and earlier.state is not RunState.FINISHED:
+            ladder.abandon_run(c, earlier)
+            abandoned.append(earlier.id)
     return abandoned
 
 

@@ -123,14 +123,19 @@ class Service:
     async def greet(self, machine: Machine, hello: Hello) -> Greeting:
         """A daemon is here; its session is attached to the hub already."""
         greeting = await self._database.write(lambda c: handshake.greet(c, machine, hello))
+        for run_id in greeting.abandoned:
+            self._fanout.run_finished(machine.user_id, run_id)
         for run in greeting.live_runs:
+            machine.live.add(run.id)
             self._fanout.run_started(run.user_id, run.id, run.agent_id, run.conversation_id)
         self._fanout.notify(machine.user_id)
         return greeting
 
     async def leave(self, machine: Machine) -> None:
         """The newest connection of a host has ended."""
-        await self._database.write(lambda c: handshake.leave(c, machine))
+        alive = await self._database.write(lambda c: handshake.leave(c, machine))
+        for run_id in machine.live - {run.id for run in alive}:  # its host was removed
+            self._fanout.run_finished(machine.user_id, run_id)
         self._fanout.notify(machine.user_id)
 
     async def sent(self, machine: Machine, delivery_ids: Sequence[DeliveryId]) -> None:
@@ -150,7 +155,7 @@ class Service:
         for run_id in applied.abandoned:
             self._fanout.run_finished(machine.user_id, run_id)
         for frame in frames[: applied.count]:
-            self._show(machine.user_id, frame)
+            self._show(machine, frame)
         return applied
 
     async def list_messages(self, machine: Machine, query: ListMessages) -> list[Message] | None:
@@ -168,17 +173,20 @@ class Service:
 
         return await self._database.read(work)
 
-    def _show(self, user_id: UserId, frame: Reported) -> None:
+    def _show(self, machine: Machine, frame: Reported) -> None:
+        user_id = machine.user_id
         match frame:
             case Delta():
                 self._fanout.delta(user_id, frame)
             case RunReport(event=Started()):
+                machine.live.add(frame.run_id)
                 self._fanout.run_started(
                     user_id, frame.run_id, frame.agent_id, frame.conversation_id
                 )
             case RunReport(event=Text() as event):
                 self._fanout.block_finished(user_id, frame.run_id, event.block)
             case RunReport(event=Finished()):
+                machine.live.discard(frame.run_id)
                 self._fanout.run_finished(user_id, frame.run_id)
             case _:
                 pass
