@@ -142,14 +142,17 @@ async def test_a_turn_that_is_done_without_ever_having_had_its_tools_counts_as_s
     assert seen.sends == []
 
 
+@pytest.mark.parametrize(
+    ("last", "outcome"), [("@@reply done", Outcome.REPLIED), ("@@quit", Outcome.FAILED)]
+)
 async def test_what_an_agent_leaves_running_neither_delays_nor_survives_its_turn(
-    tmp_path: Path,
+    tmp_path: Path, last: str, outcome: Outcome
 ) -> None:
     async with a_world(tmp_path) as world:
         with anyio.fail_after(8):  # they hold its pipes open; waiting for those takes 10 s
-            seen = await world.run("@@setsid\n@@reply done")
+            seen = await world.run(f"@@setsid\n{last}")
         children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
-    assert seen.end.outcome is Outcome.REPLIED
+    assert seen.end.outcome is outcome
     assert len(children) == 1
     assert not any(map(alive, children))
 
