@@ -134,7 +134,8 @@ function queued(trace: DeliveryTrace, host: Host | undefined): Words {
   }
   if (host.state === "draining")
     return { text: `${host.name} is restarting, will be delivered when it is back`, tone: "warn" };
-  return { text: `${hostWords(host).text}, will be delivered when it is back`, tone: "warn" };
+  const back = host.last_seen_at === null ? "when it does" : "when it is back";
+  return { text: `${hostWords(host).text}, will be delivered ${back}`, tone: "warn" };
 }
 
 function ending(trace: DeliveryTrace): Words | null {
@@ -215,6 +216,7 @@ export function runSummary(view: RunView): string {
       ? "Working"
       : `${run.outcome === "failed" ? "Failed after" : run.outcome === "cancelled" ? "Stopped after" : "Worked for"} ${duration(between(run.started_at, run.ended_at ?? run.started_at))}`,
   ];
+  if (run.outcome === "auto_published") words.push("its last words were sent");
   if (steps > 0) words.push(steps === 1 ? "1 step" : `${steps} steps`);
   if (run.usage != null) {
     const tokens = run.usage.input_tokens + run.usage.output_tokens;

@@ -9,7 +9,7 @@ import { isLive } from "../run";
 import { timeline, type Entry } from "../timeline";
 import type { Agent, Message } from "../wire";
 import { OVER } from "../wire";
-import { agentWords, between, dayOf, driverName, duration, hostWords } from "../words";
+import { agentWords, dayOf, driverName, duration, hostWords } from "../words";
 import { Activity } from "./Activity";
 import { Composer } from "./Composer";
 import { Log } from "./Log";
@@ -268,7 +268,7 @@ function Busy({ conversation, agent, state }: { conversation: string | null; age
         <Dot tone="busy" />
         <span className="busy-text">
           {stopping ? "Stopping…" : live === undefined ? `${agent.name} is starting` : `${agent.name} is working`}
-          {live?.run != null && <span className="busy-time"> {duration(Math.max(0, between(live.run.started_at, new Date(now).toISOString())))}</span>}
+          {live?.run != null && <span className="busy-time"> {elapsed(live.run.started_at, now)}</span>}
         </span>
         <button type="button" className="button stop" disabled={busy} onClick={stop} aria-keyshortcuts="Escape">
           <Stop />
@@ -281,6 +281,11 @@ function Busy({ conversation, agent, state }: { conversation: string | null; age
       <Failure error={error} />
     </>
   );
+}
+
+/** In whole seconds: what counts up should not flicker. */
+function elapsed(from: string, now: number): string {
+  return duration(Math.max(1, Math.floor((now - Date.parse(from)) / 1000)) * 1000);
 }
 
 function LostLink(): ReactNode {

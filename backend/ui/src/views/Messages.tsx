@@ -98,11 +98,6 @@ export const AgentMessage = memo(function AgentMessage(props: { message: Message
       {head && <Head name={message.author.name} id={message.author.id} at={message.created_at} />}
       <div className="turn-body">
         <Markdown text={message.text} />
-        {message.auto_published === true && (
-          <p className="aside" title="It ended its turn without sending a message, so its last words were sent for it.">
-            sent automatically when the run ended
-          </p>
-        )}
       </div>
     </article>
   );

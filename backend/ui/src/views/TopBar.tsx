@@ -7,7 +7,7 @@ export function TopBar(props: { onMenu: (() => void) | null; children: ReactNode
   return (
     <header className="topbar">
       {props.onMenu !== null && (
-        <button type="button" className="button icon-only" aria-label="Show agents" onClick={props.onMenu}>
+        <button type="button" className="button icon-only quiet" aria-label="Show agents" onClick={props.onMenu}>
           <Icon name="menu" />
         </button>
       )}
