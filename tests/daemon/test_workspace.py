@@ -37,14 +37,16 @@ def test_preparing_again_keeps_what_is_there(space: Workspace) -> None:
     assert space.memory.read_text() == "mine"
 
 
-def test_a_session_is_kept_and_forgotten(space: Workspace) -> None:
+def test_a_session_is_kept_until_another_takes_its_place(space: Workspace) -> None:
     assert space.session_of(CONVERSATION) is None
     space.keep_session(CONVERSATION, "s1")
     record = space.session_of(CONVERSATION)
     assert record is not None
     assert (record.session_id, space.resumable(record)) == ("s1", True)
-    space.forget_session(CONVERSATION)
-    assert space.session_of(CONVERSATION) is None
+    space.keep_session(CONVERSATION, "s2")
+    record = space.session_of(CONVERSATION)
+    assert record is not None
+    assert record.session_id == "s2"
 
 
 def test_a_session_is_bound_to_its_folder_and_driver(space: Workspace, tmp_path: Path) -> None:

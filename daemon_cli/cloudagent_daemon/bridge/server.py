@@ -105,6 +105,8 @@ class Bridge:
             self._path = None
             for file in filter(None, (path, pointer)):
                 file.unlink(missing_ok=True)
+            if path.parent not in (self._state_dir, self._runtime_dir):
+                path.parent.rmdir()
 
     async def warm_up(self) -> None:
         """Imports `mcp`, which takes most of a second, in a thread; at once if that is done."""

@@ -109,9 +109,6 @@ class Workspace:
         record = SessionRecord(driver=self.agent.driver, cwd=str(self.cwd), session_id=session_id)
         _replace(self._session_file(conversation), record.model_dump_json(indent=2))
 
-    def forget_session(self, conversation: ConversationId) -> None:
-        self._session_file(conversation).unlink(missing_ok=True)
-
     def _session_file(self, conversation: ConversationId) -> Path:
         return self.sessions / f"{_safe(conversation)}.json"
 
