@@ -190,6 +190,20 @@ async def test_a_later_attempt_is_counted_and_ends_the_run_that_was_cut_off(tmp_
         assert (old.state, old.reason) == ("finished", "daemon_stopped")
 
 
+async def test_an_end_without_a_process_ends_the_run_that_was_cut_off_too(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        first, second = Run(message), Run(message)
+        await desk.report(first.started(), first.send("Fixed."))
+        applied = await desk.report(second.finished())
+        assert applied.abandoned == [first.id]
+        assert await desk.state(message) == "done"
+        old = await desk.database.read(lambda c: runs.load(c, first.id))
+        assert old is not None
+        assert old.state == "finished"
+
+
 async def test_the_first_delta_says_that_the_model_has_begun(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:
         message = await desk.say()
