@@ -1,5 +1,6 @@
 """The link to the page, and opening it where somebody would see it."""
 
+import shlex
 import socket
 import sys
 import webbrowser
@@ -37,4 +38,4 @@ async def offer(page: Page, report: Report, *, browser: bool) -> None:
         port = ports.of(page.url)
         host = socket.gethostname()
         terminal.say(f"            over SSH, first: ssh -L {port}:127.0.0.1:{port} {host}")
-    terminal.say(f'  Script    cloudagent send "{page.agent}" "hello" --wait')
+    terminal.say(f"  Script    cloudagent send {shlex.quote(page.agent)} hello --wait")
