@@ -3,7 +3,7 @@
 import time
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,6 +12,10 @@ from cloudagent_backend.store.counts import Counts
 _BUCKETS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 #: Answers that go on for as long as somebody listens; their time says nothing.
 _ENDLESS: Final = frozenset({"/v1/events"})
+
+
+# When a counter began says nothing here, and doubles the text.
+disable_created_metrics()
 
 
 class Metrics:
