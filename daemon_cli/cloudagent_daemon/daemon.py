@@ -191,7 +191,9 @@ class Daemon:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(hurry)
-            await self.queue.drain(self._settings.stop_timeout_s)
+            await self.queue.drain(
+                self._settings.stop_timeout_s, another_life=not self._settings.one_shot
+            )
             if self.client.connection:
                 with anyio.move_on_after(FLUSH_S):
                     await self.client.flush()

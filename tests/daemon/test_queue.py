@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,19 +265,31 @@ async def test_a_drain_lets_runs_finish_and_starts_nothing_more() -> None:
         await world.until(1)
         with anyio.fail_after(5):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(world.queue.drain, 60.0)
+                tasks.start_soon(partial(world.queue.drain, 60.0, another_life=False))
                 world.end(1)
         assert world.stopped == []
         assert world.started == [("dlv_1", 1)]
 
 
-async def test_a_drain_stops_what_does_not_finish_in_time() -> None:
+async def test_a_last_drain_stops_what_does_not_finish_in_time() -> None:
     async with open_spool(None) as spool, queue_over(spool) as world:
         await spool.receive([delivery(1)], 1)
         await world.until(1)
         with anyio.fail_after(5):
-            await world.queue.drain(0.0)
+            await world.queue.drain(0.0, another_life=False)
         assert world.stopped == [("dlv_1", "the daemon", True)]
+
+
+async def test_what_does_not_finish_in_time_is_left_for_the_next_life_to_resume() -> None:
+    async with open_spool(None) as spool:
+        async with queue_over(spool) as world:
+            await spool.receive([delivery(1)], 1)
+            await world.until(1)
+            with anyio.fail_after(5):
+                await world.queue.drain(0.0, another_life=True)
+            assert world.stopped == []
+        async with queue_over(spool) as next_life:
+            await next_life.until(1)
 
 
 async def test_cancelling_the_queue_leaves_its_messages_unfinished() -> None:

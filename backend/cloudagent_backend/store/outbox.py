@@ -90,7 +90,8 @@ def acked(c: sqlite3.Connection, host_id: HostId, seq: int) -> list[DeliveryId]:
         "DELETE FROM outbox WHERE host_id = ? AND seq <= ? RETURNING seq, type, delivery_id",
         (host_id, seq),
     ).fetchall()
-    return [delivery_id for _, kind, delivery_id in sorted(map(tuple, rows)) if kind == "deliver"]
+    rows.sort(key=lambda row: row["seq"])
+    return [DeliveryId(row["delivery_id"]) for row in rows if row["type"] == "deliver"]
 
 
 def accepted(c: sqlite3.Connection, host_id: HostId, seq: int) -> None:

@@ -63,11 +63,18 @@ class RunQueue:
                 self._start_next(tasks)
                 await self._spool.changed_beyond(number)
 
-    async def drain(self, timeout_s: float) -> None:
-        """Starts nothing more; lets runs finish for `timeout_s`, then stops them."""
+    async def drain(self, timeout_s: float, *, another_life: bool) -> None:
+        """Starts nothing more and lets runs finish for `timeout_s`.
+
+        What is not done by then is left to the caller's cancellation, which leaves it unfinished: the
+        daemon's next life resumes it. Where there is none (`another_life` is false), it is told to
+        stop and its end is reported.
+        """
         self._draining = True
         with anyio.move_on_after(timeout_s):
             await self._idle()
+        if another_life:
+            return
         for stop in self._stops.values():
             stop.request("the daemon", daemon_stops=True)
         with anyio.move_on_after(STOP_S):
