@@ -296,7 +296,7 @@ class Agent:
         sys.exit(0)
 
 
-def main() -> int:
+def main(agent: type[Agent] = Agent) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parser = argparse.ArgumentParser()
     for flag in ("-p", "--verbose", "--include-partial-messages", "--strict-mcp-config"):
@@ -308,7 +308,7 @@ def main() -> int:
     parser.add_argument("--version", action="version", version="0.0.1 (fake)")
     options = parser.parse_args()
     assert Path(options.append_system_prompt_file).read_text()
-    return Agent(options, sys.stdin.buffer.read().decode()).run()
+    return agent(options, sys.stdin.buffer.read().decode()).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""The fake coding agent, with orders for histories: it writes down what it did, and who did it.
+
+Give it to an agent as `command: [sys.executable, agent.py]`. Orders beside those of
+`fakes/agent_cli.py`:
+
+====================  =============================================================================
+``@@is KEY PLACE``    which message this is, and a name of its conversation; first of all orders
+``@@effect N``        the N-th thing that outlives the process
+``@@answer TEXT``     reply, if the note of an interruption does not say that it was sent before
+``@@hold``            say so and do nothing more; a later attempt goes on
+====================  =============================================================================
+
+`FAKE_EFFECTS` gets a JSON line for each thing, in one append. That two processes of a conversation
+live at once is told by a lock, which the kernel takes from a process that dies.
+"""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fakes.agent_cli import STATE, Agent, effect, main
+
+
+class RecordedAgent(Agent):
+    key = ""
+
+    @override
+    def run(self) -> int:
+        try:
+            return super().run()
+        finally:
+            self.write("exited")
+
+    def write(self, what: str, **more: Any) -> None:
+        launch = os.environ["CLOUDAGENT_LAUNCH_ID"]
+        line = {"what": what, "at": time.time(), "key": self.key, "launch": launch, **more}
+        effect(json.dumps(line))
+
+    def do_is(self, rest: str, earlier: list[str]) -> None:
+        self.key, _, place = rest.partition(" ")
+        # Not closed: it is held until the process ends, however it ends.
+        self.lock = (STATE / f"{place}.lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.write("spawned", alone=False)
+        else:
+            self.write("spawned", alone=True)
+
+    def do_effect(self, n: str, earlier: list[str]) -> None:
+        self.write("effect", n=int(n))
+
+    def do_answer(self, text: str, earlier: list[str]) -> None:
+        if f"> {text}" not in self.prompt.splitlines():
+            self.do_reply(text, earlier)
+
+    def do_hold(self, rest: str, earlier: list[str]) -> None:
+        mark = STATE / f"{self.key}.held"
+        if not mark.exists():
+            mark.touch()
+            self.write("held")
+            self.text("holding")
+            self.do_hang("", earlier)
+
+
+if __name__ == "__main__":
+    sys.exit(main(RecordedAgent))

@@ -1,0 +1,287 @@
+"""Judges what really happened to messages, in the manner in which Jepsen judges databases.
+
+A history is a list of records, ordered by time. Nobody is asked what should have happened: `check`
+looks only at what was seen (answers of the API, acks on the wire, effects of processes) and names
+every breach of six invariants (docs/testing.md):
+
+    I1  an acknowledged message has exactly one outcome, and a reply that is claimed exists
+    I2  a message is worked on once; repeats only after a run was cut off, and never silently
+    I3  an agent's messages begin in their order
+    I4  a conversation has at most one live process
+    I5  a message has at most one reply of each number
+    I6  nothing is accepted from an older epoch, or twice
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import TypeAlias
+
+# --- what can be seen -----------------------------------------------------------------
+# `at` is Unix seconds; ids are the API's. A message that was sent to two agents is two messages here.
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Someone tried to send it; whether it was acknowledged is another record."""
+
+    at: float
+    message: str
+    agent: str
+    conversation: str
+
+
+@dataclass(frozen=True)
+class Acked:
+    """Answered 201; `order` is its delivery's place among its agent's deliveries."""
+
+    at: float
+    message: str
+    order: int
+
+
+@dataclass(frozen=True)
+class EpochBegan:
+    """Backend and machine number their frames anew."""
+
+    at: float
+    epoch: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The machine acknowledged this message's delivery, number `seq` of the epoch, the first time."""
+
+    at: float
+    message: str
+    epoch: str
+    seq: int
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """A process began to work on the message."""
+
+    at: float
+    launch: str
+    conversation: str
+    agent: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Exited:
+    """The process is gone."""
+
+    at: float
+    launch: str
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The process did the message's `n`th thing that outlives it."""
+
+    at: float
+    message: str
+    n: int
+    launch: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A message of the agent's; `n` tells several replies to one message apart."""
+
+    at: float
+    message: str
+    reply: str
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The ladder says that work on the message was cut off and may repeat."""
+
+    at: float
+    message: str
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """`cut_off`: by the death of the daemon, not by an end of its own."""
+
+    at: float
+    run: str
+    message: str
+    cut_off: bool = False
+
+
+@dataclass(frozen=True)
+class Done:
+    """The message's outcome: replied, silent, auto_published, failed, cancelled or dead."""
+
+    at: float
+    message: str
+    outcome: str
+
+
+Record: TypeAlias = (
+    Sent
+    | Acked
+    | EpochBegan
+    | Accepted
+    | Spawned
+    | Exited
+    | Effect
+    | Reply
+    | Interrupted
+    | RunEnded
+    | Done
+)
+
+
+class Invariant(StrEnum):
+    OUTCOME = "I1"
+    ONCE = "I2"
+    ORDER = "I3"
+    ALONE = "I4"
+    ONE_REPLY = "I5"
+    EPOCH = "I6"
+
+
+@dataclass(frozen=True)
+class Violation:
+    invariant: Invariant
+    #: The message, launch or frame it is about.
+    about: str
+    what: str
+
+
+def check(records: Iterable[Record]) -> list[Violation]:
+    """All breaches, by invariant; an empty list is what a test wants."""
+    history = sorted(records, key=lambda record: record.at)
+    rules = (_outcomes, _repeats, _ends, _order, _live_processes, _replies, _epochs)
+    return [violation for rule in rules for violation in rule(history)]
+
+
+def maybe_repeated(records: Iterable[Record]) -> dict[str, int]:
+    """Messages whose work may have been repeated, and how often: what was said, so never silent."""
+    return dict(Counter(r.message for r in records if isinstance(r, Interrupted)))
+
+
+def _outcomes(history: Sequence[Record]) -> Iterator[Violation]:
+    sent = {r.message for r in history if isinstance(r, Sent)}
+    acked = {r.message for r in history if isinstance(r, Acked)}
+    replied = {r.message for r in history if isinstance(r, Reply)}
+    done: dict[str, list[str]] = defaultdict(list)
+    for r in history:
+        if isinstance(r, Done):
+            done[r.message].append(r.outcome)
+    for message in sorted(acked - done.keys()):
+        yield Violation(Invariant.OUTCOME, message, "acknowledged, and has no outcome: lost")
+    for message, outcomes in done.items():
+        if len(outcomes) > 1:
+            yield Violation(Invariant.OUTCOME, message, f"has outcomes {outcomes}")
+        if {"replied", "auto_published"} & set(outcomes) and message not in replied:
+            yield Violation(Invariant.OUTCOME, message, f"{outcomes[0]}, but there is no reply")
+    known = (Acked, Accepted, Spawned, Effect, Reply, Done)
+    for message in sorted({r.message for r in history if isinstance(r, known)} - sent):
+        yield Violation(Invariant.OUTCOME, message, "came from nowhere: nobody sent it")
+
+
+def _repeats(history: Sequence[Record]) -> Iterator[Violation]:
+    allowed = maybe_repeated(history)
+    spawns = Counter(r.message for r in history if isinstance(r, Spawned))
+    effects = Counter((r.message, r.n) for r in history if isinstance(r, Effect))
+    for message, times in spawns.items():
+        if times - 1 > (told := allowed.get(message, 0)):
+            what = f"was begun {times} times; {told} interruptions are told"
+            yield Violation(Invariant.ONCE, message, what)
+    for (message, n), times in effects.items():
+        if times - 1 > (told := allowed.get(message, 0)):
+            what = f"effect {n} happened {times} times; {told} interruptions are told"
+            yield Violation(Invariant.ONCE, message, what)
+
+
+def _ends(history: Sequence[Record]) -> Iterator[Violation]:
+    completed: set[str] = set()
+    for r in history:
+        if isinstance(r, Spawned) and r.message in completed:
+            yield Violation(Invariant.ONCE, r.message, "began again after its run's end")
+        if isinstance(r, RunEnded) and not r.cut_off:
+            if r.message in completed:
+                yield Violation(Invariant.ONCE, r.message, "has two completed runs")
+            completed.add(r.message)
+
+
+def _order(history: Sequence[Record]) -> Iterator[Violation]:
+    order = {r.message: r.order for r in history if isinstance(r, Acked)}
+    begun: dict[str, list[str]] = defaultdict(list)
+    for r in history:
+        if isinstance(r, Spawned) and r.message in order and r.message not in begun[r.agent]:
+            begun[r.agent].append(r.message)
+    for agent, messages in begun.items():
+        for earlier, later in pairwise(messages):
+            if order[earlier] > order[later]:
+                what = f"began after {earlier}, which {agent} was given later"
+                yield Violation(Invariant.ORDER, later, what)
+
+
+def _live_processes(history: Sequence[Record]) -> Iterator[Violation]:
+    live: dict[str, str] = {}
+    newest: dict[str, str] = {}
+    place: dict[str, str] = {}
+    for r in history:
+        match r:
+            case Spawned():
+                others = [one for one, where in live.items() if where == r.conversation]
+                if others:
+                    what = f"lives beside {', '.join(others)} in {r.conversation}"
+                    yield Violation(Invariant.ALONE, r.launch, what)
+                live[r.launch] = place[r.launch] = r.conversation
+                newest[r.conversation] = r.launch
+            case Exited():
+                live.pop(r.launch, None)
+            case Effect() if r.launch in place:
+                if r.launch not in live:
+                    yield Violation(Invariant.ALONE, r.launch, "had an effect after its end")
+                elif newest[place[r.launch]] != r.launch:
+                    yield Violation(Invariant.ALONE, r.launch, "had an effect when superseded")
+            case Effect():
+                yield Violation(Invariant.ALONE, r.launch, "had an effect, and nobody started it")
+            case _:
+                pass
+
+
+def _replies(history: Sequence[Record]) -> Iterator[Violation]:
+    replies: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for r in history:
+        if isinstance(r, Reply):
+            replies[r.message, r.n].append(r.reply)
+    for (message, n), ids in replies.items():
+        if len(ids) > 1:
+            yield Violation(Invariant.ONE_REPLY, message, f"has reply {n} {len(ids)} times: {ids}")
+
+
+def _epochs(history: Sequence[Record]) -> Iterator[Violation]:
+    epoch: str | None = None
+    last = 0
+    accepted: set[tuple[str, str]] = set()
+    for r in history:
+        match r:
+            case EpochBegan():
+                epoch, last = r.epoch, 0
+            case Accepted():
+                about = f"{r.message} ({r.epoch}, {r.seq})"
+                if r.epoch != epoch:
+                    yield Violation(Invariant.EPOCH, about, f"accepted, but the epoch is {epoch}")
+                    continue
+                if r.seq <= last:
+                    yield Violation(Invariant.EPOCH, about, f"accepted after {last}")
+                if (r.message, r.epoch) in accepted:
+                    yield Violation(Invariant.EPOCH, about, "accepted under two numbers")
+                accepted.add((r.message, r.epoch))
+                last = max(last, r.seq)
+            case _:
+                pass

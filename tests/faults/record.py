@@ -1,0 +1,174 @@
+"""Collects the history of a real run: from the API, the agents' effects and the frames on the wire."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from e2e.harness import Backend
+from faults.history import (
+    Accepted,
+    Acked,
+    Done,
+    Effect,
+    EpochBegan,
+    Exited,
+    Interrupted,
+    Record,
+    Reply,
+    RunEnded,
+    Sent,
+    Spawned,
+)
+from faults.proxy import Seen
+
+Json = dict[str, Any]
+_ENDS = ("replied", "silent", "auto_published", "failed", "cancelled", "dead")
+
+
+@dataclass(frozen=True)
+class Post:
+    """A message that the test sent; `message` is its id if it was answered 201."""
+
+    at: float
+    key: str
+    agent: str
+    conversation: str
+    message: str | None
+
+
+@dataclass
+class Recorder:
+    """What one test sent, and where its agents write; `history` asks for the rest.
+
+    Args:
+        effects: the file that the agents (faults/agent.py) append to.
+    """
+
+    effects: Path
+    posts: list[Post] = field(default_factory=list[Post])
+
+    def history(self, backend: Backend, frames: Iterable[Seen] = ()) -> list[Record]:
+        """All that can be seen of what happened, by time."""
+        records: list[Record] = []
+        for post in self.posts:
+            name = post.message or post.key
+            records.append(Sent(post.at, name, post.agent, post.conversation))
+        for conversation in dict.fromkeys(post.conversation for post in self.posts):
+            records += _from_api(backend, conversation)
+        records += self._from_effects()
+        records += _from_frames(frames)
+        return sorted(records, key=lambda record: record.at)
+
+    def lines(self) -> list[Json]:
+        """What the agents wrote, in the order of their writes."""
+        if not self.effects.exists():
+            return []
+        lines = self.effects.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def _from_effects(self) -> Iterator[Record]:
+        posts = {post.key: post for post in self.posts}
+        live: dict[str, dict[str, None]] = {}
+        for line in self.lines():
+            post = posts.get(line["key"])
+            launch, at = line["launch"], line["at"]
+            where = post.conversation if post else "nowhere"
+            message = (post.message or post.key) if post else line["key"]
+            match line["what"]:
+                case "spawned":
+                    if line["alone"]:
+                        # It has the conversation's lock, so whoever had it before is gone.
+                        yield from (Exited(at, gone) for gone in live.get(where, {}))
+                        live[where] = {}
+                    live.setdefault(where, {})[launch] = None
+                    yield Spawned(at, launch, where, post.agent if post else "nobody", message)
+                case "effect":
+                    yield Effect(at, message, line["n"], launch)
+                case "exited" if launch in live.get(where, {}):
+                    del live[where][launch]
+                    yield Exited(at, launch)
+                case _:
+                    pass
+
+
+def pages(backend: Backend, path: str) -> Iterator[Json]:
+    """All entries of a list of the API."""
+    after = ""
+    while True:
+        query = f"?limit=200&after={after}" if after else "?limit=200"
+        page = backend.call("GET", path + query)
+        yield from page["data"]
+        if not (after := page.get("next_cursor") or ""):
+            return
+
+
+def _from_api(backend: Backend, conversation: str) -> Iterator[Record]:
+    here = f"/v1/conversations/{conversation}"
+    runs = {run["id"]: run for run in pages(backend, f"{here}/runs")}
+    messages = list(pages(backend, f"{here}/messages"))
+    for message in messages:
+        at = _seconds(message["created_at"])
+        for delivery in message["deliveries"]:
+            yield Acked(at, message["id"], delivery["seq"])
+        if message["author"]["type"] == "agent":
+            yield _reply(message, at)
+    message_of: dict[str, str] = {}
+    for trace in pages(backend, f"{here}/traces"):
+        message_of[trace["id"]] = trace["message_id"]
+        yield from _from_ladder(trace)
+    for run in runs.values():
+        if run["state"] == "finished":
+            cut_off = run.get("reason") == "daemon_stopped"
+            at = _seconds(run["ended_at"])
+            for delivery in run["delivery_ids"]:
+                yield RunEnded(at, run["id"], message_of[delivery], cut_off)
+
+
+def _reply(message: Json, at: float) -> Reply:
+    """Replies of a message are told apart by the number at the end of their text, if there is one."""
+    number = message["text"].rpartition("#")[2]
+    to = message.get("in_reply_to") or "nothing"
+    return Reply(at, to, message["id"], int(number) if number.isdecimal() else 1)
+
+
+def _from_ladder(trace: Mapping[str, Any]) -> Iterator[Record]:
+    for rung in trace["rungs"]:
+        at = _seconds(rung["at"])
+        if rung["rung"] == "interrupted":
+            yield Interrupted(at, trace["message_id"])
+        if rung["rung"] in _ENDS:
+            yield Done(at, trace["message_id"], rung["rung"])
+
+
+def _from_frames(frames: Iterable[Seen]) -> Iterator[Record]:
+    """Which deliveries the machine acknowledged, under which number of which epoch."""
+    epoch_of: dict[int, str] = {}
+    newest: str | None = None
+    offered: dict[int, dict[int, str]] = {}
+    taken: set[tuple[str, int]] = set()
+    for seen in frames:
+        kind, seq = seen.frame.get("type"), seen.frame.get("seq", 0)
+        match kind, seen.direction:
+            case "welcome", "down":
+                epoch = epoch_of[seen.connection] = seen.frame["epoch"]
+                if epoch != newest:
+                    newest = epoch
+                    yield EpochBegan(seen.at, epoch)
+            case "deliver", "down":
+                message = seen.frame["message"]["id"]
+                offered.setdefault(seen.connection, {})[seq] = message
+            case "ack", "up" if seen.connection in epoch_of:
+                epoch = epoch_of[seen.connection]
+                for number, message in sorted(offered.get(seen.connection, {}).items()):
+                    if number <= seq and (epoch, number) not in taken:
+                        taken.add((epoch, number))
+                        yield Accepted(seen.at, message, epoch, number)
+            case _:
+                pass
+
+
+def _seconds(at: str) -> float:
+    return datetime.fromisoformat(at).timestamp()
