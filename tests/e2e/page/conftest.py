@@ -51,8 +51,10 @@ def built_page() -> Path:
     return index
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
+    # Not for the session: while it is open its event loop runs in this thread, and no test of
+    # another module could run one of its own.
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
