@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import anyio
+import pytest
 from websockets.asyncio.client import connect
 
 from cloudagent_backend.store import keys
@@ -74,6 +75,21 @@ async def test_rotating_gives_another_key_and_cuts_the_old_one_off(tmp_path: Pat
         for key, status in ((host.raw_key, 401), (rotated, 200)):
             answer = await client.get("/v1/daemon/host", headers=machine(key))
             assert answer.status_code == status
+
+
+@pytest.mark.parametrize(("act", "path"), [("POST", "/rotate-key"), ("DELETE", "")])
+async def test_a_key_that_is_revoked_before_its_hello_gets_no_link(
+    tmp_path: Path, act: str, path: str
+) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        host = backend.ana.host
+        url = f"{backend.socket_url}/v1/daemon/ws"
+        async with connect(url, additional_headers=machine(host.raw_key)) as link:
+            assert (await client.request(act, f"/v1/host-machines/{host.id}{path}")).is_success
+            await link.send(encode(hello()))
+            with anyio.fail_after(2):
+                await link.wait_closed()
+            assert link.close_code == CloseCode.UNAUTHORIZED
 
 
 async def test_removing_a_host_revokes_its_key_and_takes_its_agents_along(tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ class _Connection:
         # Attached before the first write: from here on an older connection writes nothing more.
         self._world.hub.attach(session)
         try:
+            # Again, and only now: a key that was revoked before its hello had no session to close.
+            await authenticate_machine(self._websocket)
             greeting = await service.greet(self._machine, hello)
             link = self._link(greeting)
             await self._send(link, self._welcome(greeting, protocol))
@@ -134,6 +136,8 @@ class _Connection:
             await self._run(link)
         except WebSocketDisconnect:
             self._gone = True
+        except ApiError as error:
+            session.close(CloseCode.UNAUTHORIZED, error.detail)
         except Exception:
             logger.exception("a connection failed; closing", extra=self._about("greet"))
             session.close(CloseCode.RESTART)
