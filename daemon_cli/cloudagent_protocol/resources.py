@@ -5,7 +5,7 @@ Times are aware UTC.
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -28,6 +28,8 @@ Name = Annotated[
         strip_whitespace=True, min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$"
     ),
 ]
+#: On an id that a caller sends: bounded, and checked to be text that UTF-8 can spell.
+_SENT: Final = StringConstraints(min_length=1, max_length=100)
 T = TypeVar("T")
 
 
@@ -194,7 +196,7 @@ class AgentCreate(Body):
     name: Name
     runtime: Literal["local_daemon"] = "local_daemon"
     driver: Driver = Driver.CLAUDE_CODE
-    host_machine_id: HostId
+    host_machine_id: Annotated[HostId, _SENT]
     model: _Model | None = None
     instructions: _Instructions | None = None
     mode: _Mode = "default"
@@ -228,7 +230,7 @@ class Conversation(Resource):
 
 
 class ConversationCreate(Body):
-    agent_ids: Annotated[list[AgentId], Field(min_length=1, max_length=50)]
+    agent_ids: Annotated[list[Annotated[AgentId, _SENT]], Field(min_length=1, max_length=50)]
     title: Name | None = None
 
 
@@ -277,7 +279,7 @@ class AgentMessageCreate(Body):
     """A message to one agent; without `conversation_id` it goes to their latest conversation."""
 
     text: MessageText
-    conversation_id: ConversationId | None = None
+    conversation_id: Annotated[ConversationId, _SENT] | None = None
     mode: Literal["queue"] = "queue"
 
 
@@ -285,7 +287,7 @@ class MessageCreate(Body):
     """A message into a conversation, for all of its agents or the one named."""
 
     text: MessageText
-    agent_id: AgentId | None = None
+    agent_id: Annotated[AgentId, _SENT] | None = None
     mode: Literal["queue"] = "queue"
 
 

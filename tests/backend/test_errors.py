@@ -57,6 +57,28 @@ async def test_what_is_wrong_is_told_as_a_problem(
         assert problem["request_id"] == answer.headers["x-request-id"]
 
 
+async def test_an_id_that_no_encoding_can_spell_is_a_mistake_of_the_callers(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        bad = '"\\ud800"'
+        conversation = await client.post(
+            "/v1/conversations", json={"agent_ids": [backend.ana.agent.id]}
+        )
+        for path, body in (
+            ("/v1/agents", f'{{"name": "x", "host_machine_id": {bad}}}'),
+            ("/v1/conversations", f'{{"agent_ids": [{bad}]}}'),
+            (
+                f"/v1/agents/{backend.ana.agent.id}/messages",
+                f'{{"text": "x", "conversation_id": {bad}}}',
+            ),
+            (
+                f"/v1/conversations/{conversation.json()['id']}/messages",
+                f'{{"text": "x", "agent_id": {bad}}}',
+            ),
+        ):
+            answer = await client.post(path, content=body.encode(), headers=JSON)
+            assert answer.status_code == 422, path
+
+
 async def test_a_schema_error_names_the_field_and_not_what_was_sent(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, backend.client() as client:
         answer = await client.post("/v1/auth/login", json={"email": 3, "password": ["hunter2"]})

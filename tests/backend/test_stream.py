@@ -358,6 +358,14 @@ async def test_the_page_follows_by_websocket(tmp_path: Path) -> None:
             assert json.loads(await socket.recv())["id"] == 3
 
 
+async def test_a_cursor_of_thousands_of_digits_is_one_of_the_future(tmp_path: Path) -> None:
+    async with (
+        running_backend(tmp_path) as backend,
+        websocket(backend, f"?after={'9' * 5_000}") as socket,
+    ):
+        assert json.loads(await socket.recv())["type"] == "resync"
+
+
 async def test_text_streams_from_the_machine_to_the_page(tmp_path: Path) -> None:
     async with (
         running_backend(tmp_path) as backend,

@@ -21,7 +21,8 @@ from cloudagent_daemon.drivers.base import (
 from cloudagent_daemon.drivers.claude_code import CLAUDE_CODE, find_program
 from cloudagent_daemon.drivers.table import detect, driver_named
 from cloudagent_protocol.events import Ready, Reason, Retry, Text, ToolCall, ToolResult
-from cloudagent_protocol.ids import AgentId
+from cloudagent_protocol.frames import RunReport, decode, encode
+from cloudagent_protocol.ids import AgentId, ConversationId, RunId
 from cloudagent_protocol.resources import AgentSpec
 
 Json = dict[str, Any]
@@ -394,3 +395,43 @@ def test_lines_that_are_not_understood_mean_nothing_and_break_nothing(
     session = CLAUDE_CODE.open(job)
     assert list(session.receive(line)) == []
     assert list(session.receive(json.dumps(INIT).encode()))
+
+
+# --- what no honest claude prints ---
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"type": "system", "subtype": "api_retry", "attempt": NaN, "retry_delay_ms": Infinity}',
+        '{"type": "result", "subtype": "success", "usage": {"input_tokens": 1e400}}',
+        '{"type": "result", "subtype": "success", "total_cost_usd": ' + "9" * 400 + "}",
+        '{"type": "result", "subtype": ["x"], "is_error": true, "terminal_reason": {"a": [1]}}',
+        '{"type": "assistant", "message": {"content": [{"type": "tool_use", "id": "t", "name": "n",'
+        ' "input": ' + '{"a":' * 300 + "1" + "}" * 301 + "]}}",
+        json.dumps(said({"type": "tool_use", "id": "t" * 3_000_000, "name": "n" * 3_000_000})),
+        json.dumps({**INIT, "session_id": "s" * 3_000_000, "model": "m" * 3_000_000}),
+        json.dumps({"type": "result", "is_error": True, "result": "e" * 5_000_000}),
+    ],
+)
+def test_what_it_may_print_becomes_frames_that_fit_the_link(job: Job, line: str) -> None:
+    events = list(CLAUDE_CODE.open(job).receive(line.encode()))
+    assert events
+    for event in events:
+        if isinstance(event, TurnEnd):
+            assert len(event.detail) + len(event.session_id or "") < 5_000
+        elif not isinstance(event, TextDelta):
+            frame = RunReport(
+                seq=1,
+                run_id=RunId("r"),
+                agent_id=job.agent.id,
+                conversation_id=ConversationId("c"),
+                delivery_ids=[],
+                event=event,
+            )
+            assert decode(encode(frame)) == frame
+
+
+def test_blocks_that_are_begun_and_never_finished_do_not_pile_up(job: Job) -> None:
+    texts = [e for e in events_of(job, *[begin()] * 3_000, said(text("x"))) if isinstance(e, Text)]
+    assert [one.block for one in texts] == [2_000]

@@ -1,11 +1,13 @@
 """Whatever a CLI prints becomes lines, and JSON where it is JSON."""
 
 import json
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloudagent_daemon.drivers.lines import LineSplitter, clip, parse_object
+from cloudagent_daemon.drivers.lines import MAX_DEPTH, LineSplitter, clip, parse_object
 
 
 @given(st.lists(st.binary(max_size=30)), st.integers(1, 7))
@@ -50,6 +52,23 @@ def test_what_is_parsed_can_be_encoded(text: str, noise: bytes) -> None:
 
 def test_lone_surrogates_become_replacement_characters() -> None:
     assert parse_object(rb'{"a": ["\ud800x", "\ud834\udd1e"]}') == {"a": ["\ufffdx", "𝄞"]}
+
+
+def test_nul_becomes_a_replacement_character_too() -> None:
+    assert parse_object(rb'{"a\u0000": "b\u0000c"}') == {"a\ufffd": "b\ufffdc"}
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 300, 900])
+@pytest.mark.parametrize("piece", [('{"a":', "}"), ("[", "]")])
+def test_what_is_nested_too_deeply_for_others_is_cut(levels: int, piece: tuple[str, str]) -> None:
+    begin, end = piece
+    value: Any = parse_object(f'{{"x":{begin * levels}1{end * levels}}}'.encode())
+    value = value["x"]
+    depth = 0
+    while not isinstance(value, str):
+        value, depth = (value["a"] if isinstance(value, dict) else value[0]), depth + 1
+    assert depth == MAX_DEPTH - 1
+    assert "too deeply" in value
 
 
 def test_a_long_text_keeps_its_two_ends() -> None:

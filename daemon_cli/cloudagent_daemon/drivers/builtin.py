@@ -21,7 +21,7 @@ from cloudagent_daemon.drivers.base import (
     Turn,
     TurnEnd,
 )
-from cloudagent_daemon.drivers.lines import parse_object
+from cloudagent_daemon.drivers.lines import clip, parse_object
 from cloudagent_protocol.events import (
     Ready,
     Reason,
@@ -136,7 +136,7 @@ def _end(event: dict[str, Any], at: datetime) -> list[DriverEvent]:
     usage = Usage(input_tokens=event["input_tokens"], output_tokens=event["output_tokens"])
     end = TurnEnd(
         reason=None if event["ok"] else Reason(event["reason"]),
-        detail=event["detail"],
+        detail=clip(event["detail"], 2_000)[0],
         session_id=event["session_id"] or None,
         usage=usage,
         final_text=event["text"],

@@ -83,6 +83,9 @@ _BY_TERMINATION: Final = {
     "max_turns": Reason.MAX_TURNS,
 }
 
+#: Blocks that a CLI may begin without ever finishing one, before the oldest are given up.
+_MAX_BEGUN: Final = 1_000
+
 Json = dict[str, Any]
 
 
@@ -122,7 +125,7 @@ class ClaudeSession:
         self._initialised = False
         #: Number of the next text block, and those that were begun and not yet finished.
         self._blocks = 0
-        self._begun: deque[_Block] = deque()
+        self._begun: deque[_Block] = deque(maxlen=_MAX_BEGUN)
         #: The `error` of the last failed request, and the last text of the model.
         self._error: str | None = None
         self._last_text = ""
@@ -221,14 +224,14 @@ class ClaudeSession:
         match message.get("subtype"):
             case "init" if not self._initialised:
                 self._initialised = True
-                self._session_id = _text(message.get("session_id")) or self._session_id
+                self._session_id = _short(message.get("session_id")) or self._session_id
                 yield self._ready(message)
             case "api_retry":
                 self._error = _text(message.get("error"))
                 yield Retry(
                     at=_now(),
                     attempt=_number(message.get("attempt")) or 1,
-                    reason=self._reason(_number(message.get("error_status")), None),
+                    reason=self._reason(_number(message.get("error_status")), ""),
                     delay_s=(_number(message.get("retry_delay_ms")) or 0) / 1000,
                 )
             case _:
@@ -240,13 +243,13 @@ class ClaudeSession:
             for server in _objects(init.get("mcp_servers"))
         }
         if states.get(SERVER) != "connected":
-            state = states.get(SERVER) or "missing"
+            state = _short(states.get(SERVER)) or "missing"
             return TurnEnd(
                 Reason.TOOLS_UNAVAILABLE,
                 f"Claude Code began its turn without our tools (MCP server {SERVER}: {state}).",
                 session_id=self._session_id,
             )
-        return Ready(at=_now(), session_id=self._session_id, model=_text(init.get("model")))
+        return Ready(at=_now(), session_id=self._session_id, model=_short(init.get("model")))
 
     def _partial(self, event: Json) -> Iterator[DriverEvent]:
         """An event of the model's own stream; a message's text blocks come one after the other."""
@@ -282,8 +285,8 @@ class ClaudeSession:
                 case "tool_use":
                     yield ToolCall(
                         at=_now(),
-                        tool_call_id=_text(block.get("id")),
-                        name=_text(block.get("name")),
+                        tool_call_id=_short(block.get("id")),
+                        name=_short(block.get("name")),
                         input=_clipped(_object(block.get("input"))),
                     )
                 case _:
@@ -304,7 +307,7 @@ class ClaudeSession:
                 output, truncated = clip(_plain(block.get("content")))
                 yield ToolResult(
                     at=_now(),
-                    tool_call_id=_text(block.get("tool_use_id")),
+                    tool_call_id=_short(block.get("tool_use_id")),
                     output=output,
                     is_error=block.get("is_error") is True,
                     truncated=truncated,
@@ -314,11 +317,13 @@ class ClaudeSession:
         usage = _usage(message)
         yield UsageReported(at=_now(), usage=usage)
         reason = self._failure(message)
-        session_id = _text(message.get("session_id")) or self._session_id
+        session_id = _short(message.get("session_id")) or self._session_id
         said = _text(message.get("result"))
         yield TurnEnd(
             reason,
-            "" if reason is None else said or " ".join(_texts(message.get("errors"))),
+            ""
+            if reason is None
+            else clip(said or " ".join(_texts(message.get("errors"))), 2_000)[0],
             session_id=None if reason is Reason.SESSION_LOST else session_id,
             usage=usage,
             final_text="" if reason else said or self._last_text,
@@ -336,9 +341,10 @@ class ClaudeSession:
         if resumed and not self._initialised and not _number(result.get("num_turns")):
             # It was told to resume and ended before any turn began: there is nothing to resume.
             return Reason.SESSION_LOST
-        return self._reason(_number(result.get("api_error_status")), result.get("terminal_reason"))
+        status = _number(result.get("api_error_status"))
+        return self._reason(status, _text(result.get("terminal_reason")))
 
-    def _reason(self, status: int | None, termination: Any) -> Reason:
+    def _reason(self, status: int | None, termination: str) -> Reason:
         # A failure of the server's that has no HTTP status: there was no answer at all.
         unanswered = status is None and self._error in {"unknown", "server_error"}
         return (
@@ -370,7 +376,7 @@ def _usage(result: Json) -> Usage:
     return Usage(
         input_tokens=sum(_number(raw.get(name)) or 0 for name in read),
         output_tokens=_number(raw.get("output_tokens")) or 0,
-        cost_usd=float(cost) if isinstance(cost, int | float) else None,
+        cost_usd=None if _number(cost) is None else float(cast("float", cost)),
     )
 
 
@@ -415,8 +421,14 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _short(value: Any) -> str:
+    """A name or an id: none is longer than this."""
+    return _text(value)[:200]
+
+
 def _number(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) else None
+    """A whole number that everybody behind us can hold too; JSON's own have no bounds."""
+    return int(value) if isinstance(value, int | float) and abs(value) <= 2**53 else None
 
 
 CLAUDE_CODE: Final = ClaudeCode()
