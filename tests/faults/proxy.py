@@ -18,13 +18,14 @@ import sys
 import threading
 import time
 from asyncio import get_running_loop
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 import anyio.from_thread
+from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from faults.wire import Message, Splitter
@@ -171,6 +172,7 @@ class Proxy:
         self._older: dict[Direction, list[tuple[int, bytes]]] = {"up": [], "down": []}
         self._news = threading.Condition()
         self._changed = anyio.Event()
+        self._stopped = anyio.Event()
         self._listener: socket.socket | None = None
         self._accepting: anyio.CancelScope | None = None
         self._refusing = False
@@ -252,16 +254,23 @@ class Proxy:
 
     # --- in the proxy's thread ---
 
-    @asynccontextmanager
-    async def serve(self, portal: anyio.from_thread.BlockingPortal) -> AsyncGenerator["Proxy"]:
+    async def serve(
+        self, portal: anyio.from_thread.BlockingPortal, *, task_status: TaskStatus[None]
+    ) -> None:
+        """Until `stop` is called."""
         self._portal = portal
-        self._changed = anyio.Event()
+        self._changed, self._stopped = anyio.Event(), anyio.Event()
         async with anyio.create_task_group() as tasks:
             self._listen()
             tasks.start_soon(self._accept, tasks)
-            yield self
+            task_status.started()
+            await self._stopped.wait()
             await self._stop_listening()
             tasks.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Cuts what is open and accepts nothing more."""
+        self._call(self._stopped.set)
 
     def _add(self, toxic: Toxic, directions: tuple[Direction, ...], current: bool) -> None:
         connections = frozenset(self._live) if current else None
@@ -475,11 +484,13 @@ def running_proxy(
 ) -> Generator[Proxy]:
     """A proxy on a free port of 127.0.0.1, in a thread of its own."""
     proxy = Proxy(upstream, websocket=websocket, seed=seed)
-    with (
-        anyio.from_thread.start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(proxy.serve(portal)),
-    ):
-        yield proxy
+    with anyio.from_thread.start_blocking_portal() as portal:
+        end, _ = portal.start_task(proxy.serve, portal)
+        try:
+            yield proxy
+        finally:
+            proxy.stop()
+            end.result()
 
 
 # --- as a program ---------------------------------------------------------------------

@@ -94,18 +94,23 @@ class Site:
 
     # --- the verdict ---
 
+    def history(self) -> list[Record]:
+        """What is seen of what happened; also written to `history.txt`."""
+        history = self.recorder.history(self.backend, self.proxy.seen if self.proxy else ())
+        text = "\n".join(map(str, history))
+        (self.home / "history.txt").write_text(f"{text}\n")
+        return history
+
     def judge(self, *, repeats: bool = False) -> list[Record]:
         """The history, which has no violation.
 
         Args:
             repeats: whether work may have been cut off and done again, if that is told.
         """
-        history = self.recorder.history(self.backend, self.proxy.seen if self.proxy else ())
-        shown = "\n".join(map(str, history))
-        (self.home / "history.txt").write_text(shown + "\n")
+        history, shown = self.history(), self.home / "history.txt"
         violations = check(history)
-        assert not violations, "\n".join(map(str, violations)) + f"\n\n{shown}"
-        assert repeats or not maybe_repeated(history), f"{maybe_repeated(history)}\n\n{shown}"
+        assert not violations, "\n".join(["", *map(str, violations), f"all of it: {shown}"])
+        assert repeats or not (flagged := maybe_repeated(history)), f"{flagged}; {shown}"
         return history
 
 

@@ -37,6 +37,7 @@ _SECURITY_HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_CLOSE_TIMEOUT_S: Final = 1.0
 #: How much of a body that is too large is read, and for how long, before it is refused.
 _DRAIN_BYTES: Final = 16_777_216
 _DRAIN_S: Final = 2.0
@@ -307,7 +308,16 @@ class PatientHTTP(_WriteDeadline, H11Protocol):
 
 
 class PatientWebSocket(_WriteDeadline, WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, for readers who read."""
+    """uvicorn's WebSocket, for readers who read and peers who answer.
+
+    uvicorn gives a peer 10 s to answer a close; one whose answer is lost on the way learns only then
+    that it is cut off.
+    """
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  as uvicorn has it
+        self.close_timeout = _CLOSE_TIMEOUT_S
+        super().connection_made(transport)
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> None:
