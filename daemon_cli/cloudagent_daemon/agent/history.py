@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 #: Characters that a tool's output keeps of its start, and of its end.
 KEEP_CHARS: Final = 15_000
@@ -65,12 +65,12 @@ class Usage:
 def parse_input(arguments: str) -> tuple[dict[str, Any], str | None]:
     """The arguments of a tool call as a model spelled them; or none, and what is wrong with them."""
     try:
-        value: Any = json.loads(arguments or "{}")
+        value: Any = encodable(json.loads(arguments or "{}"))
     except (ValueError, RecursionError) as error:
         return {}, f"The arguments were not JSON ({error}). Call the tool again."
     if not isinstance(value, dict):
         return {}, "The arguments were not a JSON object. Call the tool again."
-    return encodable(value), None
+    return cast("dict[str, Any]", value), None
 
 
 def clip(text: str, keep: int = KEEP_CHARS) -> tuple[str, bool]:

@@ -138,7 +138,7 @@ def _load(file: BinaryIO, path: Path) -> list[dict[str, Any]]:
     try:
         records = [json.loads(line) for line in data[:whole].splitlines()]
         fold(records)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AgentError("session_lost", f"The session in {path} cannot be read.") from error
     return records
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,27 @@ def test_folders_are_listed_and_the_big_ones_not_gone_into(root: Path) -> None:
         assert list_files(folder, "sub") == "sub/b.py"
         with pytest.raises(RefusedError):
             list_files(folder, "a.txt")
+
+
+async def test_a_folder_nested_deeper_than_the_stack_is_listed_and_searched(
+    tmp_path: Path,
+) -> None:
+    here = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1_500):
+            Path("d").mkdir()
+            os.chdir("d")
+    finally:
+        os.chdir(here)
+    tools = FileTools(tmp_path)
+    try:
+        listed = await tools.call("list_files", {"recursive": True})
+        assert "more than 1000 entries" in listed
+        assert await tools.call("search_files", {"pattern": "x"}) == "Nothing found."
+    finally:
+        # Here, as pytest's own removal goes by recursion.
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
 
 
 def test_a_long_list_is_cut_and_says_so(tmp_path: Path) -> None:

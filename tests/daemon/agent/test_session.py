@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudagent_daemon.agent.errors import AgentError
-from cloudagent_daemon.agent.history import Assistant, Call, Entry, Result, Results, User
+from cloudagent_daemon.agent.history import (
+    Assistant,
+    Call,
+    Entry,
+    Result,
+    Results,
+    User,
+    parse_input,
+)
 from cloudagent_daemon.agent.session import open_session
 
 TURN: list[Entry] = [
@@ -85,13 +93,25 @@ def test_records_of_a_newer_version_are_passed_over(tmp_path: Path) -> None:
     assert history(tmp_path) == TURN
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[]", '{"type": "user"}', '{"type": "assistant"}'])
+@pytest.mark.parametrize(
+    "line", ["nonsense", "[]", '{"type": "user"}', '{"type": "assistant"}', "[" * 5_000]
+)
 def test_a_session_that_cannot_be_read_is_lost_and_left_as_it_is(tmp_path: Path, line: str) -> None:
     (tmp_path / "one.jsonl").write_text(f"{line}\n")
     with pytest.raises(AgentError) as caught:
         history(tmp_path)
     assert caught.value.reason == "session_lost"
     assert (tmp_path / "one.jsonl").read_text() == f"{line}\n"
+
+
+@pytest.mark.parametrize("levels", [300, 600, 900, 5_000])
+def test_arguments_nested_too_deeply_are_the_models_mistake_or_kept(
+    tmp_path: Path, levels: int
+) -> None:
+    given, problem = parse_input('{"a":' * levels + "1" + "}" * levels)
+    assert bool(given) != bool(problem)
+    write(tmp_path, [User("x"), Assistant("", (Call("c", "t", given, problem),))], end=False)
+    assert history(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../one", "", "a/b", "a.b", "x" * 101])

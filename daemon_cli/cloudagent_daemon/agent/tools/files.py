@@ -5,7 +5,8 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, cast
 
 import anyio
@@ -155,6 +156,20 @@ def walk(folder: Folder, path: str, *, recursive: bool) -> Iterator[tuple[str, i
     Raises:
         RefusedError: it is no folder, or lies outside.
     """
+    # Not by recursion: a folder may be nested deeper than Python's stack.
+    levels = [iter(_entries(folder, path))]
+    while levels:
+        if (entry := next(levels[-1], None)) is None:
+            levels.pop()
+            continue
+        yield entry
+        below, mode = entry
+        if recursive and stat.S_ISDIR(mode) and PurePosixPath(below).name not in SKIPPED:
+            with suppress(RefusedError):  # gone meanwhile, or not ours to read
+                levels.append(iter(_entries(folder, below)))
+
+
+def _entries(folder: Folder, path: str) -> list[tuple[str, int]]:
     descriptor = folder.open(path)
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -163,14 +178,7 @@ def walk(folder: Folder, path: str, *, recursive: bool) -> Iterator[tuple[str, i
             found = sorted((e.name, e.stat(follow_symlinks=False).st_mode) for e in entries)
     finally:
         os.close(descriptor)
-    for name, mode in found:
-        below = os.path.normpath(f"{folder.relative(path)}/{name}")
-        yield below, mode
-        if recursive and stat.S_ISDIR(mode) and name not in SKIPPED:
-            try:
-                yield from walk(folder, below, recursive=True)
-            except RefusedError:
-                continue  # gone meanwhile, or not ours to read
+    return [(os.path.normpath(f"{folder.relative(path)}/{name}"), mode) for name, mode in found]
 
 
 def _read(folder: Folder, path: str) -> tuple[bytes, bool]:
