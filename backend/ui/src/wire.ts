@@ -49,6 +49,8 @@ export interface Agent {
   model: string | null;
   instructions: string | null;
   mode: string;
+  /** Its own program, in place of the one that its driver looks for. */
+  command?: string[] | null;
   cwd: string | null;
   created_at: string;
 }

@@ -1,7 +1,7 @@
 /** States, ladders and reasons as a person says them. Pure. */
 
 import { isLive, type RunView } from "./run";
-import type { Agent, AgentStatus, DeliveryTrace, Host, Rung } from "./wire";
+import type { Agent, AgentStatus, DeliveryTrace, Host, Rung, Runtime } from "./wire";
 import { OVER } from "./wire";
 
 export type Tone = "quiet" | "busy" | "good" | "warn" | "bad";
@@ -80,8 +80,20 @@ export const between = (from: string, to: string): number => Date.parse(to) - Da
 
 // --- agents and hosts -------------------------------------------------------------------------
 
+/** Why its machine cannot run it, if the machine is there and says so. */
+export function obstacle(agent: Agent, host: Host | undefined): Runtime | null {
+  if (host?.state !== "online" || agent.command != null) return null;
+  return host.runtimes.find((runtime) => runtime.name === agent.driver && runtime.problem != null) ?? null;
+}
+
 export function agentWords(agent: Agent, host: Host | undefined): Words {
   const where = host?.name ?? "its machine";
+  const hindered = obstacle(agent, host);
+  if (hindered !== null && agent.status !== "working" && agent.status !== "offline")
+    return { text: `${driverName(agent.driver)} ${hindered.version == null ? "is missing" : "cannot run"} on ${where}`, tone: "bad" };
+  // What was missing then is there now: the machine looks at each start.
+  if (agent.status === "runtime_missing" && host?.runtimes.some((runtime) => runtime.name === agent.driver) === true)
+    return { text: `ready on ${where}`, tone: "good" };
   const words: Record<AgentStatus, Words> = {
     idle: { text: `ready on ${where}`, tone: "good" },
     working: { text: `working on ${where}`, tone: "busy" },

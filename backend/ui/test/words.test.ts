@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 
 import { parse } from "../src/router";
-import { duration, ladder, plain, since, toolWords } from "../src/words";
+import { agentWords, duration, ladder, plain, since, toolWords } from "../src/words";
 import type { Agent, DeliveryState, DeliveryTrace, Host } from "../src/wire";
 
 const NOW = "2026-01-01T12:00:00Z";
@@ -82,4 +82,23 @@ test("addresses", () => {
   expect(parse("/agents/new", "host=host_1")).toEqual({ view: "new_agent", host: "host_1" });
   expect(parse("/a/%E0%A4%A")).toMatchObject({ view: "chat", agent: "%E0%A4%A" });
   expect(parse("/what")).toEqual({ view: "nowhere" });
+});
+
+describe("an agent in words", () => {
+  const found = (problem: string | null, version: string | null = "2.1.137"): Host => ({
+    ...host("online"),
+    runtimes: [{ name: "claude_code", version, problem }],
+  });
+  const that = (status: Agent["status"]): Agent => ({ ...agent, status });
+
+  test("is said to be missing before anybody runs into it", () => {
+    expect(agentWords(that("idle"), found("not found", null)).text).toBe("Claude Code is missing on mbp");
+    expect(agentWords(that("idle"), found("not signed in")).text).toBe("Claude Code cannot run on mbp");
+    expect(agentWords({ ...that("idle"), command: ["./agent"] }, found("not found", null)).text).toBe("ready on mbp");
+  });
+
+  test("is ready again once its program is found", () => {
+    expect(agentWords(that("runtime_missing"), found("not found", null)).tone).toBe("bad");
+    expect(agentWords(that("runtime_missing"), found(null)).text).toBe("ready on mbp");
+  });
 });

@@ -32,9 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
-def built_page() -> Path:
-    """The page as it is built from the sources that lie here."""
+def build_page() -> Path:
+    """Build the page, unless what is built is as new as the sources that lie here."""
     index = UI / "index.html"
     files = [
         SOURCES / "index.html",
@@ -49,6 +48,11 @@ def built_page() -> Path:
             subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=SOURCES, check=True)
         subprocess.run([npm, "run", "--silent", "build"], cwd=SOURCES, check=True)
     return index
+
+
+@pytest.fixture(scope="session")
+def built_page() -> Path:
+    return build_page()
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,9 @@ export const Activity = memo(function Activity({ view, name, head, said }: Props
             {story.map((item) => (
               <Step key={item.key} item={item} />
             ))}
+            {story.length === 0 && live && <span className="caret" aria-hidden="true" />}
             {!view.complete && !live && <Spinner label="Loading what it did" />}
+            {story.length === 0 && view.complete && !live && <p className="hint">Nothing came before its end.</p>}
           </div>
         )}
         {failed && <FailedRun view={view} />}
@@ -150,7 +152,7 @@ function FailedRun({ view }: { view: RunView }): ReactNode {
         <h3>{reasonWords(reason)}</h3>
         <span className="failed-driver">
           {driverName(view.run?.driver ?? "")}
-          {end?.exit_code != null && ` · exit ${end.exit_code}`}
+          {end?.exit_code != null && end.exit_code !== 0 && ` · exit ${end.exit_code}`}
         </span>
       </div>
       {end?.detail ? <p>{plain(end.detail)}</p> : null}

@@ -9,9 +9,9 @@ import { isLive } from "../run";
 import { timeline, type Entry } from "../timeline";
 import type { Agent, Message } from "../wire";
 import { OVER } from "../wire";
-import { agentWords, dayOf, driverName, duration, hostWords } from "../words";
+import { agentWords, dayOf, driverName, duration, hostWords, obstacle } from "../words";
 import { Activity } from "./Activity";
-import { Composer } from "./Composer";
+import { Composer, focusComposer } from "./Composer";
 import { Log } from "./Log";
 import { AgentMessage, OwnMessage, Pending } from "./Messages";
 import { Avatar, Dot, Failure, Icon, Link, Spinner, Stop } from "./parts";
@@ -56,6 +56,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
       ? state.outgoing.filter((out) => out.conversation_id === null && out.agent_id === agent.id)
       : outgoingIn(state, conversation);
   const offline = host !== undefined && host.state === "offline";
+  const hindered = obstacle(agent, host);
   return (
     <>
       <TopBar
@@ -107,7 +108,9 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
               ? `${hostWords(host).text}. What you write waits on the server and goes out when it is back.`
               : state.link === "lost"
                 ? "No connection. What you write is kept here and goes out when it is back."
-                : null
+                : hindered !== null
+                  ? `${words.text}: ${hindered.problem ?? ""}`
+                  : null
           }
           onSend={send}
         />
@@ -260,6 +263,11 @@ function Busy({ conversation, agent, state }: { conversation: string | null; age
     addEventListener("keydown", onKey);
     return () => removeEventListener("keydown", onKey);
   });
+  useEffect(() => {
+    if (!shown) return;
+    // With the button goes the focus, if it had it: to where one writes on.
+    return () => focusComposer();
+  }, [shown]);
   if (!shown) return <Failure error={error} />;
   const stopping = asked === what && error === null;
   return (
@@ -303,7 +311,8 @@ function Greeting({ agent, state }: { agent: Agent; state: State }): ReactNode {
       <Avatar name={agent.name} id={agent.id} />
       <h2>Say something to {agent.name}</h2>
       <p className="muted">
-        It is {driverName(agent.driver)} on {host?.name ?? "its machine"}
+        {agent.driver === "scripted" ? "A scripted demo, without any model: it says back what you write" : `${driverName(agent.driver)} answers`} on{" "}
+        {host?.name ?? "its machine"}
         {agent.cwd !== null && (
           <>
             , in <code>{agent.cwd}</code>

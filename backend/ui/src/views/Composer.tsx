@@ -21,8 +21,7 @@ export function Composer(props: {
   useEffect(() => kept.keepDraft(thread, text), [kept, thread, text]);
   useLayoutEffect(() => fit(area.current), [text]);
   useEffect(() => {
-    // On a touch screen the keyboard would cover what one came to read.
-    if (matchMedia("(pointer: fine)").matches) area.current?.focus();
+    focusOn(area.current);
   }, [thread]);
 
   const send = (): void => {
@@ -76,4 +75,15 @@ function fit(area: HTMLTextAreaElement | null): void {
   if (area === null) return;
   area.style.height = "auto";
   area.style.height = `${area.scrollHeight}px`;
+}
+
+// On a touch screen the keyboard would cover what one came to read.
+function focusOn(area: HTMLTextAreaElement | null): void {
+  if (matchMedia("(pointer: fine)").matches) area?.focus();
+}
+
+/** Where what had the focus is gone; elsewhere the focus stays. */
+export function focusComposer(): void {
+  if (document.activeElement === null || document.activeElement === document.body || !document.activeElement.isConnected)
+    focusOn(document.querySelector<HTMLTextAreaElement>(".composer textarea"));
 }

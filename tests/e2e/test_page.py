@@ -1,0 +1,223 @@
+"""A person at the page, with everything behind it real: backend, daemon, and once the real `claude`."""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from e2e.harness import (
+    BIN,
+    Backend,
+    Process,
+    clean_environment,
+    running_backend,
+    running_daemon,
+)
+from e2e.page.conftest import ARGUMENTS, CHROMIUM, NARROW, WIDE, build_page
+from e2e.real_cli import claude_environment
+from fakes.model import StubModel
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+DEADLINE_MS = 20_000
+FAKE_CLI = Path(__file__).parents[1] / "fakes" / "agent_cli.py"
+WORDS = [f"word{n:03}" for n in range(120)]
+
+Window = Callable[..., AbstractContextManager[Page]]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Generator[Browser]:
+    build_page()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def window(browser: Browser) -> Window:
+    """Opens the page by the one-time link, as `cloudagent up` does."""
+
+    @contextmanager
+    def opened(backend: Backend, path: str = "/", size: tuple[int, int] = WIDE) -> Generator[Page]:
+        expect.set_options(timeout=DEADLINE_MS)
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]})
+        context.set_default_timeout(DEADLINE_MS)
+        trouble: list[str] = []
+        page = context.new_page()
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.goto(f"{backend.url}{path}?k={backend.link_key}")
+        try:
+            yield page
+            assert trouble == []
+            assert page.evaluate("() => document.documentElement.scrollWidth") == size[0]
+        finally:
+            context.close()
+
+    return opened
+
+
+@contextmanager
+def shop(home: Path, **agent: Any) -> Generator[tuple[Backend, Process]]:
+    """A backend and a connected daemon `mbp` with the agent `shop`."""
+    with running_backend(home / "server") as backend:
+        host_id, key = backend.create_host("mbp")
+        backend.create_agent(host_id, **({"driver": "scripted"} | agent))
+        with running_daemon(home / "laptop", backend.url, key) as daemon:
+            yield backend, daemon
+
+
+def write(page: Page, text: str) -> None:
+    page.get_by_role("textbox", name="Message shop").fill(text)
+    page.keyboard.press("Enter")
+
+
+def said(page: Page) -> Locator:
+    """What the agent has written, as it is shown."""
+    return page.locator(".message.from")
+
+
+def words_in(page: Page) -> list[str]:
+    return re.findall(r"word\d{3}", " ".join(said(page).all_inner_texts()))
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_an_answer_streams_through_a_reload_without_losing_or_doubling_a_character(
+    tmp_path: Path, window: Window, size: tuple[int, int]
+) -> None:
+    with shop(tmp_path) as (backend, _), window(backend, "/a/shop", size) as page:
+        expect(page).to_have_url(f"{backend.url}/a/shop")  # the key has left the address
+        write(page, f"@@say {' '.join(WORDS)}\n@@stream 40 0.05")
+        expect(page.get_by_text("on mbp · scripted agent started · answering")).to_be_visible()
+        expect(said(page)).to_contain_text("word012")
+        page.reload()
+        expect(said(page)).to_contain_text("word040")
+        seen = words_in(page)
+        assert len(seen) < len(WORDS)  # still being written
+        assert seen[:-1] == WORDS[: len(seen) - 1]
+        expect(page.get_by_text("on mbp · scripted agent started · replied")).to_be_visible()
+        expect(page.get_by_text("Worked for")).to_have_text(re.compile(r"^Worked for [2-6] s · "))
+        assert words_in(page) == WORDS
+
+        page.get_by_role("button", name=re.compile("scripted agent started · replied")).click()
+        rungs = page.get_by_role("list", name="Where this message has been")
+        expect(rungs.get_by_role("listitem")).to_have_count(7)
+        page.reload()
+        expect(said(page).last).to_contain_text("word119")
+        assert words_in(page) == WORDS
+
+
+def test_stop_stops_and_the_next_message_is_answered(tmp_path: Path, window: Window) -> None:
+    with shop(tmp_path) as (backend, _), window(backend, "/a/shop", NARROW) as page:
+        write(page, "@@sleep 60")
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(page.get_by_text("scripted agent started · stopped")).to_be_visible()
+        expect(page.get_by_text("Stopped after")).to_be_visible()
+        expect(page.get_by_role("textbox", name="Message shop")).to_be_focused()
+        write(page, "@@say still here")
+        expect(said(page).last).to_contain_text("still here")
+
+
+def test_a_failed_run_is_a_red_card_with_the_programs_last_words(
+    tmp_path: Path, window: Window
+) -> None:
+    fake = [sys.executable, str(FAKE_CLI)]
+    with (
+        shop(tmp_path, driver="claude_code", command=fake) as (backend, _),
+        window(backend, "/a/shop") as page,
+    ):
+        write(page, "@@stderr cannot open display\n@@crash 3")
+        card = page.locator(".failed-run")
+        for _ in ("as it happens", "after a reload"):
+            expect(card).to_contain_text("The program crashed")
+            expect(card).to_contain_text("exit 3")
+            expect(card).to_contain_text("cannot open display")
+            expect(page.get_by_text("failed: the program crashed")).to_be_visible()
+            page.reload()
+
+
+def test_a_program_that_is_not_installed_is_named_before_and_after(
+    tmp_path: Path, window: Window
+) -> None:
+    with (
+        shop(tmp_path, driver="claude_code") as (backend, _),
+        window(backend, "/a/shop", NARROW) as page,
+    ):
+        expect(page.get_by_text("Claude Code is missing on mbp").last).to_be_visible()
+        write(page, "hello")
+        card = page.locator(".failed-run")
+        expect(card).to_contain_text("Program not found on this machine")
+        expect(card).to_contain_text("npm install -g @anthropic-ai/claude-code")
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_a_machine_and_an_agent_are_added_with_what_the_page_shows(
+    tmp_path: Path, window: Window, size: tuple[int, int]
+) -> None:
+    home = tmp_path / "laptop"
+    home.mkdir()
+    with running_backend(tmp_path / "server") as backend, window(backend, size=size) as page:
+        page.get_by_role("link", name="Connect a machine").click()
+        page.get_by_label("What do you call it?").fill("mbp-ana")
+        page.get_by_role("button", name="Continue").click()
+        page.get_by_role("button", name="Just try it").click()
+        shown = page.get_by_role("group", name="the one-shot command").inner_text()
+        uvx, program, *rest = shlex.split(shown)
+        assert uvx == "uvx"
+        # uvx would fetch what is installed here.
+        daemon = Process([str(BIN / program), *rest], env=clean_environment(home), cwd=home)
+        try:
+            expect(page.get_by_text("mbp-ana is connected.")).to_be_visible()
+            expect(page.get_by_text("Found Scripted demo")).to_be_visible()
+            page.get_by_role("link", name="Add an agent on mbp-ana").click()
+            page.get_by_label("Name").fill("shop")
+            page.get_by_role("button", name="Add the agent").click()
+            expect(page.get_by_role("heading", name="Say something to shop")).to_be_visible()
+            write(page, "first words")
+            expect(said(page).last).to_contain_text("You said: first words")
+            expect(page.get_by_text("on mbp-ana · scripted agent started")).to_be_visible()
+        finally:
+            daemon.stop()
+        assert [*home.iterdir()] == []
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_a_machine_that_stops_is_said_to_be_offline_and_its_message_waits_for_it(
+    tmp_path: Path, window: Window, size: tuple[int, int]
+) -> None:
+    with shop(tmp_path) as (backend, daemon), window(backend, "/a/shop", size) as page:
+        expect(page.get_by_text("ready on mbp").last).to_be_visible()
+        daemon.stop()
+        expect(page.get_by_text(re.compile("What you write waits on the server"))).to_be_visible()
+        write(page, "@@say back again")
+        waits = r"mbp is offline since \d\d:\d\d, will be delivered when it is back"
+        expect(page.get_by_text(re.compile(waits))).to_be_visible()
+        with running_daemon(tmp_path / "laptop", backend.url, ""):
+            expect(said(page).last).to_contain_text("back again")
+            expect(page.get_by_text("scripted agent started · replied")).to_be_visible()
+
+
+@pytest.mark.real_cli
+def test_a_person_talks_with_the_real_claude(tmp_path: Path, window: Window) -> None:
+    with StubModel() as model, running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host("mbp")
+        backend.create_agent(host_id, driver="claude_code")
+        environment = claude_environment(model)
+        environment["PATH"] = os.pathsep.join([str(BIN), environment["PATH"]])
+        with (
+            running_daemon(tmp_path / "laptop", backend.url, key, **environment),
+            window(backend, "/a/shop") as page,
+        ):
+            write(page, '@@call send_message {"text": "hello from **claude**"}')
+            expect(said(page).locator("strong")).to_have_text("claude")
+            expect(page.get_by_text("on mbp · claude started · replied")).to_be_visible()
+            write(page, f"@@say {' '.join(WORDS)}\n@@stream 40 0.02")
+            expect(page.get_by_text("on mbp · claude started · replied")).to_have_count(2)
+            assert words_in(page) == WORDS
