@@ -46,6 +46,28 @@ async def test_hashed_files_are_kept_for_ever_and_missing_ones_are_missing(tmp_p
         assert (await client.get("/icon.svg")).headers["content-type"] == "image/svg+xml"
 
 
+async def test_large_assets_go_out_packed_to_who_can_unpack_them(tmp_path: Path) -> None:
+    build(tmp_path)
+    script = "let shop = 1;\n" * 1000
+    (tmp_path / "_ui" / "assets" / "index-big.js").write_text(script)
+    async with page_client(tmp_path) as client:
+        sizes: dict[str, int] = {}
+        for accepted in ("gzip, deflate, br", "identity", "gzip;q=0", "gzip; q=0.0", "GZIP;q=0.5"):
+            headers = {"Accept-Encoding": accepted}
+            answer = await client.get("/assets/index-big.js", headers=headers)
+            assert answer.text == script
+            assert answer.headers["vary"] == "Accept-Encoding"
+            assert "immutable" in answer.headers["cache-control"]
+            assert "javascript" in answer.headers["content-type"]
+            sizes[accepted] = int(answer.headers["content-length"])
+        packed = {accepted for accepted, size in sizes.items() if size < len(script) / 10}
+        assert packed == {"gzip, deflate, br", "GZIP;q=0.5"}
+        head = await client.head("/assets/index-big.js", headers={"Accept-Encoding": "gzip"})
+        assert (head.content, head.headers["content-encoding"]) == (b"", "gzip")
+        small = await client.get("/assets/index-abc.js")
+        assert "content-encoding" not in small.headers
+
+
 async def test_nothing_outside_the_built_page_can_be_read(tmp_path: Path) -> None:
     build(tmp_path)
     async with page_client(tmp_path) as client:
