@@ -3,6 +3,7 @@
 A thread writes, so that a slow or full disk delays nothing else; what it cannot take is dropped.
 """
 
+import copy
 import logging
 import logging.handlers
 import queue
@@ -22,6 +23,8 @@ KEPT_FILES: Final = 14
 MAX_BYTES: Final = 10_000_000
 
 _SECRET: Final = re.compile(r"\b(sk_machine_|cat_|sk-)[A-Za-z0-9_-]{6,}")
+#: What would steer a terminal, begin a line that nobody logged, or cannot be encoded.
+_STEERING: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -37,11 +40,12 @@ def logging_to(logs_dir: Path | None, *, debug: bool = False) -> Generator[None]
     for handler in handlers:
         handler.setFormatter(Lines())
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(WAITING)
-    entry = logging.handlers.QueueHandler(waiting)
+    entry = _Entry(waiting)
     listener = logging.handlers.QueueListener(waiting, *handlers)
     root = logging.getLogger()
     root.addHandler(entry)
-    root.setLevel(logging.DEBUG if debug else logging.WARNING)
+    # Not DEBUG: at that level libraries log the very bytes that they send, prompts and keys.
+    root.setLevel(logging.INFO if debug else logging.WARNING)
     logging.getLogger("cloudagent_daemon").setLevel(logging.DEBUG if debug else logging.INFO)
     listener.start()
     try:
@@ -51,6 +55,17 @@ def logging_to(logs_dir: Path | None, *, debug: bool = False) -> Generator[None]
         listener.stop()
         for handler in handlers:
             handler.close()
+
+
+class _Entry(logging.handlers.QueueHandler):
+    """Keeps message and traceback apart, which the library makes one text of."""
+
+    @override
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        kept = copy.copy(record)
+        # Now: what it speaks of may be another thing by the time the thread comes to it.
+        kept.msg, kept.args = record.getMessage(), None
+        return kept
 
 
 class Lines(logging.Formatter):
@@ -64,10 +79,10 @@ class Lines(logging.Formatter):
             f" {key}={value}" for key, value in vars(record).items() if key not in _STANDARD
         )
         text = f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z {record.levelname} {name} "
-        text += record.getMessage() + extra
+        lines = [text + record.getMessage() + extra]
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return without_secrets(text)
+            lines += self.formatException(record.exc_info).split("\n")
+        return without_secrets("\n".join(visible(line) for line in lines))
 
 
 class DailyFile(logging.Handler):
@@ -84,7 +99,11 @@ class DailyFile(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        self._file_for(record).emit(record)
+        try:
+            self._file_for(record).emit(record)
+        except OSError:  # somebody deleted it, or the disk is full: the next line begins anew
+            self._day = ""
+            self.handleError(record)
 
     @override
     def close(self) -> None:
@@ -110,9 +129,18 @@ class DailyFile(logging.Handler):
         self._path.touch(mode=0o600)
         self._file = logging.FileHandler(self._path, encoding="utf-8")
         self._file.setFormatter(self.formatter)
-        for old in sorted(self._dir.glob("daemon-*.log"))[:-KEPT_FILES]:
+        for old in sorted(self._dir.glob("daemon-*.log"), key=_written_at)[:-KEPT_FILES]:
             old.unlink(missing_ok=True)
         return self._file
+
+
+def _written_at(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def visible(text: str) -> str:
+    """One line of `text`, with nothing in it that could steer a terminal."""
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def without_secrets(text: str) -> str:

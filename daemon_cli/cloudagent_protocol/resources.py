@@ -25,7 +25,7 @@ from cloudagent_protocol.ids import (
 Name = Annotated[
     str,
     StringConstraints(
-        strip_whitespace=True, min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$"
+        strip_whitespace=True, min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"
     ),
 ]
 #: On an id that a caller sends: bounded, and checked to be text that UTF-8 can spell.

@@ -57,3 +57,13 @@ def test_a_log_line_has_its_facts_and_no_secret() -> None:
     assert line.endswith("INFO api.link key sk_machine_... action=attach")
     assert "secret-key" not in without_secrets("GET /?k=secret-key HTTP")
     assert "abcdefgh" not in without_secrets("token cat_abcdefgh12 crt_abcdefgh12 eyJabcdefgh.x.y")
+
+
+def test_a_log_line_cannot_steer_a_terminal_or_pretend_to_be_two() -> None:
+    made = {"name": "x", "levelname": "INFO", "msg": "agent %s", "host": "\x9b2J"}
+    record = logging.makeLogRecord(made)
+    record.args = ("\x1b]0;owned\x07\n2026-01-01T00:00:00.000Z INFO forged",)
+    line = Lines().format(record)
+    assert line.endswith(
+        r"agent \x1b]0;owned\x07\n2026-01-01T00:00:00.000Z INFO forged host=\x9b2J"
+    )

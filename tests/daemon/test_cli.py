@@ -19,6 +19,7 @@ from anyio.streams.text import TextReceiveStream
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.events import Finished, Started
 from cloudagent_protocol.frames import Deliver, HostReport, RunReport, Send
+from cloudagent_protocol.ids import HostId
 from fakes.backend import KEY, ScriptedBackend, scripted_backend
 
 PROGRAM = str(Path(sys.executable).parent / "cloudagent-daemon")
@@ -250,6 +251,25 @@ async def test_status_has_the_same_fields_whether_or_not_a_daemon_runs(home: Hom
             assert wanted <= set(report)
             assert report["schema"] == "cloudagent.status/1"
             assert report["pid"] == daemon.process.pid
+
+
+async def test_what_a_server_or_a_file_says_cannot_steer_the_terminal(home: Home) -> None:
+    async with scripted_backend() as backend:
+        backend.host_id = HostId("host_1\x1b]0;owned\x07\x9b2J\u202e")
+        backend.agent = backend.agent.model_copy(update={"name": "Ada\x1b[2J"})
+        said = await home.command(
+            "login", "--server", backend.url, "--api-key-file", "-", stdin=KEY
+        )
+        async with home.started() as daemon:
+            await daemon.until("Connected")
+            await backend.reported(HostReport)
+            shown = [*said, *await home.command("status"), *await home.command("list-profiles")]
+            shown += await home.command("agent", "register", "--agent-id", "a", "--name", "\x1b[2J")
+            shown += [*await home.command("agent", "list"), daemon.output]
+    told = "".join(str(part) for part in shown)
+    assert told.count("host_1") >= 3
+    assert "Ada" in told
+    assert not set(told) & set("\x1b\x07\x9b\u202e")
 
 
 async def test_a_configuration_that_cannot_be_used_exits_78(home: Home) -> None:

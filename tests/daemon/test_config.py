@@ -1,12 +1,13 @@
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from cloudagent_daemon import config, lock, profile, status
 from cloudagent_daemon.config import ConfigError, Limits, NotLoggedInError, Stored
-from cloudagent_daemon.log import DailyFile, without_secrets
+from cloudagent_daemon.log import DailyFile, logging_to, without_secrets
 from cloudagent_daemon.paths import Paths
 
 STORED = Stored("https://a.example", "sk_machine_x", "host_1")
@@ -176,6 +177,30 @@ def test_keys_and_tokens_never_reach_the_log() -> None:
     assert without_secrets(text) == "key sk_machine_… token cat_… model sk-…"
 
 
+def test_a_log_line_cannot_steer_a_terminal_or_pretend_to_be_two(tmp_path: Path) -> None:
+    with logging_to(tmp_path):
+        try:
+            int("\x1b]0;owned\x07")
+        except ValueError:
+            name = "shop\x9b2J\n2026-01-01T00:00:00.000Z INFO forged \ud800"
+            logging.getLogger("cloudagent_daemon.x").exception("agent %s", name)
+    [file] = tmp_path.iterdir()
+    first, second, *rest = file.read_text("utf-8").splitlines()
+    assert r"agent shop\x9b2J\n2026-01-01" in first
+    assert second == "Traceback (most recent call last):"
+    assert rest[-1].startswith("ValueError: ")
+    assert not set("".join(rest)) & set("\x1b\x07")
+
+
+def test_debugging_shows_our_own_steps_and_not_what_libraries_send(tmp_path: Path) -> None:
+    with logging_to(tmp_path, debug=True):
+        logging.getLogger("websockets.client").debug("> TEXT %s", "the prompt")
+        logging.getLogger("cloudagent_daemon.x").debug("our step")
+    [file] = tmp_path.iterdir()
+    assert "our step" in file.read_text()
+    assert "the prompt" not in file.read_text()
+
+
 def test_a_day_has_a_log_file_and_a_full_one_goes_on_in_the_next(tmp_path: Path) -> None:
     handler = DailyFile(tmp_path, max_bytes=100)
     for second in (0, 1, 2):
@@ -189,3 +214,29 @@ def test_a_day_has_a_log_file_and_a_full_one_goes_on_in_the_next(tmp_path: Path)
         "daemon-2026-05-28.log",
         "daemon-2026-05-29.log",
     ]
+
+
+def test_a_log_file_that_somebody_deletes_is_begun_again(tmp_path: Path) -> None:
+    handler = DailyFile(tmp_path)
+    for text in ("one", "two", "three"):
+        handler.emit(logging.makeLogRecord({"msg": text, "created": 1_780_000_000}))
+        if text == "one":
+            (tmp_path / "daemon-2026-05-28.log").unlink()
+    handler.close()
+    assert (tmp_path / "daemon-2026-05-28.log").read_text() == "three\n"
+
+
+def test_a_day_of_very_many_log_files_ends_the_oldest_not_the_newest(tmp_path: Path) -> None:
+    handler = DailyFile(tmp_path, max_bytes=0)
+    for n in range(30):
+        handler.emit(logging.makeLogRecord({"msg": f"{n}", "created": 1_780_000_000}))
+        for back, path in enumerate(sorted(tmp_path.iterdir(), key=_part)[::-1]):
+            os.utime(path, (1_780_000_000 - back, 1_780_000_000 - back))
+    handler.close()
+    assert max(map(_part, tmp_path.iterdir())) == 29
+    assert min(map(_part, tmp_path.iterdir())) == 16
+
+
+def _part(path: Path) -> int:
+    part = path.name.split(".")[1]
+    return int(part) if part.isdecimal() else 0

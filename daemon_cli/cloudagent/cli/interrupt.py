@@ -18,4 +18,4 @@ def interrupt(
     for run in stopped:
         terminal.show(run.id)
     if not stopped:
-        terminal.say(f"{handle.name} is not at work")
+        terminal.say(terminal.safe(f"{handle.name} is not at work"))

@@ -72,7 +72,7 @@ def _send_and_wait(
         )
         raise typer.Exit(terminal.ExitCode.FAILED)
     if not result.messages and not as_json:
-        terminal.say(f"{agent.name} chose to stay silent: {terminal.safe(result.detail)}")
+        terminal.say(terminal.safe(f"{agent.name} chose to stay silent: {result.detail}"))
 
 
 def _follow(turn: "Turn", timeout_s: float | None, *, quiet: bool) -> "TurnResult":

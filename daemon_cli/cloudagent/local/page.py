@@ -38,4 +38,6 @@ async def offer(page: Page, report: Report, *, browser: bool) -> None:
         port = ports.of(page.url)
         host = socket.gethostname()
         terminal.say(f"            over SSH, first: ssh -L {port}:127.0.0.1:{port} {host}")
-    terminal.say(f"  Script    cloudagent send {shlex.quote(page.agent)} hello --wait")
+    terminal.say(
+        f"  Script    cloudagent send {shlex.quote(terminal.safe(page.agent))} hello --wait"
+    )

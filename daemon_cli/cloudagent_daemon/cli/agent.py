@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cloudagent_daemon.cli.options import USAGE, CommandError, Commands, Here
+from cloudagent_daemon.cli.options import USAGE, CommandError, Commands, Here, safe
 from cloudagent_daemon.cli.status import look
 
 _ARCHIVE: Final = ".archive"
@@ -78,7 +78,7 @@ def run_list(arguments: argparse.Namespace) -> int:
         body = {"schema": "cloudagent.agents/1", "profile": here.profile, "agents": found}
         print(json.dumps(body))
     elif found:
-        print("\n".join(_line(agent) for agent in found))
+        print(safe("\n".join(_line(agent) for agent in found)))
     else:
         print(f"no agents have worked here yet ({here.paths.agents_dir})")
     return 0

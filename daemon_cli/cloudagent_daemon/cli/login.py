@@ -14,6 +14,7 @@ from cloudagent_daemon.cli.options import (
     CommandError,
     Commands,
     Here,
+    safe,
 )
 
 _PATH: Final = "/v1/daemon/host"
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     stored = config.read_file(here.paths.config)
     kept = config.Stored(server_url, key, host["id"], ca_file=ca_file)
     config.write_file(here.paths.config, replace(kept, limits=stored.limits) if stored else kept)
-    print(f"logged in to {server_url} as {host['id']} ({host['name']}), profile {here.profile}")
+    who = f"{host['id']} ({host['name']})"
+    print(safe(f"logged in to {server_url} as {who}, profile {here.profile}"))
     print(f"  next  {here.command('start')}", file=sys.stderr)
     return 0
 

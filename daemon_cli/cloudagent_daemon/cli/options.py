@@ -33,9 +33,14 @@ class CommandError(Exception):
         self.what, self.why, self.next_step, self.code = what, why, next_step, code
 
 
+def safe(text: str) -> str:
+    """Text of somebody else, with nothing in it that could steer a terminal; its lines stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def complain(what: str, why: str, next_step: str) -> None:
     """Says the three lines of an error."""
-    print(f"error: {what}\n  why:  {why}\n  next: {next_step}", file=sys.stderr)
+    print(safe(f"error: {what}\n  why:  {why}\n  next: {next_step}"), file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):

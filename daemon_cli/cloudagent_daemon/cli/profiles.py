@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from cloudagent_daemon import profile
-from cloudagent_daemon.cli.options import Commands, Here
+from cloudagent_daemon.cli.options import Commands, Here, safe
 from cloudagent_daemon.cli.status import look
 
 
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"schema": "cloudagent.profiles/1", "profiles": found}))
     elif found:
-        print("\n".join(line for entry in found for line in _lines(entry)))
+        print(safe("\n".join(line for entry in found for line in _lines(entry))))
     else:
         print(f"no profiles\n  next  {here.command('login --server URL')}")
     return 0

@@ -16,6 +16,7 @@ from cloudagent_daemon.cli.options import (
     Commands,
     Here,
     complain,
+    safe,
 )
 
 
@@ -124,7 +125,7 @@ def _serve(settings: config.Settings, logs_dir: Path | None, lock_inode: int | N
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(safe(line), flush=True)
 
 
 def _path(text: str | None) -> Path | None:

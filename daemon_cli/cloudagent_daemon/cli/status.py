@@ -12,6 +12,7 @@ from cloudagent_daemon.cli.options import (
     UNREACHABLE,
     Commands,
     Here,
+    safe,
 )
 
 _EXIT: Final = {
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
     else:
-        print("\n".join(_lines(here, report, time.time())))
+        print(safe("\n".join(_lines(here, report, time.time()))))
     return _EXIT[report["state"]]
 
 
