@@ -263,6 +263,9 @@ async def test_what_a_server_or_a_file_says_cannot_steer_the_terminal(home: Home
         async with home.started() as daemon:
             await daemon.until("Connected")
             await backend.reported(HostReport)
+            with anyio.fail_after(10):
+                while not (await home.status())["agents"]:
+                    continue  # it is written a moment after the connection
             shown = [*said, *await home.command("status"), *await home.command("list-profiles")]
             shown += await home.command("agent", "register", "--agent-id", "a", "--name", "\x1b[2J")
             shown += [*await home.command("agent", "list"), daemon.output]
