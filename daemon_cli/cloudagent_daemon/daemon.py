@@ -82,12 +82,12 @@ class Daemon:
             self._hello,
             self._live.all,
         )
-        uplink = SpoolUplink(spool, self.client, self._live)
+        self._uplink = SpoolUplink(spool, self.client, self._live)
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir)
         self.queue = RunQueue(
             spool,
-            Runner(settings, self._bridge, uplink),
-            uplink,
+            Runner(settings, self._bridge, self._uplink),
+            self._uplink,
             max_runs=settings.max_runs,
         )
 
@@ -170,7 +170,7 @@ class Daemon:
         self._say("Detected runtimes:")
         for runtime in self._runtimes:
             self._say(f"  {_line(runtime)}")
-        await self._spool.append(HostReport(runtimes=self._runtimes))
+        await self._uplink.report(HostReport(runtimes=self._runtimes))
         host = self._settings.host_id or await self._host_id()
         server = self._settings.server_url
         self._say(f"Connecting to {server} as host {host or '(the backend will name it)'}")
@@ -213,7 +213,10 @@ async def run(settings: Settings, say: Callable[[str], None], lock_inode: int | 
     old_state = old_state_file(state_dir) if state_dir else None
     ending = Ending()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_spool(spool_path, old_state) as spool, anyio.create_task_group() as tasks:
+        async with (
+            open_spool(spool_path, old_state, settings.host_id) as spool,
+            anyio.create_task_group() as tasks,
+        ):
             daemon = Daemon(settings, spool, say)
             tasks.start_soon(_obey, signals, ending)
             if settings.home and lock_inode is not None:
@@ -255,10 +258,10 @@ async def _any_of(events: Iterable[anyio.Event]) -> None:
 
 async def _guard_lock(paths: Paths, inode: int, ending: Ending) -> None:
     """Somebody may delete the lock file: a second daemon could then start beside this one."""
-    # No event tells of it, so it is looked up.
-    while await run_sync(lock.still_ours, paths.lock, inode):
-        with anyio.move_on_after(LOCK_CHECK_S):
-            await ending.requested.wait()
+    while True:
+        if not await run_sync(lock.still_ours, paths.lock, inode):
+            break
+        await anyio.sleep(LOCK_CHECK_S)  # no event tells of it, so it is looked up
     logger.error("%s was deleted; restarting", paths.lock, extra={"action": "lock_lost"})
     ending.request(RESTART_ME)
 

@@ -98,13 +98,28 @@ async def test_changes_are_followed_by_their_number(tmp_path: Path) -> None:
         assert third.waiting.interrupted_by == "Ana"
 
 
-async def test_a_dropped_delivery_shows_as_over_and_is_not_run_again(tmp_path: Path) -> None:
+async def test_a_dropped_delivery_shows_as_over(tmp_path: Path) -> None:
     async with open_spool(None) as spool:
         await spool.receive([delivery(1)], 1)
         await spool.drop([DeliveryId("dlv_1")])
         assert [c.waiting for c in await spool.changes_after(1)] == [None]
-        await spool.receive([delivery(1, seq=2)], 2)
-        assert await waiting_ids(spool) == []
+        assert await spool.held() == []
+
+
+async def test_a_dropped_delivery_that_a_restored_backend_wants_again_is_taken_in_anew() -> None:
+    async with open_spool(None) as spool:
+        await spool.receive(
+            [delivery(1), Interrupt(seq=2, delivery_id=DeliveryId("dlv_1"), actor="Ana")], 2
+        )
+        await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 42, 1.5), 1)
+        await spool.drop([DeliveryId("dlv_1")])
+        number = spool.marks.changes
+        await spool.receive([delivery(1, seq=3)], 3)
+        [change] = await spool.changes_after(number)
+        assert change.waiting
+        assert change.waiting.deliver.message.text == "hello"
+        assert (change.waiting.attempts, change.waiting.interrupted_by) == (1, None)
+        assert await spool.held() == ["dlv_1"]
 
 
 async def test_the_end_of_a_run_closes_its_delivery_and_goes_out_once() -> None:
@@ -192,6 +207,22 @@ async def test_a_file_that_cannot_be_opened_is_an_error_not_a_reset(tmp_path: Pa
     with pytest.raises(SpoolError, match="cannot be opened"):
         async with open_spool(tmp_path / "state.db"):
             pass
+
+
+async def test_another_hosts_memory_is_set_aside_not_sent_in_this_ones_name(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    async with open_spool(path, host_id="host_1") as spool:
+        await spool.receive([delivery(1)], 1)
+        await spool.append(report("of an agent of host_1"))
+    async with open_spool(path, host_id="host_1") as spool:
+        assert (spool.marks.last, spool.note) == (1, None)
+    async with open_spool(path, host_id="host_2") as spool:
+        assert spool.note
+        assert spool.note.startswith("state.db was that of host_1; set aside as state.db.host_1-")
+        assert (spool.marks.last, await waiting_ids(spool)) == (0, [])
+    [aside] = tmp_path.glob("state.db.host_1-*")
+    async with open_spool(aside, host_id="host_1") as spool:
+        assert (spool.marks.last, spool.note) == (1, None)
 
 
 async def test_the_file_is_private(tmp_path: Path) -> None:

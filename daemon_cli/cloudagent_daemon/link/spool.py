@@ -145,14 +145,16 @@ class Spool:
 
 
 @asynccontextmanager
-async def open_spool(path: Path | None, old_state: Path | None = None) -> AsyncGenerator[Spool]:
-    """The spool in `path`, or in memory; takes over what `old_state` (state.json) knows.
+async def open_spool(
+    path: Path | None, old_state: Path | None = None, host_id: str | None = None
+) -> AsyncGenerator[Spool]:
+    """The host's spool in `path`, or in memory; takes over what `old_state` (state.json) knows.
 
     Raises:
         NewerSpoolError: a newer daemon wrote the file.
         SpoolError: it cannot be opened.
     """
-    connection, note = await run_sync(_prepare, path, old_state)
+    connection, note = await run_sync(_prepare, path, old_state, host_id)
     if note:
         logger.error("%s", note, extra={"action": "spool_set_aside"})
     async with committing(connection, tables.marks) as committer:
@@ -160,8 +162,10 @@ async def open_spool(path: Path | None, old_state: Path | None = None) -> AsyncG
         yield Spool(committer, note)
 
 
-def _prepare(path: Path | None, old_state: Path | None) -> tuple[sqlite3.Connection, str | None]:
-    connection, note = tables.connect(path)
+def _prepare(
+    path: Path | None, old_state: Path | None, host_id: str | None
+) -> tuple[sqlite3.Connection, str | None]:
+    connection, note = tables.connect(path, host_id)
     if old_state is not None and old_state.exists():
         try:
             tables.import_old_state(connection, old_state)

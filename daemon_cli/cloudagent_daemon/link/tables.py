@@ -23,6 +23,7 @@ REMEMBERED: Final = 20_000
 _SCHEMA = """
 CREATE TABLE link (
     one INTEGER PRIMARY KEY CHECK (one = 1),
+    host_id TEXT,                         -- the host whose memory this is; NULL if not known
     epoch TEXT,
     accepted INTEGER NOT NULL DEFAULT 0,  -- the backend's last frame that is here
     acked INTEGER NOT NULL DEFAULT 0,     -- our last frame that is there
@@ -109,10 +110,11 @@ class Watermarks:
 # --- the file -------------------------------------------------------------------------
 
 
-def connect(path: Path | None) -> tuple[sqlite3.Connection, str | None]:
-    """The spool in `path` (None: in memory), and a note if the file that was there is unreadable.
+def connect(path: Path | None, host_id: str | None = None) -> tuple[sqlite3.Connection, str | None]:
+    """The spool in `path` (None: in memory), and a note if the file that was there is of no use.
 
-    Such a file is set aside as `state.db.corrupt-<time>`, never overwritten.
+    One that is unreadable is set aside as `state.db.corrupt-<time>`. So is one of another host: what
+    it would say is about agents that this host may not speak for. Nothing is overwritten.
 
     Raises:
         NewerSpoolError: its schema is newer than this daemon.
@@ -121,17 +123,37 @@ def connect(path: Path | None) -> tuple[sqlite3.Connection, str | None]:
     if path is None:
         return _open(":memory:"), None
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    note: str | None = None
     try:
-        return _open(str(path)), None
+        connection = _open(str(path))
     except sqlite3.OperationalError as error:
         raise SpoolError(f"{path} cannot be opened: {error}") from error
     except sqlite3.DatabaseError as error:
-        aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-        for tail in ("", "-wal", "-shm"):
-            part = path.with_name(path.name + tail)
-            if part.exists():
-                part.rename(aside.with_name(aside.name + tail))
-        return _open(str(path)), f"{path.name} was unreadable ({error}); set aside as {aside.name}"
+        note = f"{path.name} was unreadable ({error}); set aside as {_set_aside(path, 'corrupt')}"
+        connection = _open(str(path))
+    if host_id is not None and (owner := _owner(connection, host_id)) != host_id:
+        connection.close()
+        note = f"{path.name} was that of {owner}; set aside as {_set_aside(path, owner)}"
+        connection = _open(str(path))
+        _owner(connection, host_id)
+    return connection, note
+
+
+def _set_aside(path: Path, why: str) -> str:
+    aside = path.with_name(f"{path.name}.{why}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    for tail in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + tail)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + tail))
+    return aside.name
+
+
+def _owner(connection: sqlite3.Connection, host_id: str) -> str:
+    """The host whose memory it is: this one, if it was nobody's yet."""
+    [(owner,)] = connection.execute("SELECT host_id FROM link").fetchall()
+    if owner is None:
+        connection.execute("UPDATE link SET host_id = ?", (host_id,))
+    return owner or host_id
 
 
 def _open(name: str) -> sqlite3.Connection:
@@ -206,17 +228,24 @@ def receive(c: sqlite3.Connection, frames: Iterable[Numbered], accepted: int) ->
 def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
     """Keeps a delivery once.
 
-    One that is over here is answered with its ending once more: the backend would not ask if it
-    knew.
+    The backend repeats what is over here only if its own history was lost. What ended here is
+    answered with its ending once more; what was dropped has none, and is taken in anew.
     """
-    row = c.execute("SELECT ending FROM inbox WHERE id = ?", (frame.delivery_id,)).fetchone()
-    if row is None:
+    row = c.execute(
+        "SELECT finished_at IS NULL, ending FROM inbox WHERE id = ?", (frame.delivery_id,)
+    ).fetchone()
+    unfinished, ending = row or (False, None)
+    if unfinished:
+        return
+    if ending is None:
         c.execute(
-            "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)",
+            "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET changed = excluded.changed, frame = excluded.frame,"
+            " interrupted_by = NULL, finished_at = NULL",
             (frame.delivery_id, frame.delivery_seq, _next_change(c), frame.model_dump_json()),
         )
-    elif row[0] and not c.execute("SELECT 1 FROM outbox WHERE body = ?", row).fetchone():
-        append(c, row[0])
+    elif not c.execute("SELECT 1 FROM outbox WHERE body = ?", (ending,)).fetchone():
+        append(c, ending)
 
 
 def _next_change(c: sqlite3.Connection) -> int:
