@@ -114,8 +114,11 @@ class Link:
         """Judge a numbered frame that came in.
 
         Raises:
-            ProtocolError: one is missing before it; the connection must be resumed.
+            ProtocolError: it lacks its number, or one is missing before it; the connection must be
+                resumed.
         """
+        if seq < 1:
+            raise ProtocolError("a numbered frame without its number")
         if seq <= self.accepted:
             return Duplicate(self.accepted)
         if seq <= self.received:
@@ -143,13 +146,18 @@ class Link:
         """Whether a heartbeat should go out now."""
         return now - self._spoke_at >= self.heartbeat_s
 
+    @property
+    def dies_at(self) -> float:
+        """When the peer is taken for dead, unless something comes in before."""
+        return self._heard_at + self.silence_s
+
     def dead(self, now: float) -> bool:
         """Whether the peer has been silent for too long; the close code is `HEARTBEAT_MISSED`."""
-        return now - self._heard_at >= self.silence_s
+        return now >= self.dies_at
 
     def next_deadline(self) -> float:
         """When to look again at `heartbeat_due` and `dead`."""
-        return min(self._spoke_at + self.heartbeat_s, self._heard_at + self.silence_s)
+        return min(self._spoke_at + self.heartbeat_s, self.dies_at)
 
 
 def resume(*, outbox_acked: int, outbox_last: int, peer_has: int) -> int:

@@ -9,6 +9,9 @@ import anyio
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from cloudagent_backend.api.link import _Connection
+from cloudagent_backend.delivery.hub import Session
+from cloudagent_backend.delivery.reports import Machine
 from cloudagent_backend.store import outbox
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.events import Outcome, Reason
@@ -19,11 +22,13 @@ from cloudagent_protocol.frames import (
     Answer,
     Deliver,
     Heartbeat,
+    HostReport,
     Interrupt,
     ListMessages,
     Query,
     UnknownFrame,
 )
+from cloudagent_protocol.link import Link
 from cloudagent_protocol.resources import Message, Trace
 from fakes.daemon import connection
 from fakes.desk import Run, hello
@@ -398,3 +403,34 @@ async def test_many_frames_at_once_are_kept_in_order(tmp_path: Path) -> None:
         async with backend.client() as client:
             answer = await client.get(f"/v1/runs/{run.id}/events", params={"limit": 500})
             assert [e["seq"] for e in answer.json()["data"]] == list(range(1, 203))
+
+
+async def test_a_peer_that_reads_nothing_is_let_go_all_the_same(tmp_path: Path) -> None:
+    async with (
+        running_backend(tmp_path, heartbeat_s=0.2, silence_s=1.0) as backend,
+        link_of(backend, max_queue=1) as daemon,
+    ):
+        for _ in range(32):  # more than all buffers between the two can hold
+            await backend.post("\x01" * 100_000)
+        await daemon.greet()
+        await wait_for_state(backend, "online")
+        with anyio.fail_after(8):
+            await wait_for_state(backend, "offline")
+
+
+async def test_what_came_before_a_newer_connection_is_not_applied_after_it(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend:
+        world, host = backend.world, backend.ana.host
+        session = Session(host.id)
+        older = _Connection(
+            world, None, Machine(host.id, backend.ana.user_id, host.name), session
+        )  # its socket is not used
+        world.hub.attach(session)
+        async with link_of(backend) as newer:
+            await newer.greet()
+            link = Link(accepted=6, acked=0, now=0.0)
+            link.receive(7)
+            await older._apply(link, [HostReport(seq=7, runtimes=[])])
+            row = await world.database.read(lambda c: outbox.link(c, host.id))
+            assert row
+            assert row.accepted == 0

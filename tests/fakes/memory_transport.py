@@ -24,7 +24,10 @@ class MemoryStream:
     async def send(self, text: str | bytes) -> None:
         if self.closed:
             raise self.closed
-        await self._out.send(text)
+        try:
+            await self._out.send(text)
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            raise self.closed or LinkClosedError(1006) from error
 
     async def receive(self) -> str:
         try:

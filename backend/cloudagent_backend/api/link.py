@@ -52,6 +52,7 @@ _INBOX: Final = 32
 _MAX_ANSWER: Final = 1_000_000
 #: Bytes that a close frame's reason may have (RFC 6455 §5.5).
 _MAX_REASON: Final = 120
+_CLOSE_DEADLINE_S: Final = 2.0
 
 _Inbound = Reported | Query
 
@@ -102,7 +103,8 @@ async def _receive(websocket: WebSocket) -> Frame:
 async def _close(websocket: WebSocket, code: CloseCode, reason: str) -> None:
     short = reason.encode()[:_MAX_REASON].decode(errors="ignore")
     try:
-        await websocket.close(code, short)
+        with anyio.move_on_after(_CLOSE_DEADLINE_S):  # a peer that reads nothing takes no close
+            await websocket.close(code, short)
     except (RuntimeError, WebSocketDisconnect):
         logger.debug("closed from the other side", extra={"action": "close"})
 
@@ -234,7 +236,9 @@ class _Connection:
             if link.dead(now):
                 raise ProtocolError("nothing was heard", CloseCode.HEARTBEAT_MISSED)
             if link.heartbeat_due(now):
-                await self._send(link, Heartbeat())
+                # A network that takes nothing must not hide that nothing comes either.
+                with anyio.move_on_after(link.dies_at - now):
+                    await self._send(link, Heartbeat())
             await anyio.sleep(max(0.01, link.next_deadline() - time.monotonic()))
 
     # --- one frame, one group ---
@@ -259,8 +263,6 @@ class _Connection:
                 raise ProtocolError(f"a {frame.type} is not for a backend")
 
     async def _is_fresh(self, link: Link, seq: int) -> bool:
-        if seq < 1:
-            raise ProtocolError("a numbered frame without its number")
         verdict = link.receive(seq)
         if isinstance(verdict, Duplicate):
             await self._send(link, Ack(seq=verdict.ack))
@@ -268,6 +270,8 @@ class _Connection:
         return True
 
     async def _apply(self, link: Link, group: Sequence[_Inbound]) -> None:
+        if self._session.closed.is_set():
+            return  # a newer connection may have begun another history since these came
         reported = [frame for frame in group if not isinstance(frame, Query)]
         if reported:
             applied = Applied()

@@ -235,7 +235,9 @@ class Connection:
                 why = f"nothing heard for {self._link.silence_s:g} s"
                 raise ProtocolError(why, CloseCode.HEARTBEAT_MISSED)
             if self._link.heartbeat_due(now):
-                await self._send(Heartbeat(running=self._running()))
+                # A network that takes nothing must not hide that nothing comes either.
+                with anyio.move_on_after(self._link.dies_at - now):
+                    await self._send(Heartbeat(running=self._running()))
             await anyio.sleep(max(0.0, self._link.next_deadline() - time.monotonic()))
 
     async def _send(self, frame: Any) -> None:
