@@ -5,9 +5,12 @@ A run's events are numbered from 1 without gaps. Whoever stores or shows them is
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Discriminator, Field, Tag
+
+#: What JavaScript counts exactly, and every database keeps.
+MAX_NUMBER: Final = 2**53
 
 
 class Outcome(StrEnum):
@@ -60,7 +63,7 @@ class _Event(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     #: Position in the run, from 1. A driver yields 0; the runner numbers.
-    seq: int = 0
+    seq: int = Field(default=0, ge=0, le=MAX_NUMBER)
     at: AwareDatetime
 
 
@@ -69,7 +72,7 @@ class Started(_Event):
 
     type: Literal["started"] = "started"
     driver: str
-    attempt: int = 1
+    attempt: int = Field(default=1, ge=1, le=MAX_NUMBER)
     launch_id: str
     pid: int | None = None
     #: Whether it resumes an earlier session of this conversation.

@@ -41,6 +41,12 @@ def test_a_run_event_of_an_unknown_type_is_kept_whole() -> None:
     assert json.loads(frames.encode(frames.decode(json.dumps(golden)))) == golden
 
 
+def _report(kind: str, **event: object) -> str:
+    golden = json.loads((GOLDEN / "run_report.json").read_text())
+    golden["event"] = {"type": kind, "at": "2026-11-20T09:00:00Z"} | event
+    return json.dumps(golden)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -60,6 +66,9 @@ def test_a_run_event_of_an_unknown_type_is_kept_whole() -> None:
         '{"type": "heartbeat", "running": {}}',
         "[" * 100_000,
         '{"type": "ack", "seq": NaN}',
+        _report("text", block=0, text="", seq=2**70),
+        _report("text", block=0, text="", seq=-1),
+        _report("started", driver="x", launch_id="l", attempt=2**70),
         b'{"type": "heartbeat"}',
     ],
     ids=lambda data: repr(data[:30]),
