@@ -1,10 +1,12 @@
 """The verbs of delivery on a real database: what a message goes through, and what machines may do."""
 
 import json
+from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from cloudagent_backend.delivery.errors import Refused
@@ -421,6 +423,18 @@ async def test_a_message_that_fits_no_frame_is_dead_not_stuck(tmp_path: Path) ->
         assert frames[0].seq == 1
         [row] = await desk.rows(huge)
         assert (row.state, row.reason) == ("dead", "too_large")
+
+
+async def test_who_follows_is_told_at_once_of_a_message_that_is_given_up(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.say("\x01" * 190_000)
+        before = (await desk.log())[-1].id
+        async with aclosing(desk.fanout.follow(desk.user_id, before)) as rows:
+            assert (await anext(rows)).type == "ping"
+            with anyio.fail_after(5):
+                async with anyio.create_task_group() as tg:
+                    tg.start_soon(desk.service.lease, [desk.machine.host_id])
+                    assert json.loads((await anext(rows)).data)["state"] == "dead"
 
 
 async def test_an_agent_reads_its_conversation_and_no_other(tmp_path: Path) -> None:

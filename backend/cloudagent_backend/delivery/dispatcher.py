@@ -7,7 +7,6 @@ from typing import Final
 
 import anyio
 
-from cloudagent_backend.delivery import sending
 from cloudagent_backend.delivery.hub import Hub
 from cloudagent_backend.delivery.service import Service
 from cloudagent_backend.store import clock, events
@@ -54,15 +53,9 @@ class Dispatcher:
         for start in range(0, len(host_ids), _HOSTS_AT_ONCE):
             some = host_ids[start : start + _HOSTS_AT_ONCE]
             try:
-                served = await self._database.write(lambda c, some=some: self._lease(c, some))
+                await self._service.lease(some)
             except sqlite3.Error:
                 logger.exception("leasing failed; the poll tries again", extra={"action": "lease"})
-                continue
-            for host_id in served:
-                self._hub.hint(host_id)
-
-    def _lease(self, c: sqlite3.Connection, host_ids: list[HostId]) -> list[HostId]:
-        return [h for h in host_ids if sending.lease(c, h, self._service.window)]
 
     async def _trim(self) -> None:
         while True:

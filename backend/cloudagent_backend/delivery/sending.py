@@ -145,10 +145,10 @@ def _queue(
     return deliveries.insert(c, row, rungs)
 
 
-def lease(c: sqlite3.Connection, host_id: HostId, window: int) -> bool:
+def lease(c: sqlite3.Connection, host_id: HostId, window: int) -> list[DeliveryRow]:
     """Number frames for as many queued deliveries as the host's window has room for.
 
-    Returns whether there are any.
+    Returns those that are queued no more: leased, or given up.
     """
     room = window - deliveries.in_flight_count(c, host_id)
     rows = deliveries.queued(c, host_id, room) if room > 0 else []
@@ -165,7 +165,7 @@ def lease(c: sqlite3.Connection, host_id: HostId, window: int) -> bool:
             except ProtocolError:
                 detail = "the message and its agent's settings do not fit into one frame"
                 _give_up(c, leased, detail, "too_large")
-    return bool(rows)
+    return rows
 
 
 def _give_up(c: sqlite3.Connection, row: DeliveryRow, detail: str, reason: str) -> None:

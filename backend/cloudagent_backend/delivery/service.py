@@ -47,7 +47,7 @@ class Service:
         self._hub = hub
         self._fanout = fanout
         self._backlog_cap = backlog_cap
-        self.window = window
+        self._window = window
         #: Rung when a host has work; the dispatcher listens.
         self.hints = Hints()
 
@@ -137,6 +137,16 @@ class Service:
         for run_id in machine.live - {run.id for run in alive}:  # its host was removed
             self._fanout.run_finished(machine.user_id, run_id)
         self._fanout.notify(machine.user_id)
+
+    async def lease(self, host_ids: Sequence[HostId]) -> None:
+        """Put queued deliveries on their way, as far as these hosts have room."""
+        rows = await self._database.write(
+            lambda c: [row for one in host_ids for row in sending.lease(c, one, self._window)]
+        )
+        for host_id in {row.host_id for row in rows}:
+            self._hub.hint(host_id)
+        for user_id in {row.user_id for row in rows}:  # one that was given up is told
+            self._fanout.notify(user_id)
 
     async def sent(self, machine: Machine, delivery_ids: Sequence[DeliveryId]) -> None:
         """The frames of these deliveries were written to the socket."""
