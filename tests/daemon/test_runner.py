@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 from pathlib import Path
 
 import anyio
@@ -9,9 +10,11 @@ import pytest
 from typing_extensions import override
 
 from cloudagent_daemon.runs.ports import StopSignal
+from cloudagent_daemon.runs.runner import _Run
+from cloudagent_daemon.runs.workspace import TurnRecord, Workspace
 from cloudagent_protocol.events import Outcome, Reason, Retry, Started, Stderr, Text, ToolResult
 from cloudagent_protocol.frames import RunReport, Send
-from cloudagent_protocol.ids import AgentId, ConversationId
+from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId
 from fakes.runs import KEY, RecordedUplink, a_world, alive
 
 
@@ -365,3 +368,32 @@ async def test_a_message_to_another_conversation_is_sent_only_if_the_backend_kno
     assert [send.text for send in refused.sends] == ["here"]
     assert sent.sends[0].conversation_id == "conv_there"
     assert sent.sends[0].in_reply_to is None
+
+
+class _HeldUp(Workspace):
+    """A disk whose first write is overtaken by the second, if there is one meanwhile."""
+
+    overtaken = threading.Event()
+    writes = 0
+
+    @override
+    def keep_turn(self, delivery: DeliveryId, record: TurnRecord) -> None:
+        self.writes += 1
+        if self.writes == 1:
+            self.overtaken.wait(0.3)
+        super().keep_turn(delivery, record)
+        self.overtaken.set()
+
+
+async def test_two_sends_at_once_are_both_in_the_turns_record(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        deliver = world.deliver("hello")
+        workspace = _HeldUp(world.settings.agents_dir, deliver.agent)
+        workspace.prepare()
+        run = _Run(world.settings, world.bridge, world.uplink, deliver, workspace)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run.send, "one", None)
+            tasks.start_soon(run.send, "two", None)
+        record = workspace.turn_of(deliver.delivery_id)
+        assert record
+        assert sorted(send.text for send in record.sends) == ["one", "two"]

@@ -102,6 +102,21 @@ class RecordedUplink:
         return report.event
 
 
+def a_delivery() -> Deliver:
+    return Deliver(
+        delivery_id=new_delivery_id(),
+        delivery_seq=1,
+        agent=AgentSpec(id=new_agent_id(), name="shop", driver="scripted"),
+        message=DeliveredMessage(
+            id=new_message_id(),
+            conversation_id=new_conversation_id(),
+            author=Author(type="user", id=UserId("usr_1"), name="Ana"),
+            text="hello",
+            created_at=datetime.now(UTC),
+        ),
+    )
+
+
 @dataclass
 class World:
     """A machine with a runner, and one agent whose coding agent is the fake one."""

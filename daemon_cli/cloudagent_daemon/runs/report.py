@@ -9,7 +9,7 @@ import anyio
 from cloudagent_daemon.drivers.base import TextDelta
 from cloudagent_daemon.drivers.lines import clip
 from cloudagent_daemon.runs.ports import Uplink
-from cloudagent_protocol.events import Finished, RunEvent, Stderr, Text, ToolCall, ToolResult
+from cloudagent_protocol.events import Finished, Retry, RunEvent, Stderr, Text, ToolCall, ToolResult
 from cloudagent_protocol.frames import MAX_FRAME_BYTES, Deliver, Delta, RunReport
 from cloudagent_protocol.ids import RunId
 
@@ -37,7 +37,7 @@ class Reporter:
 
     async def finish(self, finished: Finished) -> None:
         """Reports the run's last event, which already has its number."""
-        await self._uplink.finish(self.frame(finished))
+        await self._uplink.finish(self.frame(fitted(finished)))
 
     def delta(self, delta: TextDelta) -> None:
         self._uplink.delta(
@@ -75,6 +75,8 @@ def fitted(event: RunEvent) -> RunEvent:
             changes = {"text": clip(event.text)[0]}
         case ToolResult():
             changes = {"output": clip(event.output, 2_000)[0], "truncated": True}
+        case Retry() | Finished():
+            changes = {"detail": clip(event.detail)[0]}
         case ToolCall():
             changes = {"input": {"left out": "too large to show"}}
         case _:

@@ -137,6 +137,7 @@ class _Run:
         self._run_id: RunId = new_run_id()
         self._reporter = Reporter(uplink, deliver, self._run_id)
         self._record = TurnRecord(run_id=self._run_id, launch_id="")
+        self._recording = anyio.Lock()
         self._silence: str | None = None
         self._launches = 0
         self._attempt: Attempt | None = None
@@ -451,8 +452,10 @@ class _Run:
 
     async def _keep_record(self) -> None:
         delivery = self._deliver.delivery_id
-        snapshot = self._record.model_copy(deep=True)
-        await anyio.to_thread.run_sync(self._workspace.keep_turn, delivery, snapshot)
+        # One at a time: of two threads the later could be the first to finish.
+        async with self._recording:
+            snapshot = self._record.model_copy(deep=True)
+            await anyio.to_thread.run_sync(self._workspace.keep_turn, delivery, snapshot)
 
 
 def _is_ours(call: ToolCall) -> bool:

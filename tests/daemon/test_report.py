@@ -1,0 +1,37 @@
+"""What a run reports always fits the wire: a report that does not would never end its delivery."""
+
+import pytest
+
+from cloudagent_daemon.runs.report import Reporter, now
+from cloudagent_protocol.events import Finished, Outcome, Reason, Retry, RunEvent, Stderr, Text
+from cloudagent_protocol.frames import MAX_FRAME_BYTES, encode
+from cloudagent_protocol.ids import new_run_id
+from fakes.runs import RecordedUplink, a_delivery
+
+HUGE = "€" * MAX_FRAME_BYTES
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Text(at=now(), block=0, text=HUGE),
+        Stderr(at=now(), text=HUGE),
+        Retry(at=now(), attempt=2, reason=Reason.SERVER_ERROR, detail=HUGE),
+    ],
+    ids=lambda event: event.type,
+)
+async def test_an_event_is_cut_to_what_a_frame_holds(event: RunEvent) -> None:
+    uplink = RecordedUplink()
+    await Reporter(uplink, a_delivery(), new_run_id()).event(event)
+    assert len(uplink.frames) == 1
+
+
+async def test_an_end_is_cut_rather_than_never_told() -> None:
+    uplink = RecordedUplink()
+    finished = Finished(
+        seq=1, at=now(), outcome=Outcome.FAILED, reason=Reason.MODEL_ERROR, detail=HUGE
+    )
+    await Reporter(uplink, a_delivery(), new_run_id()).finish(finished)
+    assert uplink.end.reason is Reason.MODEL_ERROR
+    assert "left out" in uplink.end.detail
+    assert encode(uplink.finished[0])
