@@ -9,7 +9,6 @@ import pytest
 
 from cloudagent_backend.store import schema
 from cloudagent_backend.store.database import (
-    Database,
     DatabaseError,
     connect,
     migrate,
