@@ -103,7 +103,7 @@ class ClaudeCode:
             why = "not found; install it with  npm install -g @anthropic-ai/claude-code"
             return Runtime(name=self.name, problem=why)
         output, problem = await probe([path, "--version"], environment)
-        version = output.split()[0] if output.split() else None
+        version = output.split()[0][:100] if output.split() else None
         return Runtime(name=self.name, version=version, path=path, problem=problem)
 
 

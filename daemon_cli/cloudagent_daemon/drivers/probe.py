@@ -1,30 +1,55 @@
 """Asks a program for its version."""
 
-import subprocess
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import anyio
 
-from cloudagent_daemon.process import CHUNK_BYTES
+from cloudagent_daemon.process import CHUNK_BYTES, Child, SpawnError, spawn
 
 PROBE_S: Final = 10.0
 
 
-async def probe(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[str, str | None]:
-    """What a short command prints, and why it cannot be used (None if it can)."""
+async def probe(
+    argv: Sequence[str], environment: Mapping[str, str], *, timeout_s: float = PROBE_S
+) -> tuple[str, str | None]:
+    """What a short command prints, and why it cannot be used (None if it can).
+
+    It is held to the time whatever it does, of its output only the beginning is kept, and nothing
+    that it starts is left alive.
+    """
     names = ("HOME", "PATH", "LANG", "TMPDIR", "USER")
     env = {name: environment[name] for name in names if name in environment}
+    launch_id = uuid.uuid4().hex
     try:
-        with anyio.fail_after(PROBE_S):
-            done = await anyio.run_process(
-                list(argv), stdin=subprocess.DEVNULL, check=False, env=env, start_new_session=True
-            )
+        with anyio.fail_after(timeout_s):
+            async with spawn(argv, env=env, cwd=Path("/"), launch_id=launch_id) as child:
+                code, printed = await _finished(child)
     except TimeoutError:
-        return "", f"{argv[0]} did not answer within {PROBE_S:g} s"
-    except OSError as error:
-        return "", f"{argv[0]} cannot be started: {error.strerror}"
-    output = done.stdout[:CHUNK_BYTES].decode("utf-8", "replace").strip()
-    if done.returncode != 0:
-        return output, f"{' '.join(argv)} exited with {done.returncode}"
+        return "", f"{argv[0]} did not answer within {timeout_s:g} s"
+    except SpawnError as error:
+        return "", f"{argv[0]} cannot be started: {error}"
+    output = printed.decode("utf-8", "replace").strip()
+    if code != 0:
+        return output, f"{' '.join(argv)} exited with {code}"
     return output, None
+
+
+async def _finished(child: Child) -> tuple[int, bytes]:
+    output = bytearray()
+    async with anyio.create_task_group() as pumps:
+        pumps.start_soon(child.feed, b"")
+        pumps.start_soon(_keep, child.read_stdout, output)
+        pumps.start_soon(_keep, child.read_stderr, bytearray())
+        await child.wait()
+        # What it left behind may hold the pipes open.
+        await child.end(term_s=0)
+    assert child.exit_code is not None, "it was waited for"
+    return child.exit_code, bytes(output)
+
+
+async def _keep(read: Callable[[], Awaitable[bytes]], kept: bytearray) -> None:
+    while data := await read():
+        kept += data[: CHUNK_BYTES - len(kept)]
