@@ -44,6 +44,8 @@ class Settings:
     write_deadline_s: float = 15.0
     max_body_bytes: int = 1_048_576
     body_deadline_s: float = 30.0
+    #: Streams of events that one person may have open: pages, and programs that wait for answers.
+    followers_per_user: int = 256
     #: How long open requests may go on after a stop was asked for.
     stop_grace_s: int = 2
 

@@ -366,6 +366,28 @@ async def test_a_cursor_of_thousands_of_digits_is_one_of_the_future(tmp_path: Pa
         assert json.loads(await socket.recv())["type"] == "resync"
 
 
+async def test_a_person_may_have_so_many_streams_open_and_no_more(tmp_path: Path) -> None:
+    async with running_backend(tmp_path, followers_per_user=2) as backend:
+        async with websocket(backend) as one, sse(backend) as two, backend.client() as client:
+            await one.recv()
+            assert "retry" in await anext(two)
+            await anext(two)
+            answer = await client.get("/v1/events")
+            assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+            with pytest.raises(InvalidStatus) as refused:
+                async with websocket(backend):
+                    pass
+            assert refused.value.response.status_code == 429
+            other = await backend.person("bob")
+            async with websocket(backend, headers=other.bearer) as somebody:
+                await somebody.recv()
+        with anyio.fail_after(5):
+            while backend.world.fanout.following(backend.ana.user_id):
+                await anyio.lowlevel.checkpoint()
+        async with websocket(backend) as again:
+            await again.recv()
+
+
 async def test_text_streams_from_the_machine_to_the_page(tmp_path: Path) -> None:
     async with (
         running_backend(tmp_path) as backend,

@@ -12,10 +12,10 @@ from starlette.types import Message, Send
 from typing_extensions import override
 
 from cloudagent_backend.api.auth import CurrentUser, current_user, principal_of_websocket
-from cloudagent_backend.api.errors import ApiError
+from cloudagent_backend.api.errors import ApiError, documented
 from cloudagent_backend.api.world import CurrentWorld, World, world_of
 from cloudagent_backend.store.events import EventRow
-from cloudagent_protocol.errors import CloseCode
+from cloudagent_protocol.errors import CloseCode, ErrorCode
 from cloudagent_protocol.ids import UserId
 from cloudagent_protocol.resources import EventType
 
@@ -51,7 +51,7 @@ class _EventStream(StreamingResponse):
             logger.info("a follower stopped reading", extra={"action": "follow"})
 
 
-@router.get("", response_class=_EventStream)
+@router.get("", response_class=_EventStream, responses=documented(ErrorCode.RATE_LIMITED))
 async def follow_events(
     request: Request,
     user: CurrentUser,
@@ -64,6 +64,7 @@ async def follow_events(
     The first is a `ping` with the id to resume from, or `resync`: then fetch anew. A
     `Last-Event-ID`, which browsers send when they reconnect, goes before `after`.
     """
+    _check_room(world, user.user_id)
     cursor = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
     rows = _rows(world, user.user_id, cursor, lambda: current_user(request, None, None))
     return _EventStream(_lines(rows), headers=_HEADERS)
@@ -81,6 +82,7 @@ async def follow_by_websocket(websocket: WebSocket) -> None:
     """The same log for the page: one Event per text message; `?after=` as above."""
     world = world_of(websocket)
     user = await principal_of_websocket(websocket)
+    _check_room(world, user.user_id)
     # Cut: Python reads no number of thousands of digits.
     text = websocket.query_params.get("after", "")[:30]
     after = min(int(text), _MAX_ID) if text.isdecimal() else None
@@ -95,6 +97,16 @@ async def follow_by_websocket(websocket: WebSocket) -> None:
         logger.debug("a follower left", extra={"action": "follow"})
     else:
         await websocket.close(CloseCode.RESTART if world.fanout.closed else CloseCode.UNAUTHORIZED)
+
+
+def _check_room(world: World, user_id: UserId) -> None:
+    if world.fanout.following(user_id) >= world.settings.followers_per_user:
+        raise ApiError(
+            ErrorCode.RATE_LIMITED,
+            "Too many streams of events are open for this account.",
+            next="Close some pages or programs, or share one stream between them.",
+            headers={"Retry-After": "10"},
+        )
 
 
 async def _speak(websocket: WebSocket, rows: AsyncGenerator[EventRow]) -> None:

@@ -124,6 +124,10 @@ class Fanout:
         for follower in self._followers.get(user_id, ()):
             follower.wake(text=True)
 
+    def following(self, user_id: UserId) -> int:
+        """How many follow the user's log."""
+        return len(self._followers.get(user_id, ()))
+
     def shutdown(self) -> None:
         """Every following ends."""
         self.closed = True
