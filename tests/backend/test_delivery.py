@@ -1,6 +1,7 @@
 """The verbs of delivery on a real database: what a message goes through, and what machines may do."""
 
 import json
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from cloudagent_backend.store import (
     outbox,
     runs,
 )
+from cloudagent_backend.store.events import EventRow
 from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.events import Outcome, Reason
 from cloudagent_protocol.frames import (
@@ -423,6 +425,48 @@ async def test_a_message_that_fits_no_frame_is_dead_not_stuck(tmp_path: Path) ->
         assert frames[0].seq == 1
         [row] = await desk.rows(huge)
         assert (row.state, row.reason) == ("dead", "too_large")
+
+
+async def test_what_a_machine_holds_is_not_queued_though_a_backup_says_so(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.greet(epoch="ep_of_another_history", unfinished=[message.deliveries[0].id])
+        assert await desk.state(message) == "received"
+        assert await desk.lease() == []
+
+
+async def test_a_machine_writes_no_live_text_of_another_hosts_run(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        await desk.report(run.started())
+        other, _ = await add_host(desk.database, desk.user_id, "nuc", "backend")
+        await desk.service.apply(other, [delta_of(run, "not mine")])
+        await desk.service.apply(desk.machine, [delta_of(run, "mine")])
+        async with aclosing(desk.fanout.follow(desk.user_id, (await desk.log())[-1].id)) as rows:
+            with anyio.fail_after(5):
+                texts = [json.loads(row.data) async for row in _first(rows, "run.delta")]
+        assert [text["text"] for text in texts] == ["mine"]
+
+
+def delta_of(run: Run, text: str) -> Delta:
+    message = run.message
+    return Delta(
+        run_id=run.id,
+        agent_id=message.deliveries[0].agent_id,
+        conversation_id=message.conversation_id,
+        block=0,
+        offset=0,
+        text=text,
+    )
+
+
+async def _first(rows: AsyncGenerator[EventRow], kind: str) -> AsyncGenerator[EventRow]:
+    async for row in rows:
+        if row.type == kind:
+            yield row
+            return
 
 
 async def test_who_follows_is_told_at_once_of_a_message_that_is_given_up(tmp_path: Path) -> None:

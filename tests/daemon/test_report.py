@@ -1,10 +1,12 @@
 """What a run reports always fits the wire: a report that does not would never end its delivery."""
 
+import anyio
 import pytest
+from typing_extensions import override
 
 from cloudagent_daemon.runs.report import Reporter, now
 from cloudagent_protocol.events import Finished, Outcome, Reason, Retry, RunEvent, Stderr, Text
-from cloudagent_protocol.frames import MAX_FRAME_BYTES, encode
+from cloudagent_protocol.frames import MAX_FRAME_BYTES, RunReport, Send, encode
 from cloudagent_protocol.ids import new_run_id
 from fakes.runs import RecordedUplink, a_delivery
 
@@ -35,3 +37,25 @@ async def test_an_end_is_cut_rather_than_never_told() -> None:
     assert uplink.end.reason is Reason.MODEL_ERROR
     assert "left out" in uplink.end.detail
     assert encode(uplink.finished[0])
+
+
+class _SlowUplink(RecordedUplink):
+    """It keeps an event, but its answer never comes."""
+
+    @override
+    async def report(self, frame: RunReport | Send) -> None:
+        await super().report(frame)
+        if not self.finished:
+            await anyio.sleep_forever()
+
+
+async def test_an_event_that_was_cancelled_while_it_was_kept_does_not_give_its_number_to_the_end() -> (
+    None
+):
+    uplink = _SlowUplink()
+    reporter = Reporter(uplink, a_delivery(), new_run_id())
+    with anyio.move_on_after(0.05):
+        await reporter.event(Text(at=now(), block=0, text="kept"))
+    end = Finished(seq=reporter.last_seq + 1, at=now(), outcome=Outcome.REPLIED)
+    await reporter.finish(end)
+    assert [event.seq for event in uplink.events] == [1, 2]

@@ -98,19 +98,27 @@ def _reconcile(c: sqlite3.Connection, machine: Machine, held: set[DeliveryId]) -
     """What the daemon holds stays with it, the rest goes back into the queue.
 
     Returns the runs that this cuts off.
-
-    Interrupts that were under way went down with the old outbox, and are said again.
     """
     abandoned: list[RunId] = []
     for row in deliveries.in_flight(c, machine.host_id):
-        if row.id in held:
-            ladder.receive(c, row, machine.name)
-            if row.interrupted_by:
-                interrupt = Interrupt(delivery_id=row.id, actor=row.interrupted_by)
-                outbox.put(c, machine.host_id, interrupt)
-        else:
+        if row.id not in held:
             abandoned += _take_back(c, row)
+    for delivery_id in sorted(held):
+        row = deliveries.load(c, delivery_id)
+        if row and row.host_id == machine.host_id:
+            _leave_there(c, machine, row)
     return abandoned
+
+
+def _leave_there(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> None:
+    """The machine has it, even if a restored backup says that it still waits here.
+
+    An interrupt that was under way went down with the old outbox, and is said again.
+    """
+    row = ladder.receive(c, row, machine.name)
+    if row.interrupted_by and row.state not in states.ENDS:
+        interrupt = Interrupt(delivery_id=row.id, actor=row.interrupted_by)
+        outbox.put(c, machine.host_id, interrupt)
 
 
 def _take_back(c: sqlite3.Connection, row: DeliveryRow) -> list[RunId]:

@@ -186,7 +186,7 @@ class Service:
     def _show(self, machine: Machine, frame: Reported) -> None:
         user_id = machine.user_id
         match frame:
-            case Delta():
+            case Delta() if frame.run_id in machine.live:
                 self._fanout.delta(user_id, frame)
             case RunReport(event=Started()):
                 machine.live.add(frame.run_id)

@@ -31,9 +31,11 @@ class Reporter:
     async def event(self, event: RunEvent) -> None:
         """Reports an event; durable when it returns."""
         async with self._in_order:
-            numbered = event.model_copy(update={"seq": self.last_seq + 1})
-            await self._uplink.report(self.frame(fitted(numbered)))
+            # Counted first: one that is cancelled may be kept all the same, and an end that had its
+            # number would be taken for a repetition of it.
             self.last_seq += 1
+            numbered = event.model_copy(update={"seq": self.last_seq})
+            await self._uplink.report(self.frame(fitted(numbered)))
 
     async def finish(self, finished: Finished) -> None:
         """Reports the run's last event, which already has its number."""
