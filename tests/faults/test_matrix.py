@@ -13,7 +13,7 @@ import pytest
 
 from e2e.harness import processes_with, running_backend
 from faults.history import Done, Effect, Invariant, Reply, Spawned, check, maybe_repeated
-from faults.proxy import BOTH, Direction, Duplicate, LimitData, Slicer, Stall
+from faults.proxy import BOTH, Direction, Duplicate, LimitData, Replay, Slicer, Stall
 from faults.site import Site, count, site
 
 MESSAGES = int(os.environ.get("FAULTS_MESSAGES", "20"))
@@ -219,6 +219,24 @@ def test_row29_every_numbered_frame_twice_is_one_delivery_each(tmp_path: Path, s
         history = place.judge()
         assert count(history, Spawned) == count(history, Reply) == MESSAGES
         assert place.proxy.count("welcome") == 1
+
+
+@seeded
+def test_frames_of_an_older_connection_that_come_again_change_nothing(
+    tmp_path: Path, seed: int
+) -> None:
+    with site(tmp_path, AGENTS, proxied=True) as place, place.daemon() as daemon:
+        assert place.proxy
+        place.proxy.add(Replay())
+        for _ in range(2):
+            place.post(MESSAGES // 3)
+            place.proxy.until(lambda p: p.count("run_report") > 0)
+            place.proxy.reset()
+            daemon.wait_for_line("Connected")
+        place.post(MESSAGES - len(place.recorder.posts))
+        place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES
 
 
 @seeded
