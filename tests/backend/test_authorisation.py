@@ -241,3 +241,11 @@ async def test_the_servers_numbers_are_for_this_machine_or_an_admin(tmp_path: Pa
         async with backend.client() as local:
             numbers = (await local.get("/metrics")).text
             assert "cloudagent_hosts_connected 0.0" in numbers
+
+
+async def test_behind_a_proxy_nobody_is_taken_for_this_machine(tmp_path: Path) -> None:
+    changes = {"public_url": "https://agents.example"}
+    async with running_backend(tmp_path, **changes) as backend, backend.client() as client:
+        assert (await client.get("/metrics")).status_code == 403
+        del client.headers["Authorization"]
+        assert (await client.get("/metrics")).status_code == 401

@@ -63,7 +63,8 @@ async def show_version() -> Version:
 async def show_metrics(request: Request, world: CurrentWorld) -> Response:
     """Numbers for Prometheus: to this machine itself, or to an admin's token."""
     peer = request.client.host if request.client else ""
-    if not is_loopback(peer):
+    # With a public URL there is a proxy, most likely here: then everybody comes from this machine.
+    if world.settings.public_url or not is_loopback(peer):
         principal = await current_user(request, None, None)
         if not principal.user.is_admin:
             raise ApiError(ErrorCode.FORBIDDEN, "Only an admin may see the server's numbers.")
