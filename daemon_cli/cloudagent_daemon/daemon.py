@@ -74,7 +74,6 @@ class Daemon:
         self._instance_id = secrets.token_hex(8)
         self._live = LiveRuns()
         self._runtimes: list[Runtime] = []
-        self._rejected = anyio.Event()
         tls = tls_context(settings.server_url, settings.ca_file, insecure=settings.insecure)
         self.client = LinkClient(
             WebSocketTransport(settings.server_url, settings.machine_key, tls),

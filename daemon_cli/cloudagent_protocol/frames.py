@@ -68,9 +68,6 @@ class Hello(_Frame):
     #: Deliveries that the daemon holds and has not finished.
     unfinished: list[DeliveryId] = Field(default_factory=list[DeliveryId])
     running: list[LiveRun] = Field(default_factory=list[LiveRun])
-    capabilities: list[str] = Field(default_factory=list[str])
-    #: The host exists for this process only (one-shot), and is removed when it leaves.
-    ephemeral: bool = False
 
 
 class Welcome(_Frame):

@@ -51,19 +51,17 @@ class Session:
     async def outgoing(self, database: Database, link: Link) -> AsyncGenerator[list[OutboxRow]]:
         """Numbered frames, as they come and as the link has room; stamped, in batches, for ever."""
         while True:
-            rows = await self._next_rows(database, link)
+            self._hinted = anyio.Event()  # before the look: what comes after it rings
+            room = min(link.may_send, _BATCH)
+            rows = await self._next_rows(database, link, room) if room > 0 else []
             for row in rows:
                 link.stamp(row.seq, time.monotonic())
             if rows:
                 yield rows
-            else:
+            if len(rows) < room or room <= 0:
                 await self._hinted.wait()
-                self._hinted = anyio.Event()
 
-    async def _next_rows(self, database: Database, link: Link) -> list[OutboxRow]:
-        room = min(link.may_send, _BATCH)
-        if room <= 0:
-            return []
+    async def _next_rows(self, database: Database, link: Link, room: int) -> list[OutboxRow]:
         return await database.read(lambda c: outbox.after(c, self.host_id, link.sent, room))
 
 
@@ -110,10 +108,6 @@ class Hub:
     def ready(self) -> list[HostId]:
         """The hosts that can take work."""
         return [host_id for host_id, session in self._sessions.items() if session.ready]
-
-    def is_ready(self, host_id: HostId) -> bool:
-        session = self._sessions.get(host_id)
-        return session is not None and session.ready
 
     def disconnect(self, host_id: HostId, code: CloseCode) -> None:
         """Close the host's connection, if there is one: its key was revoked or changed."""

@@ -21,6 +21,7 @@ from cloudagent_backend.store import (
 from cloudagent_backend.store.agents import AgentRow
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_protocol.errors import ErrorCode, ProtocolError
+from cloudagent_protocol.events import Reason
 from cloudagent_protocol.frames import AgentsChanged, Deliver, DeliveredMessage, Interrupt
 from cloudagent_protocol.ids import (
     AgentId,
@@ -158,7 +159,7 @@ def lease(c: sqlite3.Connection, host_id: HostId, window: int) -> list[DeliveryR
             known[row.agent_id] = agents.load(c, row.user_id, row.agent_id)
         agent, message = known[row.agent_id], messages.load(c, row.user_id, row.message_id)
         if agent is None or message is None:
-            _give_up(c, row, "the agent was removed", "agent_unknown")
+            _give_up(c, row, "the agent was removed", Reason.AGENT_UNKNOWN.value)
         elif leased := ladder.move(c, row, DeliveryState.LEASED):
             try:
                 outbox.put(c, host_id, _deliver(row, agent, message))

@@ -177,10 +177,6 @@ def set_runtimes(c: sqlite3.Connection, host_id: HostId, runtimes: Sequence[Runt
     c.execute("UPDATE host_machines SET runtimes = ? WHERE id = ?", (text, host_id))
 
 
-def touch(c: sqlite3.Connection, host_id: HostId) -> None:
-    c.execute("UPDATE host_machines SET last_seen_us = ? WHERE id = ?", (clock.now_us(), host_id))
-
-
 def all_offline(c: sqlite3.Connection) -> None:
     """At the start: whoever was connected is not any more."""
     c.execute(

@@ -26,9 +26,6 @@ class Order:
     def running(self) -> int:
         return len(self._running)
 
-    def waits(self, delivery_id: DeliveryId) -> bool:
-        return any(delivery_id in line for line in self._waiting.values())
-
     def queued(self, agent_id: AgentId) -> int:
         """How many deliveries wait for this agent."""
         return len(self._waiting.get(agent_id, {}))

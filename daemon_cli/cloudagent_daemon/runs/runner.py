@@ -42,8 +42,6 @@ from cloudagent_protocol.events import Finished, Outcome, Ready, Reason, Retry, 
 from cloudagent_protocol.frames import Deliver, ListMessages, Send
 from cloudagent_protocol.ids import ConversationId, MessageId, RunId, new_message_id, new_run_id
 
-__all__ = ["Launch", "Runner", "StopSignal", "Uplink", "UplinkError"]
-
 logger = logging.getLogger(__name__)
 
 #: How long a run may wait for the backend to tell what was said before.
