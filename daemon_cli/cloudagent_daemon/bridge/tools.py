@@ -77,6 +77,8 @@ def _sayable(text: str) -> str:
     return text
 
 
+#: An id as the model spells it.
+_Id = Annotated[str, Field(max_length=100)]
 _Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_sayable)]
 
 
@@ -86,17 +88,17 @@ class _Arguments(BaseModel):
 
 class _SendMessage(_Arguments):
     text: _Text = Field(description="The message, as Markdown.")
-    conversation_id: str | None = Field(
+    conversation_id: _Id | None = Field(
         default=None, description="Another conversation of yours; without it, this one."
     )
 
 
 class _ListMessages(_Arguments):
-    conversation_id: str | None = Field(
+    conversation_id: _Id | None = Field(
         default=None, description="Another conversation of yours; without it, this one."
     )
     limit: int = Field(default=20, ge=1, le=100)
-    before: str | None = Field(
+    before: _Id | None = Field(
         default=None, description="A message's id: only what was said before it."
     )
 
