@@ -222,7 +222,7 @@ export const reasonWords = (reason: string | null | undefined): string =>
 export function runSummary(view: RunView): string {
   const run = view.run;
   if (run === null) return "";
-  const steps = view.events.filter((event) => event.type === "tool_call").length;
+  const steps = view.events.filter((event) => event.type === "tool_call" && !sendsMessage(event.name)).length;
   const words = [
     isLive(view)
       ? "Working"
@@ -246,9 +246,14 @@ const MESSAGING: Record<string, string> = {
   append_memory: "Wrote to its memory",
 };
 
+/** A tool of ours without what a program puts before it. */
+const ownName = (name: string): string => name.replace(/^(mcp__)?cloudagent(__|[./:])/, "");
+
+export const sendsMessage = (name: string): boolean => ownName(name) === "send_message";
+
 /** A tool's name and its one telling argument. */
 export function toolWords(name: string, input: Record<string, unknown>): { name: string; detail: string } {
-  const own = name.replace(/^(mcp__)?cloudagent(__|[./:])/, "");
+  const own = ownName(name);
   const label = MESSAGING[own] ?? name.replace(/^mcp__(.+?)__/, "$1 · ");
   for (const key of ["command", "file_path", "path", "pattern", "query", "url", "description", "reason", "text"]) {
     const value = input[key];

@@ -209,6 +209,7 @@ def test_a_ladder_opens_into_its_rungs(visitor: Visitor, backend: ScriptedBacken
     page.get_by_role("button", name="on mbp · waiting for its turn").click()
     rungs = page.get_by_role("list", name="Where this message has been")
     expect(rungs.get_by_role("listitem")).to_have_count(3)
+    expect(rungs).to_contain_text("sent to mbp")
     expect(rungs).to_contain_text("safe on the machine · mbp")
 
 

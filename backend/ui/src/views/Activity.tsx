@@ -3,7 +3,7 @@
 import { memo, useState, type ReactNode } from "react";
 
 import { finishedEvent, isLive, items, type Item, type RunView } from "../run";
-import { driverName, duration, between, plain, reasonWords, runSummary, toolWords } from "../words";
+import { driverName, duration, between, plain, reasonWords, runSummary, sendsMessage, toolWords } from "../words";
 import { Markdown } from "./Markdown";
 import { Head } from "./Messages";
 import { Icon, Spinner } from "./parts";
@@ -21,7 +21,7 @@ export const Activity = memo(function Activity({ view, name, head, said }: Props
   const session = useSession();
   const live = isLive(view);
   const [open, setOpen] = useState<boolean | null>(null);
-  const story = items(view).filter((item) => live || item.kind !== "text" || !said.includes(item.text.trim()));
+  const story = items(view).filter((item) => live || !standsBelow(item, said));
   const failed = view.run?.outcome === "failed";
   const shown = open ?? live;
   const toggle = (): void => {
@@ -59,6 +59,13 @@ export const Activity = memo(function Activity({ view, name, head, said }: Props
     </article>
   );
 }, (a, b) => a.view === b.view && a.head === b.head && a.name === b.name && a.said.join("\0") === b.said.join("\0"));
+
+/** Whether it is a message that the person reads as such. */
+function standsBelow(item: Item, said: readonly string[]): boolean {
+  if (item.kind === "text") return said.includes(item.text.trim());
+  if (item.kind !== "tool" || !sendsMessage(item.call.name) || item.result?.is_error === true) return false;
+  return typeof item.call.input.text === "string" && said.includes(item.call.input.text.trim());
+}
 
 function Step({ item }: { item: Item }): ReactNode {
   switch (item.kind) {
@@ -119,7 +126,16 @@ const ToolCard = memo(
 function inputText(input: Record<string, unknown>): string {
   const entries = Object.entries(input);
   const only = entries.length === 1 ? entries[0]?.[1] : undefined;
-  return plain(typeof only === "string" ? only : JSON.stringify(input, null, 2));
+  if (typeof only === "string") return plain(only);
+  // As one reads it, not as it is packed: a name and its value, long values below their names.
+  return plain(
+    entries
+      .map(([key, value]) => {
+        const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
+        return text.includes("\n") ? `${key}:\n${text.replace(/^/gm, "  ")}` : `${key}: ${text}`;
+      })
+      .join("\n"),
+  );
 }
 
 function Output({ label, text, cut = false }: { label: string; text: string; cut?: boolean }): ReactNode {

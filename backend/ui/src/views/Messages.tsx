@@ -3,8 +3,8 @@
 import { memo, useState, type ReactNode } from "react";
 
 import type { Outgoing, State } from "../reducer";
-import type { DeliveryTrace, Message } from "../wire";
-import { clock, fullTime, ladder, plain, preciseClock, rungWords, since } from "../words";
+import type { DeliveryTrace, Message, Rung } from "../wire";
+import { between, clock, duration, fullTime, ladder, plain, preciseClock, rungWords, since } from "../words";
 import { Markdown } from "./Markdown";
 import { Avatar, Dot, Failure, Icon } from "./parts";
 import { useAttempt, useSession } from "./use";
@@ -67,13 +67,13 @@ function Whereabouts({ trace, state, several }: { trace: DeliveryTrace; state: S
           <Icon name="chevron" />
         </button>
       </div>
-      {open && <Rungs trace={trace} />}
+      {open && <Rungs trace={trace} where={host?.name ?? "its machine"} />}
       <Failure error={error} />
     </div>
   );
 }
 
-function Rungs({ trace }: { trace: DeliveryTrace }): ReactNode {
+function Rungs({ trace, where }: { trace: DeliveryTrace; where: string }): ReactNode {
   return (
     <ol className="rungs" aria-label="Where this message has been">
       {trace.rungs.map((rung, at) => (
@@ -81,13 +81,21 @@ function Rungs({ trace }: { trace: DeliveryTrace }): ReactNode {
           <time dateTime={rung.at}>{preciseClock(rung.at)}</time>
           <span>
             {rungWords(rung)}
-            {rung.rung === "sent" || rung.rung === "received" ? ` ${rung.rung === "sent" ? "" : "· "}${rung.actor}` : ""}
+            {rung.rung === "sent" && ` ${where}`}
+            {rung.rung === "received" && ` · ${rung.actor}`}
             {rung.detail ? <span className="muted"> · {plain(rung.detail)}</span> : null}
           </span>
+          <span className="muted step">{step(trace.rungs, at)}</span>
         </li>
       ))}
     </ol>
   );
+}
+
+/** How long it took to get here from the rung before: where the time went. */
+function step(rungs: readonly Rung[], at: number): string {
+  const [before, here] = [rungs[at - 1], rungs[at]];
+  return before === undefined || here === undefined ? "" : `+${duration(between(before.at, here.at))}`;
 }
 
 export const AgentMessage = memo(function AgentMessage(props: { message: Message; head: boolean }): ReactNode {
