@@ -251,9 +251,11 @@ class _Connection:
             case UnknownFrame(seq=int(seq)):
                 return frame if await self._is_fresh(link, seq) else None
             case Ack():
+                was_full = link.may_send <= 0
                 if not link.on_ack(frame.seq):
                     return None
-                self._session.hint()
+                if was_full:
+                    self._session.hint()
                 return frame
             case Delta() | Query():
                 return frame

@@ -36,4 +36,8 @@ def world_of(connection: HTTPConnection) -> World:
     return world
 
 
-CurrentWorld = Annotated[World, Depends(world_of)]
+async def _current_world(connection: HTTPConnection) -> World:
+    return world_of(connection)  # no coroutine would mean: looked up in a thread, by FastAPI
+
+
+CurrentWorld = Annotated[World, Depends(_current_world)]

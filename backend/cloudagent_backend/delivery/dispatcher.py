@@ -45,9 +45,10 @@ class Dispatcher:
             tg.start_soon(self._trim)
             while True:
                 hinted = await self._service.hints.take(self._poll_s)
-                ready = self._hub.ready()
-                wanted = ready if hinted is None else [h for h in ready if h in hinted]
-                await self._serve(wanted)
+                if hinted is None:
+                    await self._serve(self._hub.ready())
+                else:
+                    await self._serve([one for one in hinted if self._hub.is_ready(one)])
 
     async def _serve(self, host_ids: list[HostId]) -> None:
         for start in range(0, len(host_ids), _HOSTS_AT_ONCE):

@@ -109,6 +109,10 @@ class Hub:
         """The hosts that can take work."""
         return [host_id for host_id, session in self._sessions.items() if session.ready]
 
+    def is_ready(self, host_id: HostId) -> bool:
+        session = self._sessions.get(host_id)
+        return session is not None and session.ready
+
     def disconnect(self, host_id: HostId, code: CloseCode) -> None:
         """Close the host's connection, if there is one: its key was revoked or changed."""
         if session := self._sessions.get(host_id):

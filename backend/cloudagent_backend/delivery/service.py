@@ -32,6 +32,11 @@ def _as_it_is(work: Work[T]) -> Work[T]:
     return work
 
 
+def _makes_room(frame: Reported) -> bool:
+    """Whether it leaves the host's window shorter: only an end does."""
+    return isinstance(frame, RunReport) and isinstance(frame.event, Finished)
+
+
 class Service:
     """What people and machines can do with messages, deliveries and runs.
 
@@ -160,8 +165,8 @@ class Service:
         else:
             applied = await self._database.write(lambda c: reports.apply(c, machine, frames))
             self._fanout.notify(machine.user_id)
-            # An end makes room in the host's window.
-            self.hints.hint(machine.host_id)
+            if any(_makes_room(frame) for frame in frames):
+                self.hints.hint(machine.host_id)
         for run_id in applied.abandoned:
             self._fanout.run_finished(machine.user_id, run_id)
         for frame in frames[: applied.count]:
