@@ -242,6 +242,21 @@ async def test_a_socket_takes_no_frame_over_the_limit_and_no_deflate(tmp_path: P
             assert link.close_code in {1009, 4413}
 
 
+@pytest.mark.parametrize("path", ["/v1/events/ws", "/v1/daemon/ws"])
+async def test_fragments_of_a_message_count_together(tmp_path: Path, path: str) -> None:
+    async def pieces() -> AsyncGenerator[str]:
+        while True:
+            yield "x" * 300_000
+
+    async with running_backend(tmp_path) as backend:
+        key = backend.ana.host.raw_key if "daemon" in path else backend.ana.token
+        headers = {"Authorization": f"Bearer {key}"}
+        async with connect(f"{backend.socket_url}{path}", additional_headers=headers) as link:
+            with anyio.fail_after(5), pytest.raises(ConnectionClosed):
+                await link.send(pieces())
+            assert link.close_code == 1009
+
+
 async def test_an_unknown_socket_is_refused(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend:
         with pytest.raises(InvalidStatus) as refused:
