@@ -1,7 +1,8 @@
 """What happens during a run, as numbered events, and how it ends.
 
-A run's events are numbered from 1; one may be missing, if its writing down was cut off. Whoever stores or shows them is idempotent on
-(run, seq). A type that this version does not know becomes `UnknownEvent` and is kept.
+A run's events are numbered from 1; one may be missing, if its writing down was cut off. Whoever
+stores or shows them is idempotent on (run, seq). A type that this version does not know becomes
+`UnknownEvent` and is kept.
 """
 
 from enum import StrEnum

@@ -209,6 +209,17 @@ async def test_a_message_and_its_interrupt_in_one_batch_never_run() -> None:
         assert world.started == []
 
 
+async def test_an_interrupt_of_what_an_earlier_life_began_is_the_runners_to_judge() -> None:
+    async with open_spool(None) as spool:
+        interrupt = Interrupt(seq=2, delivery_id=DeliveryId("dlv_1"), actor="Ana")
+        await spool.receive([delivery(1), interrupt], 2)
+        await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 0, 0.0), 1)
+        async with queue_over(spool) as world:
+            await world.until_ended(1)
+            assert world.started == [("dlv_1", 2)]
+            assert world.stopped == [("dlv_1", "Ana", False)]
+
+
 async def test_a_run_that_is_interrupted_is_told_by_whom() -> None:
     async with open_spool(None) as spool, queue_over(spool) as world:
         await spool.receive([delivery(1)], 1)

@@ -349,6 +349,16 @@ async def test_a_verdict_that_was_reached_before_a_crash_stands(tmp_path: Path) 
     assert [send.message_id for send in seen.sends] == [send.message_id for send in uplink.sends]
 
 
+async def test_a_turn_that_was_stopped_before_its_process_starts_none(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        stop = StopSignal()
+        stop.request("Ana")
+        seen = await world.run("@@reply too late", attempt=2, stop=stop)
+    assert (seen.launches, seen.sends) == ([], [])
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
+    assert seen.end.detail == "Stopped by Ana."
+
+
 async def test_a_prompt_too_long_for_a_command_line_arrives_whole(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         await world.run("@@reply ok\n" + "é" * 80_000)  # 160 kB; one word may have 128

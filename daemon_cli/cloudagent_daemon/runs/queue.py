@@ -108,7 +108,9 @@ class RunQueue:
 
     def _start_next(self, tasks: anyio.abc.TaskGroup) -> None:
         while not self._draining and (waiting := self.order.next()):
-            self._stops[waiting.deliver.delivery_id] = StopSignal()
+            stop = self._stops[waiting.deliver.delivery_id] = StopSignal()
+            if waiting.interrupted_by is not None:
+                stop.request(waiting.interrupted_by)
             self.working[waiting.deliver.delivery_id] = (waiting.deliver, datetime.now(UTC))
             tasks.start_soon(self._run, waiting, tasks)
         self._notify()
@@ -151,6 +153,8 @@ class RunQueue:
 def _without_a_run(waiting: Waiting) -> Finished | None:
     """How a delivery ends that shall not, or not again, be given to an agent."""
     now = datetime.now(UTC)
+    if waiting.interrupted_by is not None and waiting.attempts:
+        return None  # begun in an earlier life: the runner knows how far, and ends what is left
     if waiting.interrupted_by is not None:
         return Finished(
             at=now,

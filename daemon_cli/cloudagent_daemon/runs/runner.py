@@ -159,6 +159,8 @@ class _Run:
         session_id, handoff = await self._session()
         tried: set[Reason] = set()
         while True:
+            if stop.requested:
+                return Seen(), None
             prompt = f"{handoff}{note}{self._deliver.message.text}"
             try:
                 seen = await self._process(
