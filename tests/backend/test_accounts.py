@@ -1,20 +1,25 @@
 """Signing up, in and out: passwords, tokens, the page's cookie, one-time links."""
 
+import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import httpx2
 import pytest
 from argon2 import PasswordHasher
+from typing_extensions import override
 
 from cloudagent_backend.api.errors import ApiError
 from cloudagent_backend.api.passwords import NOBODY, Passwords
 from cloudagent_backend.store import clock, keys, users
+from cloudagent_backend.store.database import Database
 from cloudagent_protocol.errors import ErrorCode
 from fakes.server import Backend, running_backend
 
+T = TypeVar("T")
 BEN = {"email": "Ben@Example.com", "password": "correct horse"}
 
 
@@ -273,6 +278,44 @@ async def test_a_personal_token_is_shown_once_and_ends_when_revoked(tmp_path: Pa
         assert listed[1]["last_used_at"] is not None
         assert (await client.delete(f"/v1/tokens/{made['id']}")).status_code == 204
         assert (await client.get("/v1/me", headers=mine)).status_code == 401
+
+
+class SlowDatabase(Database):
+    """A database whose answers take their time to arrive."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database.path)
+        self._fast = database
+        self.found = anyio.Event()
+        self.arrives = anyio.Event()
+
+    @override
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        found = await self._fast.read(work)
+        self.found.set()
+        await self.arrives.wait()
+        return found
+
+    @override
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._fast.write(work)
+
+
+async def test_a_token_that_is_revoked_while_it_is_looked_up_is_not_remembered(
+    tmp_path: Path,
+) -> None:
+    async with running_backend(tmp_path) as backend:
+        world, token = backend.world, backend.ana.token
+        slow = SlowDatabase(world.database)
+        guard = type(world.authenticator)(slow, world.settings, b"secret" * 8)
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(guard.bearer, token)
+            with anyio.fail_after(5):
+                await slow.found.wait()
+            await world.database.write(lambda c: c.execute("DELETE FROM tokens"))
+            guard.forget()
+            slow.arrives.set()
+        assert await guard.bearer(token) is None
 
 
 async def test_a_forged_or_expired_access_token_is_none(tmp_path: Path) -> None:

@@ -83,21 +83,23 @@ class Authenticator:
 
     def forget(self) -> None:
         """Something was revoked: ask the store again for everybody."""
-        self._remembered.clear()
+        # Another one: what is being looked up right now is remembered where nobody looks.
+        self._remembered = {}
 
     async def _remember(
         self, secret: str, find: Callable[[str], Awaitable[Principal | None]]
     ) -> Principal | None:
         now = time.monotonic()
         name = keys.digest(secret)
-        known = self._remembered.get(name)
+        remembered = self._remembered
+        known = remembered.get(name)
         if known and known[1] > now:
             return known[0]
         found = await find(secret)
         if found is not None:
-            if len(self._remembered) >= _MAX_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[name] = (found, now + _REMEMBERED_S)
+            if len(remembered) >= _MAX_REMEMBERED:
+                remembered.clear()
+            remembered[name] = (found, now + _REMEMBERED_S)
         return found
 
     def _login_of(self, token: str) -> str | None:
