@@ -1,7 +1,8 @@
 import { describe, expect, test } from "vitest";
 
 import { parse } from "../src/router";
-import { agentWords, duration, ladder, plain, since, toolWords } from "../src/words";
+import { emptyRun, type RunView } from "../src/run";
+import { agentWords, duration, ladder, plain, runSummary, since, toolWords } from "../src/words";
 import type { Agent, DeliveryState, DeliveryTrace, Host } from "../src/wire";
 
 const NOW = "2026-01-01T12:00:00Z";
@@ -101,4 +102,14 @@ describe("an agent in words", () => {
     expect(agentWords(that("runtime_missing"), found("not found", null)).tone).toBe("bad");
     expect(agentWords(that("runtime_missing"), found(null)).text).toBe("ready on mbp");
   });
+});
+
+test("a message that was sent is no step: it stands in the conversation", () => {
+  const call = (seq: number, name: string) => ({ type: "tool_call", seq, at: NOW, tool_call_id: `c${seq}`, name, input: {} });
+  const view = {
+    ...emptyRun("run_1", "conv_1", "agent_1"),
+    run: { state: "finished", outcome: "replied", started_at: NOW, ended_at: "2026-01-01T12:00:02Z" },
+    events: [call(1, "Bash"), call(2, "mcp__cloudagent__send_message"), call(3, "send_message")],
+  } as unknown as RunView;
+  expect(runSummary(view)).toBe("Worked for 2 s · 1 step");
 });

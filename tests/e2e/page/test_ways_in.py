@@ -90,6 +90,24 @@ def test_from_nothing_to_the_first_conversation(visitor: Visitor, backend: Scrip
     assert MACHINE_KEY not in page.content()
 
 
+def test_a_folder_that_is_no_path_is_refused_before_it_is_sent(
+    visitor: Visitor, backend: ScriptedBackend
+) -> None:
+    backend.add_host("mbp")
+    page = visitor.window()
+    page.goto(f"{backend.url}/agents/new")
+    page.get_by_label("Name").fill("shop")
+    folder = page.get_by_label("Folder on mbp")
+    for wrong, right in (("src/shop", "~/src/shop"), ("C:shop", "/srv/shop")):
+        folder.fill(right)
+        assert folder.evaluate("field => field.validity.valid")
+        folder.fill(wrong)
+        assert folder.evaluate("field => field.validity.patternMismatch")
+    page.get_by_role("button", name="Add the agent").click()
+    expect(folder).to_be_focused()
+    assert backend.agents == {}
+
+
 def test_a_machine_is_removed_only_after_a_question(
     visitor: Visitor, backend: ScriptedBackend
 ) -> None:

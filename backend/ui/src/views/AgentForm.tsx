@@ -116,7 +116,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                 <input
                   type="text"
                   placeholder="~/src/shop"
-                  pattern="[/~].*"
+                  pattern="(/|~).*"
                   title="A path that begins with / or ~"
                   spellCheck={false}
                   autoCapitalize="off"

@@ -105,7 +105,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
           name={agent.name}
           hint={
             offline
-              ? `${hostWords(host).text}. What you write waits on the server and goes out when it is back.`
+              ? `${hostWords(host).text}. What you write waits on the server and goes out when it ${host.last_seen_at === null ? "does" : "is back"}.`
               : state.link === "lost"
                 ? "No connection. What you write is kept here and goes out when it is back."
                 : hindered !== null
@@ -311,14 +311,14 @@ function Greeting({ agent, state }: { agent: Agent; state: State }): ReactNode {
       <Avatar name={agent.name} id={agent.id} />
       <h2>Say something to {agent.name}</h2>
       <p className="muted">
-        {agent.driver === "scripted" ? "A scripted demo, without any model: it says back what you write" : `${driverName(agent.driver)} answers`} on{" "}
-        {host?.name ?? "its machine"}
+        {driverName(agent.driver)} answers on {host?.name ?? "its machine"}
         {agent.cwd !== null && (
           <>
             , in <code>{agent.cwd}</code>
           </>
         )}
-        . It remembers this conversation, and you can close this page while it works.
+        {agent.driver === "scripted" ? ", without any model: it says back what you write. " : ". "}
+        It remembers this conversation, and you can close this page while it works.
       </p>
     </div>
   );
