@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ import pytest
 from anyio.streams.stapled import StapledByteStream
 
 from cloudagent_daemon.bridge import shim as shim_module
-from cloudagent_daemon.bridge.server import MAX_PATH_BYTES, Bridge, Session, peer_of
+from cloudagent_daemon.bridge.server import (
+    MAX_OF_ALL,
+    MAX_OF_RUN,
+    MAX_PATH_BYTES,
+    Bridge,
+    Session,
+    peer_of,
+)
 from cloudagent_daemon.bridge.tools import TOOLS, Toolbox, ToolError
 from cloudagent_protocol.content import MAX_TEXT_CHARS
 from cloudagent_protocol.ids import ConversationId, MessageId, new_message_id
@@ -316,6 +323,44 @@ async def test_noise_on_a_connection_harms_no_other(tmp_path: Path) -> None:
         await noisy.write(b'{"jsonrpc":"2.0","id":"a","method":"no/such"}')
         await calm.call("send_message", {"text": "hi"})
     assert desk.sent == [("hi", None)]
+
+
+async def test_a_run_may_have_so_many_connections_and_takes_no_other_runs(tmp_path: Path) -> None:
+    desk = NotedDesk(tmp_path)
+    async with (
+        a_bridge(tmp_path) as bridge,
+        a_session(bridge, tmp_path / "greedy", desk) as greedy,
+        a_session(bridge, tmp_path / "calm", desk) as calm,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(MAX_OF_RUN):
+            assert await (await stack.enter_async_context(connected(greedy))).initialize()
+        async with connected(greedy) as one_more:
+            assert await one_more.is_cut_off()
+        async with connected(calm) as other:
+            assert await other.initialize()
+
+
+async def test_connections_that_say_nothing_do_not_use_up_the_daemons_descriptors(
+    tmp_path: Path,
+) -> None:
+    desk = NotedDesk(tmp_path)
+    async with (
+        a_bridge(tmp_path) as bridge,
+        a_session(bridge, tmp_path / "r", desk) as session,
+    ):
+        async with AsyncExitStack() as stack:
+            for _ in range(MAX_OF_ALL):
+                silent = await anyio.connect_unix(session.socket_path)
+                await stack.enter_async_context(silent)
+            async with await anyio.connect_unix(session.socket_path) as stream:
+                assert await Peer(stream).is_cut_off()
+        with anyio.fail_after(5):
+            while True:  # the bridge notices one by one that they are gone
+                async with connected(session) as peer:
+                    with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                        assert await peer.initialize()
+                        break
 
 
 async def test_the_socket_is_private_and_gone_afterwards(tmp_path: Path) -> None:

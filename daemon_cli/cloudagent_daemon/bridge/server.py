@@ -38,6 +38,10 @@ MAX_PATH_BYTES: Final = 103 if sys.platform == "darwin" else 107
 TOKEN_S: Final = 5.0
 #: How long the end of a run waits for tool calls that are under way.
 CLOSE_S: Final = 30.0
+#: Connections at once, of one run and of all: each is a descriptor, of which the daemon has about a
+#: thousand, and without any left it could not even accept the next connection to refuse it.
+MAX_OF_RUN: Final = 32
+MAX_OF_ALL: Final = 256
 
 
 class Session:
@@ -90,6 +94,7 @@ class Bridge:
         self._path: Path | None = None
         self._sessions: dict[bytes, Session] = {}
         self._connections = 0
+        self._open = 0
 
     async def serve(
         self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -131,24 +136,37 @@ class Bridge:
                 await session.close()
 
     async def _connected(self, stream: anyio.abc.SocketStream) -> None:
-        async with stream:
-            buffered = BufferedByteReceiveStream(stream)
-            session = await self._authenticated(stream, buffered)
-            if session is None:
-                return
-            await self.warm_up()
-            from cloudagent_daemon.bridge.rpc import converse
+        self._open += 1
+        try:
+            async with stream:
+                if self._open > MAX_OF_ALL:
+                    _refuse("there are too many", None)
+                else:
+                    await self._serve(stream)
+        finally:
+            self._open -= 1
 
-            self._connections += 1
-            name = f"c{self._connections}"
-            with anyio.CancelScope() as scope:
-                session.connections.add(scope)
-                try:
-                    await converse(stream, buffered, session.toolbox, name)
-                except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                    logger.debug("an agent left the bridge", extra={"action": "bridge"})
-                finally:
-                    session.connections.discard(scope)
+    async def _serve(self, stream: anyio.abc.SocketStream) -> None:
+        buffered = BufferedByteReceiveStream(stream)
+        session = await self._authenticated(stream, buffered)
+        if session is None:
+            return
+        if len(session.connections) >= MAX_OF_RUN:
+            _refuse("its run has too many", None)
+            return
+        self._connections += 1
+        name = f"c{self._connections}"
+        with anyio.CancelScope() as scope:
+            session.connections.add(scope)
+            try:
+                await self.warm_up()
+                from cloudagent_daemon.bridge.rpc import converse
+
+                await converse(stream, buffered, session.toolbox, name)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                logger.debug("an agent left the bridge", extra={"action": "bridge"})
+            finally:
+                session.connections.discard(scope)
 
     async def _authenticated(
         self, stream: anyio.abc.SocketStream, buffered: BufferedByteReceiveStream
