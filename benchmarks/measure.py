@@ -16,14 +16,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured promise; `ok` is whether it is kept. Times in milliseconds."""
+    """One measured promise; `ok` is whether it is kept."""
 
     name: str
-    ours_ms: float
+    ours: float
     reference: str
-    reference_ms: float
+    reference_value: float
+    #: Of `ours`, `reference_value` and `difference`.
+    unit: str
     ratio: float
-    difference_ms: float
+    difference: float
     goal: str
     ok: bool
     runs: int
@@ -44,27 +46,52 @@ def figure(
     reference: str,
     pairs: Sequence[tuple[float, float]],
     *,
-    goal: str,
+    goal: str = "",
+    unit: str = "ms",
+    scale: float = 1_000,
+    min_ratio: float | None = None,
     max_ratio: float | None = None,
     max_difference_ms: float | None = None,
+    most: float | None = None,
 ) -> Figure:
-    """The medians of the pairs, held against a goal."""
+    """The medians of the pairs, held against a goal.
+
+    `scale` leads from what the pairs hold to `unit`: from seconds to milliseconds, if nothing else
+    is said. `most` is what our own value may be, in `unit`.
+    """
     ratio = statistics.median(a / b for a, b in pairs)
-    difference_ms = statistics.median(a - b for a, b in pairs) * 1000
-    ok = (max_ratio is None or ratio <= max_ratio) and (
-        max_difference_ms is None or difference_ms <= max_difference_ms
+    difference = statistics.median(a - b for a, b in pairs) * scale
+    ours = statistics.median(a for a, _ in pairs) * scale
+    ok = (
+        (min_ratio is None or ratio >= min_ratio)
+        and (max_ratio is None or ratio <= max_ratio)
+        and (max_difference_ms is None or difference <= max_difference_ms)
+        and (most is None or ours <= most)
     )
     return Figure(
         name=name,
-        ours_ms=round(statistics.median(a for a, _ in pairs) * 1000, 1),
+        ours=round(ours, 1),
         reference=reference,
-        reference_ms=round(statistics.median(b for _, b in pairs) * 1000, 1),
+        reference_value=round(statistics.median(b for _, b in pairs) * scale, 1),
+        unit=unit,
         ratio=round(ratio, 3),
-        difference_ms=round(difference_ms, 1),
+        difference=round(difference, 1),
         goal=goal,
         ok=ok,
         runs=len(pairs),
     )
+
+
+def rate(
+    name: str,
+    reference: str,
+    pairs: Sequence[tuple[float, float]],
+    *,
+    goal: str = "",
+    min_ratio: float | None = None,
+) -> Figure:
+    """As `figure`, of things done per second."""
+    return figure(name, reference, pairs, goal=goal, unit="/s", scale=1, min_ratio=min_ratio)
 
 
 def seconds_of(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> float:
@@ -91,13 +118,13 @@ def report(figures: Sequence[Figure], *, as_json: bool) -> None:
     rows = [
         (
             each.name,
-            f"{each.ours_ms:.1f} ms",
+            f"{each.ours:,.1f} {each.unit}",
             each.reference,
-            f"{each.reference_ms:.1f} ms",
+            f"{each.reference_value:,.1f} {each.unit}",
             f"{each.ratio:.2f}x",
-            f"{each.difference_ms:+.1f} ms",
+            f"{each.difference:+,.1f} {each.unit}",
             each.goal,
-            "ok" if each.ok else "MISSED",
+            "" if not each.goal else "ok" if each.ok else "MISSED",
         )
         for each in figures
     ]
