@@ -157,7 +157,7 @@ def lease(c: sqlite3.Connection, host_id: HostId, window: int) -> list[DeliveryR
     for row in rows:
         if row.agent_id not in known:
             known[row.agent_id] = agents.load(c, row.user_id, row.agent_id)
-        agent, message = known[row.agent_id], messages.load(c, row.user_id, row.message_id)
+        agent, message = known[row.agent_id], messages.load_bare(c, row.message_id)
         if agent is None or message is None:
             _give_up(c, row, "the agent was removed", Reason.AGENT_UNKNOWN.value)
         elif leased := ladder.move(c, row, DeliveryState.LEASED):

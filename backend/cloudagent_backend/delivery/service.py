@@ -70,12 +70,19 @@ class Service:
         Raises:
             Refused: see `sending.submit`.
         """
-        done = await self._database.write(
-            once(lambda c: sending.submit(c, submission, self._backlog_cap))
-        )
+
+        def work(c: sqlite3.Connection) -> Submitted:
+            done = sending.submit(c, submission, self._backlog_cap)
+            # A machine that is here need not wait for the dispatcher and one more commit.
+            for host_id in done.hosts:
+                if self._hub.is_ready(host_id):
+                    sending.lease(c, host_id, self._window)
+            return done
+
+        done = await self._database.write(once(work))
         self._fanout.notify(submission.user_id)
         for host_id in done.hosts:
-            self.hints.hint(host_id)
+            self._hub.hint(host_id)
         return done.message
 
     async def cancel(self, user_id: UserId, actor: str, message_id: MessageId) -> Trace:

@@ -71,6 +71,12 @@ def load(c: sqlite3.Connection, user_id: UserId, message_id: MessageId) -> Messa
     return _resource(row, deliveries.summaries(c, [message_id])[message_id]) if row else None
 
 
+def load_bare(c: sqlite3.Connection, message_id: MessageId) -> Message | None:
+    """What was said, without how it fares; whosever it is: for our own steps."""
+    row = c.execute("SELECT * FROM messages WHERE id = ?", (message_id,)).fetchone()
+    return _resource(row, []) if row else None
+
+
 def position(
     c: sqlite3.Connection, conversation_id: ConversationId, message_id: MessageId
 ) -> int | None:
