@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from cloudagent_protocol.link import HEARTBEAT_S, SILENCE_S
+
 PREFIX: Final = "CLOUDAGENT_BACKEND_"
 
 
@@ -50,8 +52,8 @@ class Settings:
     stop_grace_s: int = 2
 
     # --- the link and delivery ---
-    heartbeat_s: float = 15.0
-    silence_s: float = 26.0
+    heartbeat_s: float = HEARTBEAT_S
+    silence_s: float = SILENCE_S
     hello_deadline_s: float = 10.0
     #: Deliveries that may be in flight at once, per host.
     window: int = 32

@@ -61,7 +61,7 @@ def test_only_an_auto_published_turn_has_a_text_to_publish() -> None:
 
 def test_a_refusal_says_what_the_cli_said_and_what_to_do() -> None:
     detail = judge(Facts(end=TurnEnd(Reason.AUTHENTICATION, "API Error: 401"))).detail
-    assert detail.startswith("API Error: 401")
+    assert detail.startswith("API Error: 401. ")
     assert "Log the coding agent in" in detail
 
 

@@ -97,7 +97,8 @@ def _stopped(facts: Facts, actor: str) -> Verdict:
 
 
 def _refused(end: TurnEnd, reason: Reason) -> Verdict:
-    detail = " ".join(filter(None, (end.detail, _ADVICE.get(reason))))
+    sentences = filter(None, (end.detail.strip(), _ADVICE.get(reason)))
+    detail = " ".join(each if each[-1] in ".!?" else f"{each}." for each in sentences)
     return Verdict(Outcome.FAILED, reason, detail or f"The turn failed ({reason}).")
 
 
