@@ -1,18 +1,21 @@
 """Child processes: each in its own session, and never outliving the scope that started it.
 
+Each has a guardian (guardian.py) for a parent, which ends the whole tree when the daemon dies. While
+the daemon lives it does so itself, and better: it asks first, and knows what to look for.
+
 A coding agent's tools put themselves into sessions of their own, where a signal to its process
-group does not reach them. So a process tree is found three ways: by walking from the process that
-we started (before it is ended: afterwards its children belong to init), by the session that was
-made for it, and by `CLOUDAGENT_LAUNCH_ID` in the environment, which everything it starts inherits.
+group does not reach them. So a process tree is found three ways: by walking from the guardian,
+which on Linux adopts the orphans; by the session that was made for it; and by
+`CLOUDAGENT_LAUNCH_ID` in the environment, which everything it starts inherits.
 """
 
 import logging
 import os
 import signal
-import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +23,8 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 import psutil
+
+from cloudagent_daemon.leash import GuardianError, Leash, leash
 
 logger = logging.getLogger(__name__)
 
@@ -40,27 +45,25 @@ class SpawnError(Exception):
 class Child:
     """A running process; made by `spawn`, which also ends it."""
 
-    def __init__(self, process: anyio.abc.Process, launch_id: str, started_at: float) -> None:
-        self._process = process
+    def __init__(self, held: Leash, launch_id: str, started_at: float) -> None:
+        self._leash = held
+        self._streams = held.process
+        self.pid = held.pid
         self.launch_id = launch_id
         #: When it was created, in Unix seconds as psutil tells it.
         self.started_at = started_at
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def exit_code(self) -> int | None:
         """Negative for a signal; None while it runs."""
-        return self._process.returncode
+        return self._leash.exit_code
 
     async def wait(self) -> int:
-        return await self._process.wait()
+        return await self._leash.wait()
 
     async def feed(self, data: bytes) -> None:
         """Writes all of standard input and closes it; a child that does not read is no error."""
-        stdin = self._process.stdin
+        stdin = self._streams.stdin
         assert stdin is not None
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             if data:
@@ -70,25 +73,27 @@ class Child:
 
     async def read_stdout(self) -> bytes:
         """The next piece of standard output; empty at its end."""
-        return await _receive(self._process.stdout)
+        return await _receive(self._streams.stdout)
 
     async def read_stderr(self) -> bytes:
         """The next piece of standard error; empty at its end."""
-        return await _receive(self._process.stderr)
+        return await _receive(self._streams.stderr)
 
     async def interrupt(self, sent: signal.Signals, wait_s: float) -> bool:
         """Sends one signal to the process itself; returns whether it ended in time."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(sent)
+        if self.exit_code is None and _is(self.pid, self.started_at):
+            with suppress(OSError):
+                os.kill(self.pid, sent)
         with anyio.move_on_after(wait_s):
-            await self._process.wait()
+            await self.wait()
         return self.exit_code is not None
 
     async def end(self, *, term_s: float = TERM_S) -> int:
         """Ends the whole tree: TERM, a wait, then STOP and KILL until nothing is left.
 
         With the process already gone, or `term_s` 0, it starts at STOP and KILL. Safe to call more
-        than once. A shield of the caller's protects it; it takes `term_s` + `KILL_S` at most.
+        than once. A shield of the caller's protects it; it takes `term_s` + `KILL_S` at most, and
+        `2 * LEAVE_S` more with a guardian that hangs.
 
         Returns:
             How many processes were killed.
@@ -96,15 +101,20 @@ class Child:
         if self.exit_code is None and term_s > 0:
             await anyio.to_thread.run_sync(_terminate, self._find)
             with anyio.move_on_after(term_s):
-                await self._process.wait()
+                await self.wait()
         killed = await anyio.to_thread.run_sync(_kill, self._find)
-        if self.exit_code is None:
-            with anyio.move_on_after(KILL_S):
-                await self._process.wait()
+        await self._leash.dismiss(cleaned_up=True)
         return killed
 
     def _find(self, freeze: bool) -> list[psutil.Process]:
-        return find_tree(self.pid, self.started_at, self.launch_id, session=True, freeze=freeze)
+        return find_tree(
+            self.pid,
+            self.started_at,
+            self.launch_id,
+            guardian=self._leash.guardian,
+            session=True,
+            freeze=freeze,
+        )
 
 
 @asynccontextmanager
@@ -118,30 +128,28 @@ async def spawn(
     Raises:
         SpawnError: it could not be started.
     """
-    try:
-        process = await anyio.open_process(
-            list(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**env, LAUNCH_ID: launch_id},
-            cwd=cwd,
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
-        raise SpawnError(await _why_not(argv[0], cwd, error)) from error
-    try:
-        started_at = await anyio.to_thread.run_sync(_created_at, process.pid)
-        child = Child(process, launch_id, started_at)
-    except BaseException:
-        process.kill()
-        raise
-    try:
-        yield child
-    finally:
-        with anyio.CancelScope(shield=True):
-            await child.end(term_s=TERM_S)
-            await process.aclose()
+    async with AsyncExitStack() as stack:
+        try:
+            held = await stack.enter_async_context(
+                leash(argv, env=env, cwd=cwd, launch_id=launch_id)
+            )
+        except (OSError, ValueError) as error:
+            mine = isinstance(error, FileNotFoundError)  # it was not looked for the program yet
+            program = sys.executable if mine else argv[0]
+            raise SpawnError(await _why_not(program, cwd, error)) from error
+        try:
+            pid = await held.started()
+        except OSError as error:
+            raise SpawnError(await _why_not(argv[0], cwd, error)) from error
+        except GuardianError as error:
+            raise SpawnError(str(error)) from error
+        started_at = await anyio.to_thread.run_sync(_created_at, pid)
+        child = Child(held, launch_id, started_at)
+        try:
+            yield child
+        finally:
+            with anyio.CancelScope(shield=True):
+                await child.end(term_s=TERM_S)
 
 
 async def end_leftover(pid: int, started_at: float, launch_id: str) -> int:
@@ -162,7 +170,13 @@ async def end_leftover(pid: int, started_at: float, launch_id: str) -> int:
 
 
 def find_tree(
-    pid: int, started_at: float, launch_id: str, *, session: bool, freeze: bool = False
+    pid: int,
+    started_at: float,
+    launch_id: str,
+    *,
+    session: bool,
+    guardian: int | None = None,
+    freeze: bool = False,
 ) -> list[psutil.Process]:
     """The living processes of a launch, in no order; zombies are not living.
 
@@ -174,14 +188,14 @@ def find_tree(
     for other in reversed(psutil.pids()):
         if (session and _session_of(other) == pid) or _carries(other, mark):
             _add(found, other, freeze)
-    root = _process(pid)
-    if root is not None and abs(root.create_time() - started_at) < 1.0:
+    if _is(pid, started_at):
         _add(found, pid, freeze)
+    for orphan in _descendants(guardian) if guardian else []:
+        _add(found, orphan, freeze)
     for process in list(found.values()):
-        with suppress(psutil.Error):
-            for descendant in process.children(recursive=True):
-                if descendant.pid not in found:
-                    _add(found, descendant.pid, freeze)
+        for descendant in _descendants(process.pid):
+            if descendant not in found:
+                _add(found, descendant, freeze)
     return [process for process in found.values() if _lives(process)]
 
 
@@ -194,6 +208,22 @@ def _add(found: dict[int, psutil.Process], pid: int, freeze: bool) -> None:
     process = _process(pid)
     if process is not None:
         found[pid] = process
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _is(pid: int, started_at: float) -> bool:
+    """Whether the process of this number is still the one that was created then."""
+    process = _process(pid)
+    try:
+        return process is not None and abs(process.create_time() - started_at) < 1.0
+    except psutil.Error:
+        return False
 
 
 def _process(pid: int) -> psutil.Process | None:
