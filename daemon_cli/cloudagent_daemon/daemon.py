@@ -98,11 +98,19 @@ class Daemon:
             tasks.start_soon(self._introduce, ending)
             await tasks.start(self._bridge.serve)
             tasks.start_soon(self.queue.run)
+            tasks.start_soon(self._fence)
             tasks.start_soon(self._bridge.warm_up)
             await ending.requested.wait()
             logger.info("stopping", extra={"action": "stop", "running": len(self.queue.working)})
             await self._drain(ending)
             tasks.cancel_scope.cancel()
+
+    async def _fence(self) -> None:
+        """While another daemon has the host, this one starts nothing: it would run things twice."""
+        while True:
+            changed = self.client.changed
+            self.queue.hold(held=self.client.superseded)
+            await changed.wait()
 
     def report(self) -> dict[str, Any]:
         """What `status` shows (interface.md §6)."""

@@ -194,6 +194,37 @@ async def test_the_newest_connection_wins(tmp_path: Path) -> None:
             assert await host_state(backend) == "online"
 
 
+async def test_of_two_daemons_with_one_key_the_older_cannot_take_the_host_back(
+    tmp_path: Path,
+) -> None:
+    async with running_backend(tmp_path) as backend, link_of(backend) as older:
+        await older.greet(instance_id="older")
+        async with link_of(backend) as newer:
+            await newer.greet(instance_id="newer")
+            assert await older.closed() == CloseCode.SUPERSEDED
+            async with link_of(backend) as again:
+                await again.socket.send(hello(instance_id="older").model_dump_json())
+                assert await again.closed() == CloseCode.SUPERSEDED
+            await backend.post()
+            await newer.deliver()
+        await wait_for_state(backend, "offline")
+        async with link_of(backend) as again:
+            await again.greet(instance_id="older")
+            assert await host_state(backend) == "online"
+
+
+async def test_a_daemon_that_connects_anew_takes_the_place_of_its_own_dead_connection(
+    tmp_path: Path,
+) -> None:
+    async with running_backend(tmp_path) as backend, link_of(backend) as dead:
+        await dead.greet(instance_id="one")
+        for _ in range(2):
+            async with link_of(backend) as again:
+                await again.greet(instance_id="one")
+                await backend.post()
+                await again.deliver()
+
+
 async def test_a_revoked_key_closes_its_connection(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
         await daemon.greet()
@@ -421,10 +452,10 @@ async def test_a_peer_that_reads_nothing_is_let_go_all_the_same(tmp_path: Path) 
 async def test_what_came_before_a_newer_connection_is_not_applied_after_it(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend:
         world, host = backend.world, backend.ana.host
-        session = Session(host.id)
-        older = _Connection(
-            world, None, Machine(host.id, backend.ana.user_id, host.name), session
-        )  # its socket is not used
+        session = Session(host.id, "life-1")
+        machine = Machine(host.id, backend.ana.user_id, host.name)
+        no_socket: Any = None  # it is not used
+        older = _Connection(world, no_socket, machine, session)
         world.hub.attach(session)
         async with link_of(backend) as newer:
             await newer.greet()

@@ -307,6 +307,17 @@ async def test_superseded_daemons_do_not_fight() -> None:
         assert d.waits[:3] == [0.5, 1.0, 2.0]
 
 
+async def test_it_knows_that_another_daemon_has_the_host_until_it_is_connected_again() -> None:
+    async with scripted_backend() as backend, daemon(backend, wait_s=0.2) as d:
+        await (await backend.connected()).close(CloseCode.SUPERSEDED)
+        with anyio.fail_after(10):
+            while not d.client.superseded:
+                await d.client.changed.wait()
+            while d.client.superseded:
+                await d.client.changed.wait()
+        assert d.client.standing.state == "connected"
+
+
 async def test_after_sleep_it_connects_at_once() -> None:
     jump = 0.0
 

@@ -251,10 +251,6 @@ def test_row35_of_two_daemons_with_one_key_both_live_and_nothing_is_lost(
         assert not lost
 
 
-@pytest.mark.xfail(
-    strict=False,  # by chance the two may not meet over a message
-    reason="a daemon that comes back takes over what the other one is working on",
-)
 @seeded
 def test_row35_of_two_daemons_with_one_key_only_one_does_the_work(
     tmp_path: Path, seed: int

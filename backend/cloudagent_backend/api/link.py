@@ -71,7 +71,6 @@ async def daemon_link(websocket: WebSocket) -> None:
         )
     await websocket.accept()
     machine = Machine(host.id, host.user_id, host.name)
-    session = Session(host.id)
     try:
         hello = await _hello(websocket, world.settings.hello_deadline_s)
         protocol = negotiate(hello.protocol)
@@ -80,6 +79,7 @@ async def daemon_link(websocket: WebSocket) -> None:
     except WebSocketDisconnect:
         return
     else:
+        session = Session(host.id, hello.instance_id)
         await _Connection(world, websocket, machine, session).serve(hello, protocol)
 
 
@@ -125,7 +125,9 @@ class _Connection:
         """Until either side ends it; the host is offline afterwards, if this was its newest."""
         session, service = self._session, self._world.service
         # Attached before the first write: from here on an older connection writes nothing more.
-        self._world.hub.attach(session)
+        if not self._world.hub.attach(session):
+            await _close(self._websocket, session.close_code, session.close_reason)
+            return
         try:
             # Again, and only now: a key that was revoked before its hello had no session to close.
             await authenticate_machine(self._websocket)

@@ -28,9 +28,11 @@ class Session:
     Whoever serves the connection sends what `outgoing` yields, and closes when `closed` is set.
     """
 
-    def __init__(self, host_id: HostId) -> None:
+    def __init__(self, host_id: HostId, instance_id: str) -> None:
         self.id = f"ses_{secrets.token_hex(12)}"
         self.host_id = host_id
+        #: Names one life of the daemon's process (`hello.instance_id`).
+        self.instance_id = instance_id
         self.closed = anyio.Event()
         self.close_code = CloseCode.GOING_AWAY
         self.close_reason = ""
@@ -72,6 +74,8 @@ class Hub:
         self._sessions: dict[HostId, Session] = {}
         #: Handshakes that a host has left, and when that was counted; monotonic seconds.
         self._allowed: dict[HostId, tuple[float, float]] = {}
+        #: Daemons that another one of the same key has superseded, while that one is here.
+        self._superseded: dict[HostId, set[str]] = {}
         self._closing = False
 
     def admit(self, host_id: HostId, now: float) -> bool:
@@ -81,23 +85,35 @@ class Hub:
         self._allowed[host_id] = (left - 1 if left >= 1 else left, now)
         return left >= 1
 
-    def attach(self, session: Session) -> None:
+    def attach(self, session: Session) -> bool:
         """The session is its host's connection from now on; an older one is closed.
 
         To be called before the first write of the session: what the older one wrote until then
         comes before it, and nothing of it after.
+
+        Of two daemons with one key the one that came last has the host until it leaves: the other
+        may not take over again, or each would forever take the other's work. False is returned then,
+        and the session is closed.
         """
         if older := self._sessions.get(session.host_id):
-            older.close(CloseCode.SUPERSEDED)
+            superseded = self._superseded.setdefault(session.host_id, set())
+            if session.instance_id in superseded:
+                session.close(CloseCode.SUPERSEDED, "another daemon with this key is connected")
+                return False
+            if older.instance_id != session.instance_id:
+                superseded.add(older.instance_id)
+            older.close(CloseCode.SUPERSEDED, "another connection with this key took over")
         self._sessions[session.host_id] = session
         if self._closing:
             session.close(CloseCode.RESTART)
+        return True
 
     def detach(self, session: Session) -> bool:
         """The session is over; returns whether it was its host's newest."""
         if self._sessions.get(session.host_id) is not session:
             return False
         del self._sessions[session.host_id]
+        self._superseded.pop(session.host_id, None)
         return True
 
     def hint(self, host_id: HostId) -> None:

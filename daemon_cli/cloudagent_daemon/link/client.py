@@ -13,11 +13,13 @@ from cloudagent_daemon.link.connection import Connection, open_connection
 from cloudagent_daemon.link.deltas import Deltas
 from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.transport import (
+    LinkClosedError,
     LinkError,
     NotConnectedError,
     Transport,
     UnreachableError,
 )
+from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.frames import Hello, ListMessages, LiveRun
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,8 @@ class LinkClient:
         self._clock_check_s = clock_check_s
         self._woke = anyio.Event()
         self._connection: Connection | None = None
+        #: Whether another daemon with this key has the host. What waits here is then its to run.
+        self.superseded = False
         self.deltas = Deltas()
         self.standing = Standing("connecting", wall())
         #: Set, and replaced, when `standing` changes.
@@ -125,6 +129,7 @@ class LinkClient:
                     stream, self._spool, self.deltas, await self._hello(), self._running
                 )
                 self._connection = connection
+                self.superseded = False
                 self._show(Standing("connected", self._wall()))
                 logger.info(
                     "Connected as %s",
@@ -168,6 +173,8 @@ class LinkClient:
             before = now
 
     def _show_end(self, end: LinkError, delay: float) -> None:
+        if isinstance(end, LinkClosedError) and end.code == CloseCode.SUPERSEDED:
+            self.superseded = True
         state: State = "unauthorized" if is_rejection(end) else "connecting"
         since = self.standing.since if self.standing.state == state else self._wall()
         logger.warning(

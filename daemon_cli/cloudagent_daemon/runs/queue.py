@@ -45,6 +45,8 @@ class RunQueue:
         self.working: dict[DeliveryId, tuple[Deliver, datetime]] = {}
         self._stops: dict[DeliveryId, StopSignal] = {}
         self._draining = False
+        self._held = False
+        self._released = anyio.Event()
         #: Set, and replaced, when something starts, ends or comes in.
         self.changed = anyio.Event()
 
@@ -61,7 +63,26 @@ class RunQueue:
                     else:
                         await self._take(change.waiting)
                 self._start_next(tasks)
-                await self._spool.changed_beyond(number)
+                await self._more_to_do(number)
+
+    def hold(self, *, held: bool) -> None:
+        """Whether to start nothing for now; what runs goes on, and nothing is forgotten."""
+        self._held = held
+        if not held:
+            self._released.set()
+
+    async def _more_to_do(self, number: int) -> None:
+        """Until the inbox has changed beyond `number`, or a hold has ended."""
+        async with anyio.create_task_group() as tasks:
+
+            async def released() -> None:
+                await self._released.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(released)
+            await self._spool.changed_beyond(number)
+            tasks.cancel_scope.cancel()
+        self._released = anyio.Event()
 
     async def drain(self, timeout_s: float, *, another_life: bool) -> None:
         """Starts nothing more and lets runs finish for `timeout_s`.
@@ -107,7 +128,7 @@ class RunQueue:
     # --- runs ---
 
     def _start_next(self, tasks: anyio.abc.TaskGroup) -> None:
-        while not self._draining and (waiting := self.order.next()):
+        while not (self._draining or self._held) and (waiting := self.order.next()):
             stop = self._stops[waiting.deliver.delivery_id] = StopSignal()
             if waiting.interrupted_by is not None:
                 stop.request(waiting.interrupted_by)
