@@ -75,11 +75,12 @@ def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
     )
     errors.install(app)
     idempotency.install(app)
-    for part in (accounts, health, link):
+    # The busiest first: routes are tried in turn.
+    for part in (messages, conversations, runs, stream, agents, host_machines, tokens):
+        app.include_router(part.router, responses=_SIGNED_IN)
+    for part in (link, accounts, health):
         app.include_router(part.router)
     app.include_router(host_machines.daemon_router)
-    for part in (tokens, host_machines, agents, conversations, messages, runs, stream):
-        app.include_router(part.router, responses=_SIGNED_IN)
     app.router.default = ui.Page(page)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(Metered, metrics=metrics)
