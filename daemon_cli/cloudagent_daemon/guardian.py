@@ -61,6 +61,7 @@ def main() -> None:
     while not gone.acquire(timeout=PAUSE_S):
         if adopts:
             _kill_descendants()
+    os._exit(0)  # the daemon waits: no time for the interpreter's own tidying
 
 
 def _adopts_orphans() -> bool:
