@@ -24,6 +24,7 @@ from benchmarks.wire import Socket, connect_all
 
 HOSTS = (1, 64, 1_000)
 CLIENTS = (1, 64)
+GOAL_AT = "clients 64, hosts 1,000"
 ROUNDS = 3
 SLICE_S = 1.5
 MACHINE_S = 1.0
@@ -44,7 +45,7 @@ def run() -> list[Figure]:
                 for clients in CLIENTS:
                     slices = asyncio.run(_measure(ours, bare, clients))
                     best = sorted(one.rate for one, _ in slices)[ROUNDS // 2]
-                    figures += _figures(f"{clients} clients, {hosts} hosts", slices)
+                    figures += _figures(f"clients {clients}, hosts {hosts:,}", slices)
         figures += _of_the_machine(Path(name), best)
     return figures
 
@@ -64,7 +65,7 @@ def _figures(what: str, slices: list[tuple[Slice, Slice]]) -> list[Figure]:
     def pairs(of: Callable[[Slice], float]) -> list[tuple[float, float]]:
         return [(of(a), of(b)) for a, b in slices]
 
-    counts = what == "64 clients, 1000 hosts"
+    counts = what == GOAL_AT
     return [
         rate(
             f"delivery, {what}",
@@ -98,7 +99,7 @@ def _figures(what: str, slices: list[tuple[Slice, Slice]]) -> list[Figure]:
 def _of_the_machine(folder: Path, ours: float) -> list[Figure]:
     with running("reference_server", folder, str(folder / "echo.db")) as (url, _):
         echoes = asyncio.run(_echoes(url))
-    name = "delivery, 64 clients, 1000 hosts"
+    name = f"delivery, {GOAL_AT}"
     return [
         rate(name, "append + fdatasync", [(ours, _syncs(folder / "file"))]),
         rate(name, "SQLite, 64 rows a commit", [(ours, commits(folder / "rows.db", 64))]),

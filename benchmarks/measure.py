@@ -121,7 +121,7 @@ def report(figures: Sequence[Figure], *, as_json: bool) -> None:
             f"{each.ours:,.1f} {each.unit}",
             each.reference,
             f"{each.reference_value:,.1f} {each.unit}",
-            f"{each.ratio:.2f}x",
+            f"{each.ratio:.3g}x",
             f"{each.difference:+,.1f} {each.unit}",
             each.goal,
             "" if not each.goal else "ok" if each.ok else "MISSED",
