@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from cloudagent_backend.delivery.errors import Refused
+from cloudagent_backend.delivery.hub import Session
 from cloudagent_backend.store import (
     agents,
     clock,
@@ -79,6 +80,20 @@ async def test_above_the_backlog_cap_nothing_is_taken_until_something_ends(tmp_p
         assert refused.value.code is ErrorCode.BACKLOG_FULL
         await desk.service.cancel(desk.user_id, "ana", first.id)
         assert (await desk.say()).deliveries[0].seq == 3
+
+
+async def test_a_message_to_a_machine_that_is_here_is_leased_at_once(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        session = Session(desk.machine.host_id, "in_1")
+        desk.hub.attach(session)
+        early = await desk.say("before its welcome")
+        assert await desk.state(early) == "queued"
+        session.ready = True
+        assert await desk.state(await desk.say("and after it")) == "leased"
+        assert [frame.message.text for frame in await desk.outbox()] == [
+            "before its welcome",
+            "and after it",
+        ]
 
 
 async def test_a_lease_numbers_frames_in_the_order_of_the_messages(tmp_path: Path) -> None:
