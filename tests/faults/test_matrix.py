@@ -79,7 +79,6 @@ def test_row4_a_daemon_killed_during_runs_repeats_only_what_it_says(
         assert set(maybe_repeated(history).values()) == {1}
 
 
-@pytest.mark.xfail(reason="only the daemon's next start ends what a killed daemon left running")
 def test_row4_the_processes_of_a_killed_daemon_are_gone_within_5_s(tmp_path: Path) -> None:
     with site(tmp_path, AGENTS) as place:
         with place.daemon() as daemon, place.backend.follow() as events:
