@@ -13,7 +13,7 @@ from cloudagent_protocol import frames, version
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / "daemon_cli", ROOT / "backend" / "cloudagent_backend"]
-#: What costs more than everything that a quick command does (docs/operations.md, Benchmarks).
+#: What costs more than everything that a quick command does (docs/benchmarks.md).
 HEAVY = {"mcp", "httpx2", "pydantic", "fastapi", "uvicorn", "websockets", "typer", "rich"}
 
 
