@@ -119,10 +119,8 @@ class Link:
         """
         if seq < 1:
             raise ProtocolError("a numbered frame without its number")
-        if seq <= self.accepted:
-            return Duplicate(self.accepted)
         if seq <= self.received:
-            # Received on this connection and still on its way to the disk: its ack will follow.
+            # Perhaps still on its way to the disk: then its own ack will follow.
             return Duplicate(self.accepted)
         if seq != self.received + 1:
             raise ProtocolError(f"frame {seq} after {self.received}: one is missing")

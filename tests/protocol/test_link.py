@@ -36,6 +36,11 @@ def test_a_gap_breaks_the_connection_and_moves_nothing() -> None:
     assert link.received == 0
 
 
+def test_a_numbered_frame_without_its_number_breaks_the_connection() -> None:
+    with pytest.raises(ProtocolError, match="without its number"):
+        new_link(accepted=3).receive(0)
+
+
 def test_nothing_is_accepted_that_was_not_received() -> None:
     with pytest.raises(ValueError, match="not received"):
         new_link().accept(1)
