@@ -23,7 +23,7 @@ import importlib
 import importlib.util
 import pkgutil
 
-heavy = [name for name in ("fastapi", "uvicorn", "argon2", "jwt") if importlib.util.find_spec(name)]
+heavy = [name for name in ("fastapi", "argon2", "prometheus_client") if importlib.util.find_spec(name)]
 assert not heavy, f"the light install brought {heavy}"
 for package in ("cloudagent_protocol", "cloudagent", "cloudagent_daemon"):
     root = importlib.import_module(package)
