@@ -6,13 +6,15 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 from urllib.parse import urlsplit
 
 KEY_VARIABLE: Final = "CLOUDAGENT_API_KEY"
 PROFILE_VARIABLE: Final = "CLOUDAGENT_DAEMON_PROFILE"
 HOME_VARIABLE: Final = "CLOUDAGENT_HOME"
 CRASH_VARIABLE: Final = "CLOUDAGENT_CRASH_AT"
+
+MaskSetting: TypeAlias = Literal["auto", "require", "off"]
 
 
 class ConfigError(Exception):
@@ -40,6 +42,9 @@ class Limits:
     stop_timeout_s: float = 60.0
     #: Silence of a coding agent (output, stderr and journal) after which its run is ended.
     hang_timeout_s: float = 1800.0
+    #: Whether the daemon's own files are hidden from agents: where the machine can (`auto`), not at
+    #: all (`off`: agents may then use sudo), or nothing runs where it cannot (`require`).
+    mask: MaskSetting = "auto"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Settings:
     max_runs: int = Limits.max_runs
     stop_timeout_s: float = Limits.stop_timeout_s
     hang_timeout_s: float = Limits.hang_timeout_s
+    mask: MaskSetting = Limits.mask
     #: TLS certificates are not checked.
     insecure: bool = False
     #: A further root certificate, PEM.
@@ -105,10 +111,10 @@ def child_environment(environ: Mapping[str, str], profile: str) -> dict[str, str
 
 
 def read_limits(environ: Mapping[str, str], base: Limits) -> Limits:
-    """`base`, overridden by `CLOUDAGENT_MAX_RUNS`, `_STOP_TIMEOUT_S`, `_HANG_TIMEOUT_S`.
+    """`base`, overridden by `CLOUDAGENT_MAX_RUNS`, `_STOP_TIMEOUT_S`, `_HANG_TIMEOUT_S`, `_MASK`.
 
     Raises:
-        ConfigError: a value is no positive number.
+        ConfigError: a value cannot be used.
     """
     found: dict[str, Any] = {
         name: value
@@ -212,11 +218,18 @@ def _limits(values: Mapping[str, Any], where: str) -> Limits:
             max_runs=int(values["max_runs"]),
             stop_timeout_s=float(values["stop_timeout_s"]),
             hang_timeout_s=float(values["hang_timeout_s"]),
+            mask=values["mask"],
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"A limit in {where} is no number", str(error), "cloudagent-daemon status"
         ) from error
+    if limits.mask not in get_args(MaskSetting):
+        raise ConfigError(
+            f"`mask` in {where} cannot be used",
+            f"got {limits.mask!r}; it is one of {', '.join(get_args(MaskSetting))}",
+            "cloudagent-daemon status",
+        )
     if limits.max_runs < 1 or limits.stop_timeout_s < 0 or limits.hang_timeout_s <= 0:
         raise ConfigError(
             f"A limit in {where} is out of range", str(limits), "cloudagent-daemon status"

@@ -20,6 +20,7 @@ from cloudagent_daemon.drivers.table import detect
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.websocket import WebSocketTransport, tls_context
+from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.paths import Paths, old_state_file, spool_file
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
@@ -82,10 +83,11 @@ class Daemon:
             self._live.all,
         )
         self._uplink = SpoolUplink(spool, self.client, self._live)
+        self._masks = Masks(settings)
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir)
         self.queue = RunQueue(
             spool,
-            Runner(settings, self._bridge, self._uplink),
+            Runner(settings, self._bridge, self._uplink, self._masks),
             self._uplink,
             max_runs=settings.max_runs,
         )
@@ -132,6 +134,7 @@ class Daemon:
             "runtimes": [runtime.model_dump() for runtime in self._runtimes],
             "agents": self._agents(),
             "service": None,
+            "own_files": {"state": self._masks.cover, "detail": self._masks.detail or None},
         }
 
     def changes(self) -> list[anyio.Event]:
@@ -173,7 +176,12 @@ class Daemon:
 
     async def _introduce(self, ending: Ending) -> None:
         """Looks what agent programs there are, tells the person, and the backend."""
-        self._runtimes = await detect(self._settings.environment)
+        try:
+            mask = await self._masks.of_run()
+        except UnmaskedError as error:
+            self._say(f"✗ {error}")
+        else:
+            self._runtimes = await detect(self._settings.environment, mask)
         self._say("Detected runtimes:")
         for runtime in self._runtimes:
             self._say(f"  {_line(runtime)}")

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE
 from typing import Final
@@ -22,6 +23,36 @@ START_S: Final = 30.0
 #: How long it may take to leave once its tree is gone; then it is killed.
 LEAVE_S: Final = 2.0
 _READ_BYTES: Final = 256
+#: What the guardian says by `unmasked N`.
+_UNMASKED: Final = {
+    1: "this system does not allow user and mount namespaces",
+    2: "a mount was refused",
+    3: "its folder is one of them",
+}
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a child must not see, and what of it remains: absolute paths, of folders or files.
+
+    A path that does not exist is passed over.
+    """
+
+    hidden: tuple[Path, ...] = ()
+    kept: tuple[Path, ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """As the guardian's command line has it."""
+        counts = (len(self.hidden), len(self.kept))
+        return [str(word) for word in (*counts, *self.hidden, *self.kept)]
+
+
+NO_MASK: Final = Mask()
+
+
+class MaskError(Exception):
+    """The mask could not be put on, and so nothing was started; `str()` says why, for a person."""
 
 
 class GuardianError(Exception):
@@ -41,6 +72,7 @@ class Leash:
         self.process = process
         self.pid = 0
         self._errno = 0
+        self._unmasked = 0
         self._exit_code: int | None = None
 
     @property
@@ -64,10 +96,13 @@ class Leash:
 
         Raises:
             OSError: the child could not be started.
-            GuardianError: the guardian could not.
+            MaskError: it would have seen what it must not.
+            GuardianError: the guardian could not be started.
         """
         with anyio.move_on_after(START_S):
-            await self._until(lambda: bool(self.pid or self._errno or self._eof))
+            await self._until(lambda: bool(self.pid or self._errno or self._unmasked or self._eof))
+        if self._unmasked:
+            raise MaskError(_UNMASKED.get(self._unmasked, "for an unknown reason"))
         if self._errno:
             raise OSError(self._errno, os.strerror(self._errno))
         if not self.pid:
@@ -128,6 +163,8 @@ class Leash:
                 self.pid = int(number)
             elif word == b"errno":
                 self._errno = int(number)
+            elif word == b"unmasked":
+                self._unmasked = int(number)
             else:
                 self._exit_code = int(number)
 
@@ -144,7 +181,7 @@ class Leash:
 
 @asynccontextmanager
 async def leash(
-    argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, launch_id: str
+    argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, launch_id: str, mask: Mask = NO_MASK
 ) -> AsyncGenerator[Leash]:
     """A guardian that has been asked to start `argv`; ask `started` whether it did.
 
@@ -157,7 +194,7 @@ async def leash(
         with theirs:
             command = [sys.executable, "-I", "-S", str(PROGRAM), str(theirs.fileno())]
             process = await anyio.open_process(
-                [*command, launch_id, env.get("LC_CTYPE", ""), *argv],
+                [*command, launch_id, env.get("LC_CTYPE", ""), *mask.words, *argv],
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=PIPE,

@@ -24,7 +24,7 @@ import anyio.abc
 import anyio.to_thread
 import psutil
 
-from cloudagent_daemon.leash import GuardianError, Leash, leash
+from cloudagent_daemon.leash import NO_MASK, GuardianError, Leash, Mask, MaskError, leash
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +119,12 @@ class Child:
 
 @asynccontextmanager
 async def spawn(
-    argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, launch_id: str
+    argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, launch_id: str, mask: Mask = NO_MASK
 ) -> AsyncGenerator[Child]:
     """A child process with pipes on all three standard streams, ended with its whole tree on exit.
 
-    It leads a session and process group of its own and carries the launch id in its environment.
+    It leads a session and process group of its own, carries the launch id in its environment, and
+    does not see what the mask hides.
 
     Raises:
         SpawnError: it could not be started.
@@ -131,7 +132,7 @@ async def spawn(
     async with AsyncExitStack() as stack:
         try:
             held = await stack.enter_async_context(
-                leash(argv, env=env, cwd=cwd, launch_id=launch_id)
+                leash(argv, env=env, cwd=cwd, launch_id=launch_id, mask=mask)
             )
         except (OSError, ValueError) as error:
             mine = isinstance(error, FileNotFoundError)  # it was not looked for the program yet
@@ -141,6 +142,11 @@ async def spawn(
             pid = await held.started()
         except OSError as error:
             raise SpawnError(await _why_not(argv[0], cwd, error)) from error
+        except MaskError as error:
+            raise SpawnError(
+                f"The daemon's own files could not be hidden from it: {error}. It was not started; "
+                "see `cloudagent-daemon doctor`."
+            ) from error
         except GuardianError as error:
             raise SpawnError(str(error)) from error
         started_at = await anyio.to_thread.run_sync(_created_at, pid)

@@ -9,6 +9,7 @@ import anyio
 import pytest
 from typing_extensions import override
 
+from cloudagent_daemon.mask import Masks
 from cloudagent_daemon.runs.ports import StopSignal
 from cloudagent_daemon.runs.runner import _Run
 from cloudagent_daemon.runs.workspace import TurnRecord, Workspace
@@ -400,7 +401,9 @@ async def test_two_sends_at_once_are_both_in_the_turns_record(tmp_path: Path) ->
         deliver = world.deliver("hello")
         workspace = _HeldUp(world.settings.agents_dir, deliver.agent)
         workspace.prepare()
-        run = _Run(world.settings, world.bridge, world.uplink, deliver, workspace)
+        run = _Run(
+            world.settings, world.bridge, world.uplink, Masks(world.settings), deliver, workspace
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run.send, "one", None)
             tasks.start_soon(run.send, "two", None)

@@ -156,3 +156,22 @@ def test_a_reply_made_before_the_crash_goes_out_once(tmp_path, point: str) -> No
         texts = [m["text"] for m in backend.messages(sent["conversation_id"])]
         assert texts.count("only once") >= 1
         assert "interrupted" in [r["rung"] for r in trace["rungs"]] or texts.count("only once") == 1
+
+
+def test_an_agent_that_looks_for_the_machine_s_key_does_not_find_it(tmp_path) -> None:
+    with running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted", cwd=str(tmp_path / "laptop"))
+        with running_daemon(tmp_path / "laptop", backend.url, key), backend.follow() as events:
+            looks = '@@call read_file {"path": ".cloudagent/daemon/config.json"}'
+            sent = backend.send(agent_id, f"{looks}\n@@call send_message {{}}")
+            result = events.until(
+                lambda event: (
+                    event["type"] == "run.event" and event["data"]["event"]["type"] == "tool_result"
+                )
+            )["data"]["event"]
+            assert "config.json" in result["output"]
+            assert result["is_error"]
+            events.delivery(sent["id"], "done")
+            assert key not in str(events.seen)
+        assert key in (tmp_path / "laptop/.cloudagent/daemon/config.json").read_text()

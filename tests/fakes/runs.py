@@ -13,6 +13,7 @@ import psutil
 
 from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Settings
+from cloudagent_daemon.mask import Masks
 from cloudagent_daemon.runs.ports import Launch, StopSignal, UplinkError
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_protocol.events import Finished, Outcome
@@ -155,7 +156,7 @@ class World:
         """Runs one message; returns what was reported of it."""
         self.uplink = uplink or RecordedUplink()
         deliver = self.deliver(text) if isinstance(text, str) else text
-        runner = Runner(self.settings, self.bridge, self.uplink)
+        runner = Runner(self.settings, self.bridge, self.uplink, Masks(self.settings))
         with anyio.fail_after(30):
             outcome = await runner.run(deliver, attempt=attempt, stop=stop or StopSignal())
         assert outcome == self.uplink.end.outcome
@@ -207,7 +208,7 @@ async def a_world(
     async with anyio.create_task_group() as tasks:
         await tasks.start(bridge.serve)
         await bridge.warm_up()
-        yield World(home, made, bridge, uplink, Runner(made, bridge, uplink), agent)
+        yield World(home, made, bridge, uplink, Runner(made, bridge, uplink, Masks(made)), agent)
         tasks.cancel_scope.cancel()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import Reason, RunEvent, Usage
 from cloudagent_protocol.resources import AgentSpec, Runtime
 
@@ -167,6 +168,6 @@ class Driver(Protocol):
         """A session for one process; does no I/O."""
         ...
 
-    async def detect(self, environment: Mapping[str, str]) -> Runtime:
+    async def detect(self, environment: Mapping[str, str], mask: Mask = NO_MASK) -> Runtime:
         """Whether it can be used on this machine; `Runtime.problem` says why not. Bounded in time."""
         ...

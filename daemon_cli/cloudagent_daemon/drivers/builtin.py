@@ -22,6 +22,7 @@ from cloudagent_daemon.drivers.base import (
     TurnEnd,
 )
 from cloudagent_daemon.drivers.lines import clip, parse_object
+from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import (
     Ready,
     Reason,
@@ -48,7 +49,7 @@ class BuiltinDriver:
     def open(self, job: Job) -> "BuiltinSession":
         return BuiltinSession(job, self._kind)
 
-    async def detect(self, environment: Mapping[str, str]) -> Runtime:
+    async def detect(self, environment: Mapping[str, str], mask: Mask = NO_MASK) -> Runtime:
         """Always there; whether a model is configured is a matter of the environment.
 
         An agent's own `env` may still configure one, which is not known here.

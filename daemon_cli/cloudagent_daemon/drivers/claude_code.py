@@ -27,6 +27,7 @@ from cloudagent_daemon.drivers.base import (
 )
 from cloudagent_daemon.drivers.lines import clip, parse_object
 from cloudagent_daemon.drivers.probe import probe
+from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import (
     Ready,
     Reason,
@@ -97,12 +98,12 @@ class ClaudeCode:
     def open(self, job: Job) -> DriverSession:
         return ClaudeSession(job)
 
-    async def detect(self, environment: Mapping[str, str]) -> Runtime:
+    async def detect(self, environment: Mapping[str, str], mask: Mask = NO_MASK) -> Runtime:
         path = find_program(environment)
         if path is None:
             why = "not found; install it with  npm install -g @anthropic-ai/claude-code"
             return Runtime(name=self.name, problem=why)
-        output, problem = await probe([path, "--version"], environment)
+        output, problem = await probe([path, "--version"], environment, mask=mask)
         version = output.split()[0][:100] if output.split() else None
         return Runtime(name=self.name, version=version, path=path, problem=problem)
 

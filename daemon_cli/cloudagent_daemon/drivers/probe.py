@@ -7,13 +7,18 @@ from typing import Final
 
 import anyio
 
+from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_daemon.process import CHUNK_BYTES, Child, SpawnError, spawn
 
 PROBE_S: Final = 10.0
 
 
 async def probe(
-    argv: Sequence[str], environment: Mapping[str, str], *, timeout_s: float = PROBE_S
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    timeout_s: float = PROBE_S,
+    mask: Mask = NO_MASK,
 ) -> tuple[str, str | None]:
     """What a short command prints, and why it cannot be used (None if it can).
 
@@ -25,7 +30,7 @@ async def probe(
     launch_id = uuid.uuid4().hex
     try:
         with anyio.fail_after(timeout_s):
-            async with spawn(argv, env=env, cwd=Path("/"), launch_id=launch_id) as child:
+            async with spawn(argv, env=env, cwd=Path("/"), launch_id=launch_id, mask=mask) as child:
                 code, printed = await _finished(child)
     except TimeoutError:
         return "", f"{argv[0]} did not answer within {timeout_s:g} s"

@@ -8,6 +8,7 @@ import anyio
 from cloudagent_daemon.drivers.base import Driver, DriverError
 from cloudagent_daemon.drivers.builtin import BUILTIN, SCRIPTED
 from cloudagent_daemon.drivers.claude_code import CLAUDE_CODE
+from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import Reason
 from cloudagent_protocol.resources import Runtime
 
@@ -30,12 +31,15 @@ def driver_named(name: str) -> Driver:
     )
 
 
-async def detect(environment: Mapping[str, str]) -> list[Runtime]:
-    """The agent programs of this machine, usable or not, in the table's order."""
+async def detect(environment: Mapping[str, str], mask: Mask = NO_MASK) -> list[Runtime]:
+    """The agent programs of this machine, usable or not, in the table's order.
+
+    They are asked with `environment`, and do not see what `mask` hides.
+    """
     found: dict[str, Runtime] = {}
 
     async def look(driver: Driver) -> None:
-        found[driver.name] = await driver.detect(environment)
+        found[driver.name] = await driver.detect(environment, mask)
 
     async with anyio.create_task_group() as tasks:
         for driver in DRIVERS.values():

@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from cloudagent_daemon.drivers.base import Command, DriverEvent, DriverSession, Turn, TurnEnd
 from cloudagent_daemon.drivers.lines import LineSplitter
+from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_daemon.process import TERM_S, Child, spawn
 from cloudagent_daemon.runs.outcome import Failure
 from cloudagent_daemon.runs.ports import StopSignal
@@ -53,6 +54,7 @@ class Attempt:
         on_event: handed each event, in order; the next line waits for it.
         stop: ends the attempt when requested.
         hang_timeout_s: silence after which the process is taken for dead.
+        mask: what the process must not see.
     """
 
     session: DriverSession
@@ -65,6 +67,7 @@ class Attempt:
     on_event: Callable[[DriverEvent], Awaitable[None]]
     stop: StopSignal
     hang_timeout_s: float
+    mask: Mask = NO_MASK
     seen: Seen = field(default_factory=Seen)
     _alive_at: float = field(default_factory=time.monotonic)
     _open_pipes: int = 2
@@ -86,7 +89,9 @@ class Attempt:
             SpawnError: it could not be started.
         """
         argv, env = self.command.argv, self.env
-        async with spawn(argv, env=env, cwd=self.cwd, launch_id=self.launch_id) as child:
+        async with spawn(
+            argv, env=env, cwd=self.cwd, launch_id=self.launch_id, mask=self.mask
+        ) as child:
             await self.on_start(child)
             async with anyio.create_task_group() as watchers:
                 watchers.start_soon(self._watch_stop)

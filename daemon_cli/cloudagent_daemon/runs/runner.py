@@ -29,6 +29,7 @@ from cloudagent_daemon.drivers.base import (
 )
 from cloudagent_daemon.drivers.lines import clip
 from cloudagent_daemon.drivers.table import driver_named
+from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Child, SpawnError, end_leftover
 from cloudagent_daemon.runs import prompts
 from cloudagent_daemon.runs.attempt import Attempt, Seen
@@ -56,10 +57,11 @@ _SESSION_FAULTS: Final = frozenset(
 class Runner:
     """Runs deliveries; holds no state between them, so several may run at once."""
 
-    def __init__(self, settings: Settings, bridge: Bridge, uplink: Uplink) -> None:
+    def __init__(self, settings: Settings, bridge: Bridge, uplink: Uplink, masks: Masks) -> None:
         self._settings = settings
         self._bridge = bridge
         self._uplink = uplink
+        self._masks = masks
 
     async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome:
         """Does one delivery's work; returns when its process tree is gone and `finish` returned.
@@ -73,7 +75,7 @@ class Runner:
             earlier = await anyio.to_thread.run_sync(workspace.turn_of, deliver.delivery_id)
             if earlier and (outcome := await self._settled(deliver, workspace, earlier)):
                 return outcome
-            run = _Run(self._settings, self._bridge, self._uplink, deliver, workspace)
+            run = _Run(self._settings, self._bridge, self._uplink, self._masks, deliver, workspace)
             return await run.go(attempt, stop, earlier)
         except Exception as error:
             logger.exception("a run failed", extra={"action": "run", "id": deliver.delivery_id})
@@ -124,12 +126,14 @@ class _Run:
         settings: Settings,
         bridge: Bridge,
         uplink: Uplink,
+        masks: Masks,
         deliver: Deliver,
         workspace: Workspace,
     ) -> None:
         self._settings = settings
         self._bridge = bridge
         self._uplink = uplink
+        self._masks = masks
         self._deliver = deliver
         self._workspace = workspace
         self._run_id: RunId = new_run_id()
@@ -168,7 +172,7 @@ class _Run:
                 )
             except DriverError as error:
                 return Seen(), Failure(error.reason, str(error))
-            except SpawnError as error:
+            except (SpawnError, UnmaskedError) as error:
                 return Seen(), Failure(Reason.SPAWN_FAILED, str(error))
             again = self._worth_another(seen, session_id, stop)
             if again is None or again in tried:
@@ -201,7 +205,9 @@ class _Run:
         Raises:
             DriverError: there is nothing to start.
             SpawnError: it could not be started.
+            UnmaskedError: it would have seen what it must not.
         """
+        mask = await self._masks.of_run(self._workspace.home, job.run_dir, place.socket_path)
         driver = driver_named(self._deliver.agent.driver).open(job)
         command = await anyio.to_thread.run_sync(_prepared, driver)
         crash.point("before_spawn")
@@ -233,6 +239,7 @@ class _Run:
             on_event=self._event,
             stop=stop,
             hang_timeout_s=self._settings.hang_timeout_s,
+            mask=mask,
         )
         try:
             seen = await self._attempt.run()
