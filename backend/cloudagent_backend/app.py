@@ -1,5 +1,7 @@
 """The composition root: the world, the routes, and what runs beside them."""
 
+import logging
+import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from cloudagent_backend.api import (
     accounts,
     agents,
     conversations,
+    daemon,
     errors,
     health,
     host_machines,
@@ -34,11 +37,13 @@ from cloudagent_backend.delivery.dispatcher import Dispatcher
 from cloudagent_backend.delivery.fanout import Fanout
 from cloudagent_backend.delivery.hub import Hub
 from cloudagent_backend.delivery.service import Service
+from cloudagent_backend.store import clock, users
 from cloudagent_backend.store import idempotency as answers
-from cloudagent_backend.store import users
 from cloudagent_backend.store.database import open_database
 from cloudagent_protocol.errors import ErrorCode, Problem
 from cloudagent_protocol.version import DISTRIBUTION
+
+logger = logging.getLogger(__name__)
 
 #: How often old answers and ended logins are removed.
 _TIDY_EVERY_S: Final = 3_600.0
@@ -78,9 +83,8 @@ def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
     # The busiest first: routes are tried in turn.
     for part in (messages, conversations, runs, stream, agents, host_machines, tokens):
         app.include_router(part.router, responses=_SIGNED_IN)
-    for part in (link, accounts, health):
+    for part in (link, daemon, accounts, health):
         app.include_router(part.router)
-    app.include_router(host_machines.daemon_router)
     app.router.default = ui.Page(page)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(Metered, metrics=metrics)
@@ -118,6 +122,7 @@ async def running_world(settings: Settings, metrics: Metrics) -> AsyncGenerator[
         async with anyio.create_task_group() as tg:
             tg.start_soon(dispatcher.run)
             tg.start_soon(_tidy, world)
+            tg.start_soon(_reap, world)
             try:
                 yield world
             finally:
@@ -136,6 +141,20 @@ async def _tidy(world: World) -> None:
         await world.database.write(answers.forget_old)
         await world.database.write(lambda c: users.forget_old_logins(c, world.authenticator.ages))
         await anyio.sleep(_TIDY_EVERY_S)
+
+
+async def _reap(world: World) -> None:
+    """Remove the hosts of jobs that vanished; not before those of a former life could come back."""
+    ttl_s = world.settings.ephemeral_ttl_s
+    while True:
+        await anyio.sleep(ttl_s)
+        try:
+            gone = await world.service.reap(clock.now_us() - int(ttl_s * 1_000_000))
+        except sqlite3.Error:
+            logger.exception("reaping failed; it is tried again", extra={"action": "reap"})
+        else:
+            if gone:
+                logger.info("removed %d ephemeral hosts", gone, extra={"action": "reap"})
 
 
 def _describe_problems(app: FastAPI) -> None:

@@ -63,6 +63,11 @@ class Settings:
     poll_s: float = 5.0
     #: Deltas of a run are put together over this time on their way to a follower.
     coalesce_s: float = 0.04
+    #: How long the machine of a job may be away before it is taken for gone. A daemon that has lost
+    #: its connection notices within `silence_s` and tries again within a minute.
+    ephemeral_ttl_s: float = 180.0
+    #: Ephemeral hosts that one machine key may have at once.
+    ephemeral_hosts: int = 100
     ping_s: float = 15.0
     #: Events kept per user; asking for an older one is answered by `resync`.
     events_kept: int = 100_000

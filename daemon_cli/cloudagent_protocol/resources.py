@@ -117,6 +117,8 @@ class HostMachine(Resource):
     runtimes: list[Runtime] = Field(default_factory=list[Runtime])
     key_last_four: str
     created_at: AwareDatetime
+    #: Of an ephemeral host: the one whose key made it, and whose agents it serves.
+    parent_id: HostId | None = None
 
 
 class HostMachineCreate(Body):
@@ -130,6 +132,15 @@ class HostMachineWithKey(HostMachine):
     """The answer that creates a host or rotates its key: the only time the key is shown."""
 
     raw_key: str
+
+
+class EphemeralHostCreate(HostMachineCreate):
+    """A host for the time of one job, made with the key of another host."""
+
+    #: Id or name of the one agent that it serves; null: all agents of the parent.
+    agent: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
+    #: Deliveries that it takes in its life.
+    takes: Annotated[int, Field(ge=1, le=1_000)] = 1
 
 
 # --- agents ---------------------------------------------------------------------------
@@ -168,6 +179,15 @@ class AgentSpec(AgentRef):
     command: list[str] | None = None
     env: dict[str, str] = Field(default_factory=dict[str, str])
     cwd: str | None = None
+
+
+class EphemeralHost(HostMachineWithKey):
+    """The answer that creates one: what it may do, and how long it may be away."""
+
+    agents: list[AgentRef]
+    takes: int
+    #: Seconds without a connection after which the backend removes it.
+    ttl_s: float
 
 
 class Agent(AgentSpec):
@@ -276,10 +296,14 @@ class Message(Resource):
 
 
 class AgentMessageCreate(Body):
-    """A message to one agent; without `conversation_id` it goes to their latest conversation."""
+    """A message to one agent; without `conversation_id` it goes to their latest conversation.
+
+    With `host_machine_id` it goes to that machine alone: an ephemeral one that serves the agent.
+    """
 
     text: MessageText
     conversation_id: Annotated[ConversationId, _SENT] | None = None
+    host_machine_id: Annotated[HostId, _SENT] | None = None
     mode: Literal["queue"] = "queue"
 
 

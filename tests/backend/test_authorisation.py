@@ -38,7 +38,11 @@ PUBLIC = {
     "GET /v1/version",
     "GET /metrics",  # to this machine only, or to an admin: see below
 }
-FOR_MACHINES = {"GET /v1/daemon/host"}
+FOR_MACHINES = {
+    "GET /v1/daemon/host",
+    "DELETE /v1/daemon/host",
+    "POST /v1/daemon/ephemeral-hosts",
+}
 #: Made or listed for whoever asks; the other routes name an object of somebody's.
 OWN = {
     "POST /v1/auth/logout",
@@ -69,6 +73,7 @@ class Things:
         return {
             "POST /v1/tokens": {"name": "x"},
             "POST /v1/host-machines": {"name": "x"},
+            "POST /v1/daemon/ephemeral-hosts": {"name": "x"},
             "POST /v1/agents": {"name": "x", "host_machine_id": self.host_id},
             "PATCH /v1/agents/{agent_id}": {"model": "x"},
             "POST /v1/agents/{agent_id}/messages": {"text": "x"},

@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 
 from cloudagent_backend.store import users
 from cloudagent_backend.store.database import connect as open_file
+from cloudagent_backend.store.schema import MIGRATIONS
 from cloudagent_protocol.frames import encode
 from fakes.desk import hello
 
@@ -181,7 +182,7 @@ def test_a_grant_lets_in_and_is_repeatable(tmp_path: Path) -> None:
 
 
 def test_migrating_says_what_it_did(tmp_path: Path) -> None:
-    assert "1 migration" in run(tmp_path, "migrate").stdout
+    assert f"{len(MIGRATIONS)} migration" in run(tmp_path, "migrate").stdout
     assert "up to date" in run(tmp_path, "migrate").stdout
     file = open_file(tmp_path / ".cloudagent" / "server" / "cloudagent.db")
     assert not users.any_user(file)

@@ -10,13 +10,14 @@ from typing import Any
 from cloudagent_backend.delivery import sending
 from cloudagent_backend.delivery.fanout import Fanout
 from cloudagent_backend.delivery.handshake import Greeting
-from cloudagent_backend.delivery.hub import Hub
+from cloudagent_backend.delivery.hub import Hub, Session
 from cloudagent_backend.delivery.reports import Applied, Machine, Reported
 from cloudagent_backend.delivery.sending import Submission
 from cloudagent_backend.delivery.service import Service
 from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, users
 from cloudagent_backend.store.database import Database, open_database
 from cloudagent_backend.store.events import EventRow
+from cloudagent_backend.store.hosts import HostRow
 from cloudagent_protocol.events import (
     Finished,
     Outcome,
@@ -39,6 +40,7 @@ from cloudagent_protocol.resources import (
     AgentCreate,
     Author,
     Driver,
+    EphemeralHostCreate,
     HostMachineCreate,
     Message,
 )
@@ -167,6 +169,62 @@ class Desk:
 
     async def greet(self, **fields: Any) -> Greeting:
         return await self.service.greet(self.machine, hello(**fields))
+
+
+class Helper:
+    """An ephemeral host of the desk's `mbp`, and the reports of its daemon."""
+
+    def __init__(self, desk: Desk, host: HostRow) -> None:
+        self.desk = desk
+        self.host = host
+        self.machine = Machine.of(host)
+        self.seq = 0
+
+    async def connect(self) -> Session:
+        """As its daemon does: it is greeted, and takes what there is for it."""
+        session = Session(self.host.id, f"in_{self.host.id}", self.host.parent_id)
+        self.desk.hub.attach(session)
+        await self.desk.service.greet(self.machine, hello(instance_id=session.instance_id))
+        session.ready = True
+        await self.desk.service.lease([self.host.id])
+        return session
+
+    async def leave(self, session: Session) -> None:
+        self.desk.hub.detach(session)
+        await self.desk.service.leave(self.machine)
+
+    async def frames(self) -> list[Any]:
+        rows = await self.desk.database.read(lambda c: outbox.after(c, self.host.id, 0, 1_000))
+        return [decode(row.frame) for row in rows]
+
+    async def delivered(self) -> list[str]:
+        return [frame.message.text for frame in await self.frames() if frame.type == "deliver"]
+
+    async def receive_all(self) -> None:
+        last = (await self.frames())[-1].seq
+        await self.desk.service.apply(self.machine, [Ack(seq=last)])
+
+    async def report(self, *frames: Reported) -> Applied:
+        for frame in frames:
+            if not isinstance(frame, Ack | Delta):
+                self.seq += 1
+                frame.seq = self.seq
+        return await self.desk.service.apply(self.machine, frames)
+
+
+async def add_helper(
+    desk: Desk, name: str = "job-1", *, serves: AgentId | None = None, takes: int = 1
+) -> Helper:
+    def work(c: Any) -> HostRow:
+        parent = hosts.load(c, desk.user_id, desk.machine.host_id)
+        assert parent is not None
+        body = EphemeralHostCreate(name=name, takes=takes)
+        made = hosts.create_ephemeral(c, parent, body, serves)
+        row = hosts.load(c, desk.user_id, made.id)
+        assert row is not None
+        return row
+
+    return Helper(desk, await desk.database.write(work))
 
 
 def hello(**fields: Any) -> Hello:

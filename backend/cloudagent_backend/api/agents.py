@@ -31,11 +31,18 @@ async def create_agent(
     """Make an agent on one of your machines. Its name is yours once."""
 
     def work(c: sqlite3.Connection) -> Agent:
-        if hosts.load(c, user.user_id, body.host_machine_id) is None:
+        host = hosts.load(c, user.user_id, body.host_machine_id)
+        if host is None:
             raise ApiError(
                 ErrorCode.NOT_FOUND,
                 f"There is no host machine {body.host_machine_id[:50]!r}.",
                 next="See GET /v1/host-machines for yours.",
+            )
+        if host.parent_id is not None:
+            raise ApiError(
+                ErrorCode.CONFLICT,
+                f"{host.name} is the machine of a job and will be gone; an agent needs another.",
+                next="See GET /v1/host-machines for those without a parent_id.",
             )
         return _told(c, _named(lambda: agents.create(c, user.user_id, body)))
 

@@ -4,7 +4,7 @@ import sqlite3
 
 from fastapi import APIRouter
 
-from cloudagent_backend.api.auth import CurrentMachine, CurrentUser
+from cloudagent_backend.api.auth import CurrentUser
 from cloudagent_backend.api.errors import documented
 from cloudagent_backend.api.idempotency import Once
 from cloudagent_backend.api.pages import After, Limit, page_of
@@ -23,7 +23,6 @@ from cloudagent_protocol.resources import (
 )
 
 router = APIRouter(prefix="/v1/host-machines", tags=["host machines"])
-daemon_router = APIRouter(prefix="/v1/daemon", tags=["daemon"])
 
 
 @router.post("", status_code=201, responses=documented(ErrorCode.CONFLICT))
@@ -65,28 +64,36 @@ async def rotate_key(
 ) -> HostMachineWithKey:
     """Give the machine another key.
 
-    The old one opens nothing from now on: its daemon is cut off until it has the new one.
+    The old one opens nothing from now on: its daemon is cut off until it has the new one, and
+    ephemeral hosts that were made with it are removed.
     """
+    removed: list[HostRow] = []
 
     def work(c: sqlite3.Connection) -> HostMachineWithKey:
         _own(c, user.user_id, host_id)
         raw_key = hosts.rotate_key(c, host_id)
+        removed.extend(world.service.children_removed(c, host_id))
         _tell(c, user.user_id, host_id)
         return hosts.with_key(_own(c, user.user_id, host_id), raw_key)
 
     changed = await world.database.write(once(work, lambda host: host, secret=True))
     world.hub.disconnect(host_id, CloseCode.UNAUTHORIZED)
+    for host in removed:
+        world.service.ephemeral_removed(host)
     world.fanout.notify(user.user_id)
     return changed
 
 
 @router.delete("/{host_id}", status_code=204, responses=documented(ErrorCode.NOT_FOUND))
 async def delete_host(host_id: HostId, user: CurrentUser, world: CurrentWorld) -> None:
-    """Remove the machine, its key and its agents; what they had still to do is cancelled."""
+    """Remove the machine, its key and its agents; what they had still to do is cancelled.
 
-    def work(c: sqlite3.Connection) -> None:
-        _own(c, user.user_id, host_id)
-        world.service.host_removed(c, user.user_id, host_id)
+    An ephemeral one has no agents of its own: what it had not begun goes back to their own machine.
+    """
+
+    def work(c: sqlite3.Connection) -> list[HostRow]:
+        row = _own(c, user.user_id, host_id)
+        removed = world.service.host_removed(c, user.user_id, host_id)
         for agent in agents.of_host(c, host_id):
             agents.delete(c, agent.id)
             gone = {"id": agent.id, "deleted": True}
@@ -94,16 +101,13 @@ async def delete_host(host_id: HostId, user: CurrentUser, world: CurrentWorld) -
         hosts.delete(c, host_id)
         gone = {"id": host_id, "deleted": True}
         events.append(c, user.user_id, EventType.HOST_UPDATED, gone)
+        return [*removed, row] if row.parent_id else removed
 
-    await world.database.write(work)
+    removed = await world.database.write(work)
     world.hub.disconnect(host_id, CloseCode.REVOKED)
+    for host in removed:
+        world.service.ephemeral_removed(host)
     world.fanout.notify(user.user_id)
-
-
-@daemon_router.get("/host", responses=documented(ErrorCode.UNAUTHORIZED, ErrorCode.FORBIDDEN))
-async def show_own_host(host: CurrentMachine) -> HostMachine:
-    """The machine that the key belongs to: how a daemon checks its key."""
-    return hosts.resource(host)
 
 
 def _own(c: sqlite3.Connection, user_id: UserId, host_id: HostId) -> HostRow:

@@ -70,7 +70,7 @@ async def daemon_link(websocket: WebSocket) -> None:
             headers={"Retry-After": "30"},
         )
     await websocket.accept()
-    machine = Machine(host.id, host.user_id, host.name)
+    machine = Machine.of(host)
     try:
         hello = await _hello(websocket, world.settings.hello_deadline_s)
         protocol = negotiate(hello.protocol)
@@ -79,7 +79,7 @@ async def daemon_link(websocket: WebSocket) -> None:
     except WebSocketDisconnect:
         return
     else:
-        session = Session(host.id, hello.instance_id)
+        session = Session(host.id, hello.instance_id, host.parent_id)
         await _Connection(world, websocket, machine, session).serve(hello, protocol)
 
 

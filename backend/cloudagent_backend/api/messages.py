@@ -45,8 +45,17 @@ async def send_to_agent(
 
     Without `conversation_id` it goes to the newest conversation with this agent alone, or a new
     one. The answer is sent when the message is on the disk; `deliveries` says how it fares.
+    With `host_machine_id`, the machine of a job, it begins a conversation of its own and runs there
+    or nowhere.
     """
-    submission = Submission(user.user_id, _author(user), body.text, agent_id, body.conversation_id)
+    submission = Submission(
+        user.user_id,
+        _author(user),
+        body.text,
+        agent_id,
+        body.conversation_id,
+        body.host_machine_id,
+    )
     return await world.service.submit(submission, lambda work: once(work, _message_of))
 
 

@@ -66,7 +66,7 @@ def tell_presence(c: sqlite3.Connection, user_id: UserId, host_id: HostId) -> No
     if host is None:
         return
     events.append(c, user_id, EventType.HOST_UPDATED, hosts.resource(host))
-    for agent in agents.of_host(c, host_id):
+    for agent in agents.served_by(c, host):
         events.append(c, user_id, EventType.AGENT_UPDATED, agents.resource(c, agent))
 
 

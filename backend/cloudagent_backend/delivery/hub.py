@@ -28,11 +28,13 @@ class Session:
     Whoever serves the connection sends what `outgoing` yields, and closes when `closed` is set.
     """
 
-    def __init__(self, host_id: HostId, instance_id: str) -> None:
+    def __init__(self, host_id: HostId, instance_id: str, parent_id: HostId | None = None) -> None:
         self.id = f"ses_{secrets.token_hex(12)}"
         self.host_id = host_id
         #: Names one life of the daemon's process (`hello.instance_id`).
         self.instance_id = instance_id
+        #: Of an ephemeral host: the one whose agents it serves.
+        self.parent_id = parent_id
         self.closed = anyio.Event()
         self.close_code = CloseCode.GOING_AWAY
         self.close_reason = ""
@@ -72,6 +74,8 @@ class Hub:
 
     def __init__(self) -> None:
         self._sessions: dict[HostId, Session] = {}
+        #: Of them, by parent, those of ephemeral hosts.
+        self._helpers: dict[HostId, dict[HostId, Session]] = {}
         #: Handshakes that a host has left, and when that was counted; monotonic seconds.
         self._allowed: dict[HostId, tuple[float, float]] = {}
         #: Daemons that another one of the same key has superseded, while that one is here.
@@ -104,6 +108,8 @@ class Hub:
                 superseded.add(older.instance_id)
             older.close(CloseCode.SUPERSEDED, "another connection with this key took over")
         self._sessions[session.host_id] = session
+        if session.parent_id:
+            self._helpers.setdefault(session.parent_id, {})[session.host_id] = session
         if self._closing:
             session.close(CloseCode.RESTART)
         return True
@@ -114,6 +120,10 @@ class Hub:
             return False
         del self._sessions[session.host_id]
         self._superseded.pop(session.host_id, None)
+        if helpers := self._helpers.get(session.parent_id) if session.parent_id else None:
+            del helpers[session.host_id]
+            if not helpers and session.parent_id:
+                del self._helpers[session.parent_id]
         return True
 
     def hint(self, host_id: HostId) -> None:
@@ -124,6 +134,20 @@ class Hub:
     def ready(self) -> list[HostId]:
         """The hosts that can take work."""
         return [host_id for host_id, session in self._sessions.items() if session.ready]
+
+    def helpers(self, host_id: HostId) -> list[HostId]:
+        """Ephemeral hosts that can take work of this host's agents."""
+        found = self._helpers.get(host_id, {}).values()
+        return [session.host_id for session in found if session.ready]
+
+    def helps(self, host_id: HostId) -> HostId | None:
+        """Whose agents this host serves, if it is a connected ephemeral one."""
+        session = self._sessions.get(host_id)
+        return session.parent_id if session else None
+
+    def forget(self, host_id: HostId) -> None:
+        """The host is gone for good."""
+        self._allowed.pop(host_id, None)
 
     def is_ready(self, host_id: HostId) -> bool:
         session = self._sessions.get(host_id)

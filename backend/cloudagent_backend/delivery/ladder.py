@@ -25,13 +25,14 @@ BACKEND = "backend"
 
 
 def trace(c: sqlite3.Connection, row: DeliveryRow) -> DeliveryTrace:
-    waits = row.state is DeliveryState.QUEUED and not host_online(c, row.host_id)
+    waits = row.state is DeliveryState.QUEUED and not _host_online(c, row)
     return deliveries.trace(row, waits_for_host=waits)
 
 
-def host_online(c: sqlite3.Connection, host_id: HostId) -> bool:
-    host = hosts.load_any(c, host_id)
-    return host is not None and host.state is not HostState.OFFLINE
+def _host_online(c: sqlite3.Connection, row: DeliveryRow) -> bool:
+    host = hosts.load_any(c, row.host_id)
+    here = host is not None and host.state is not HostState.OFFLINE
+    return here or hosts.has_helper(c, row.host_id, row.agent_id)
 
 
 def tell(c: sqlite3.Connection, row: DeliveryRow) -> None:
@@ -109,7 +110,8 @@ def abandon_run(c: sqlite3.Connection, run: RunRow) -> None:
 
 def roster(c: sqlite3.Connection, host_id: HostId) -> list[AgentRef]:
     """The host's agents by name: what is needed to run one comes with each delivery."""
-    return [agents.ref(agent) for agent in agents.of_host(c, host_id)]
+    host = hosts.load_any(c, host_id)
+    return [agents.ref(agent) for agent in agents.served_by(c, host)] if host else []
 
 
 def show_agent(

@@ -24,7 +24,9 @@ from cloudagent_backend.store import (
     outbox,
     runs,
 )
+from cloudagent_backend.store.agents import AgentRow
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
+from cloudagent_backend.store.hosts import HostRow
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.errors import ProtocolError
 from cloudagent_protocol.events import (
@@ -60,10 +62,22 @@ class Machine:
     host_id: HostId
     user_id: UserId
     name: str
+    #: Of an ephemeral host: the one whose agents it serves, and the one agent if it is only that.
+    parent_id: HostId | None = None
+    only: AgentId | None = None
     #: Runs whose model is known to have begun to answer: their deltas change nothing that is kept.
     seen: set[RunId] = field(default_factory=set[RunId])
     #: Runs of this connection whose text is being shown.
     live: set[RunId] = field(default_factory=set[RunId])
+
+    @classmethod
+    def of(cls, host: HostRow) -> "Machine":
+        return cls(host.id, host.user_id, host.name, host.parent_id, host.serves)
+
+    def serves(self, agent: AgentRow) -> bool:
+        """Whether it may speak for this agent."""
+        own = agent.host_machine_id == (self.parent_id or self.host_id)
+        return own and self.only in (None, agent.id)
 
     def changes_nothing(self, frame: Reported) -> bool:
         return isinstance(frame, Delta) and frame.run_id in self.seen
@@ -136,7 +150,7 @@ def _send(c: sqlite3.Connection, machine: Machine, frame: Send) -> None:
     agent = agents.load_any(c, frame.agent_id)
     if agent is None:
         return
-    if agent.host_machine_id != machine.host_id:
+    if not machine.serves(agent):
         raise ProtocolError(f"{frame.agent_id} is not an agent of this host")
     if not conversations.contains(c, machine.user_id, frame.conversation_id, frame.agent_id):
         if conversations.load(c, machine.user_id, frame.conversation_id) is None:
@@ -192,7 +206,7 @@ def _new_run(c: sqlite3.Connection, machine: Machine, frame: RunReport) -> RunRo
     agent = agents.load_any(c, frame.agent_id)
     if agent is None:
         return None
-    if agent.host_machine_id != machine.host_id:
+    if not machine.serves(agent):
         raise ProtocolError(f"{frame.agent_id} is not an agent of this host")
     rows = [row for one in frame.delivery_ids if (row := deliveries.load(c, one))]
     for row in rows:
@@ -356,6 +370,6 @@ def may_read(
     agent = agents.load(c, machine.user_id, agent_id)
     return (
         agent is not None
-        and agent.host_machine_id == machine.host_id
+        and machine.serves(agent)
         and conversations.contains(c, machine.user_id, conversation_id, agent_id)
     )

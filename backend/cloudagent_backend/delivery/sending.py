@@ -4,8 +4,9 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cloudagent_backend.delivery import ladder
+from cloudagent_backend.delivery import ladder, lending
 from cloudagent_backend.delivery.errors import Refused, not_found
+from cloudagent_backend.delivery.reports import Machine
 from cloudagent_backend.delivery.states import ENDS
 from cloudagent_backend.store import (
     agents,
@@ -39,7 +40,6 @@ from cloudagent_protocol.resources import (
     DeliveryState,
     DeliverySummary,
     EventType,
-    HostState,
     Message,
     RungName,
     RunState,
@@ -59,6 +59,8 @@ class Submission:
     text: str
     agent_id: AgentId | None = None
     conversation_id: ConversationId | None = None
+    #: The ephemeral host that it is meant for; no other machine will do.
+    host_id: HostId | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def submit(c: sqlite3.Connection, submission: Submission, backlog_cap: int) -> S
         created_at=clock.at(clock.now_us()),
     )
     rows = [_queue(c, message, user_id, agent, backlog_cap) for agent in targets]
+    if submission.host_id:
+        rows = [_pin(c, row, submission.host_id) for row in rows]
     message.deliveries = [
         DeliverySummary(id=row.id, agent_id=row.agent_id, seq=row.seq, state=row.state)
         for row in rows
@@ -102,7 +106,9 @@ def _targets(
         agent = agents.load(c, user_id, agent_id) if agent_id else None
         if agent is None:
             raise not_found()
-        found = conversations.latest_with(c, user_id, agent.id)
+        # A job has a conversation of its own: it would wait for the others of a shared one.
+        alone = submission.host_id not in (None, agent.host_machine_id)
+        found = None if alone else conversations.latest_with(c, user_id, agent.id)
         return found or conversations.create(c, user_id, [agent.id]).id, [agent]
     conversation = conversations.load(c, user_id, submission.conversation_id)
     if conversation is None or (agent_id and agent_id not in conversation.agent_ids):
@@ -131,7 +137,7 @@ def _queue(
             next=f"Start the daemon on {name}, or cancel messages that are no longer wanted.",
         )
     rungs = [NewRung(RungName.STORED, ladder.BACKEND)]
-    if host is None or host.state is HostState.OFFLINE:
+    if not agents.reachable(c, agent):
         detail = f"{name} is offline; it is delivered when the machine is back"
         rungs.append(NewRung(RungName.WAITING, ladder.BACKEND, detail))
     row = DeliveryRow(
@@ -146,6 +152,27 @@ def _queue(
     return deliveries.insert(c, row, rungs)
 
 
+def _pin(c: sqlite3.Connection, row: DeliveryRow, host_id: HostId) -> DeliveryRow:
+    """Put a new delivery into the queue of the machine that it is meant for."""
+    if host_id == row.host_id:
+        return row
+    helper = hosts.load(c, row.user_id, host_id)
+    agent = agents.load_any(c, row.agent_id)
+    if helper is None or agent is None or not Machine.of(helper).serves(agent):
+        raise Refused(
+            ErrorCode.NOT_FOUND,
+            f"No machine {host_id[:50]!r} serves this agent.",
+            next="See GET /v1/host-machines, or leave the machine out.",
+        )
+    if helper.takes < 1:
+        raise Refused(
+            ErrorCode.CONFLICT,
+            f"{helper.name} has taken all that it will take.",
+            next="Start another job, or leave the machine out.",
+        )
+    return lending.hand_over(c, row, helper, pinned=True) or row
+
+
 def lease(c: sqlite3.Connection, host_id: HostId, window: int) -> list[DeliveryRow]:
     """Number frames for as many queued deliveries as the host's window has room for.
 
@@ -153,6 +180,7 @@ def lease(c: sqlite3.Connection, host_id: HostId, window: int) -> list[DeliveryR
     """
     room = window - deliveries.in_flight_count(c, host_id)
     rows = deliveries.queued(c, host_id, room) if room > 0 else []
+    rows = lending.in_turn(c, host_id, rows) if rows else []
     known: dict[AgentId, AgentRow | None] = {}
     for row in rows:
         if row.agent_id not in known:
@@ -258,6 +286,10 @@ def remove_agent(c: sqlite3.Connection, agent_id: AgentId) -> None:
 
 def remove_host(c: sqlite3.Connection, host_id: HostId) -> None:
     """The machine is gone for good: nothing of it will ever end by itself."""
+    host = hosts.load_any(c, host_id)
+    if host and host.parent_id:
+        lending.remove(c, host)
+        return
     for run in runs.live_of_host(c, host_id):
         ladder.abandon_run(c, run)
     open_ones = [*deliveries.in_flight(c, host_id), *deliveries.queued(c, host_id, -1)]

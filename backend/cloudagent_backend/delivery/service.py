@@ -4,10 +4,10 @@ What happens inside the transactions: `sending.py` (down), `reports.py` (up), `h
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias, TypeVar
 
-from cloudagent_backend.delivery import handshake, ladder, reports, sending
+from cloudagent_backend.delivery import handshake, ladder, lending, reports, sending
 from cloudagent_backend.delivery.fanout import Fanout
 from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hints import Hints
@@ -16,7 +16,10 @@ from cloudagent_backend.delivery.reports import Applied, Machine, Reported
 from cloudagent_backend.delivery.sending import Submission, Submitted
 from cloudagent_backend.store import hosts, messages
 from cloudagent_backend.store.database import Database
+from cloudagent_backend.store.deliveries import DeliveryRow
+from cloudagent_backend.store.hosts import HostRow
 from cloudagent_backend.store.runs import RunRow
+from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.events import Finished, Started, Text
 from cloudagent_protocol.frames import Delta, Hello, ListMessages, RunReport
 from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, MessageId, RunId, UserId
@@ -74,14 +77,14 @@ class Service:
         def work(c: sqlite3.Connection) -> Submitted:
             done = sending.submit(c, submission, self._backlog_cap)
             # A machine that is here need not wait for the dispatcher and one more commit.
-            for host_id in done.hosts:
+            for host_id in self._with_helpers(done.hosts):
                 if self._hub.is_ready(host_id):
-                    sending.lease(c, host_id, self._window)
+                    self._lease(c, host_id)
             return done
 
         done = await self._database.write(once(work))
         self._fanout.notify(submission.user_id)
-        for host_id in done.hosts:
+        for host_id in self._with_helpers(done.hosts):
             self._hub.hint(host_id)
         return done.message
 
@@ -118,17 +121,63 @@ class Service:
     # --- the machines that people own ---
 
     async def agents_changed(self, host_id: HostId) -> None:
-        """The host's agents were made, changed or removed: its daemon is told."""
-        await self._database.write(lambda c: sending.change_agents(c, host_id))
-        self._hub.hint(host_id)
+        """The host's agents were made, changed or removed: its daemon is told, and its helpers."""
+        told = self._with_helpers([host_id])
+        await self._database.write(lambda c: [sending.change_agents(c, one) for one in told])
+        for one in told:
+            self._hub.hint(one)
 
     def agent_removed(self, c: sqlite3.Connection, user_id: UserId, agent_id: AgentId) -> None:
         """For the transaction that removes an agent of the user's; `agents_changed` follows."""
         sending.remove_agent(c, agent_id)
 
-    def host_removed(self, c: sqlite3.Connection, user_id: UserId, host_id: HostId) -> None:
-        """For the transaction that removes a host of the user's; `hub.disconnect` follows."""
+    def host_removed(
+        self, c: sqlite3.Connection, user_id: UserId, host_id: HostId
+    ) -> list[HostRow]:
+        """For the transaction that removes a host of the user's; `hub.disconnect` follows.
+
+        Returns the ephemeral hosts that went with it, for `ephemeral_removed`.
+        """
+        children = self.children_removed(c, host_id)
         sending.remove_host(c, host_id)
+        return children
+
+    # --- ephemeral hosts ---
+
+    def children_removed(self, c: sqlite3.Connection, host_id: HostId) -> list[HostRow]:
+        """For a transaction: what was made with the host's key goes; `ephemeral_removed` follows."""
+        children = hosts.children(c, host_id)
+        for child in children:
+            lending.remove_host(c, child)
+        return children
+
+    async def remove_ephemeral(self, host: HostRow) -> None:
+        """The job is over: what it had not begun goes back to the agents' own host."""
+        await self._database.write(lambda c: lending.remove_host(c, host))
+        self.ephemeral_removed(host)
+
+    async def reap(self, before_us: int) -> int:
+        """Remove ephemeral hosts that have been away since then; returns how many."""
+
+        def work(c: sqlite3.Connection) -> list[HostRow]:
+            gone = hosts.away_since(c, before_us)
+            for host in gone:
+                lending.remove_host(c, host)
+            return gone
+
+        if not await self._database.read(lambda c: hosts.away_since(c, before_us)):
+            return 0
+        gone = await self._database.write(work)
+        for host in gone:
+            self.ephemeral_removed(host)
+        return len(gone)
+
+    def ephemeral_removed(self, host: HostRow) -> None:
+        """After the commit that removed it."""
+        self._hub.disconnect(host.id, CloseCode.REVOKED)
+        self._hub.forget(host.id)
+        if host.parent_id:  # what it had not begun waits there again
+            self._changed(host.user_id, set(self._with_helpers([host.parent_id])))
 
     # --- machines ---
 
@@ -153,7 +202,7 @@ class Service:
     async def lease(self, host_ids: Sequence[HostId]) -> None:
         """Put queued deliveries on their way, as far as these hosts have room."""
         rows = await self._database.write(
-            lambda c: [row for one in host_ids for row in sending.lease(c, one, self._window)]
+            lambda c: [row for one in host_ids for row in self._lease(c, one)]
         )
         for host_id in {row.host_id for row in rows}:
             self._hub.hint(host_id)
@@ -173,7 +222,8 @@ class Service:
             applied = await self._database.write(lambda c: reports.apply(c, machine, frames))
             self._fanout.notify(machine.user_id)
             if any(_makes_room(frame) for frame in frames):
-                self.hints.hint(machine.host_id)
+                for one in {machine.host_id, machine.parent_id or machine.host_id}:
+                    self.hints.hint(one)
         for run_id in applied.abandoned:
             self._fanout.run_finished(machine.user_id, run_id)
         for frame in frames[: applied.count]:
@@ -194,6 +244,15 @@ class Service:
             return messages.preceding(c, query.conversation_id, before, query.limit).data[::-1]
 
         return await self._database.read(work)
+
+    def _with_helpers(self, host_ids: Iterable[HostId]) -> list[HostId]:
+        """These hosts, each after the ephemeral ones that help it: a job waits for its work."""
+        return [one for host_id in host_ids for one in (*self._hub.helpers(host_id), host_id)]
+
+    def _lease(self, c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
+        if self._hub.helps(host_id):
+            lending.take(c, host_id)
+        return sending.lease(c, host_id, self._window)
 
     def _show(self, machine: Machine, frame: Reported) -> None:
         user_id = machine.user_id

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cloudagent_backend.store import clock, hosts
+from cloudagent_backend.store.hosts import HostRow
 from cloudagent_protocol.ids import AgentId, HostId, UserId, new_agent_id
 from cloudagent_protocol.resources import (
     Agent,
@@ -66,19 +67,21 @@ def spec(row: AgentRow) -> AgentSpec:
     )
 
 
-def agent_resource(row: AgentRow, host_state: HostState) -> Agent:
-    """The agent as people see it: on a host that is not here, it is offline."""
+def resource(c: sqlite3.Connection, row: AgentRow) -> Agent:
+    """The agent as people see it: where no machine that serves it is here, it is offline."""
     return Agent(
         **spec(row).model_dump(),
         host_machine_id=row.host_machine_id,
-        status=AgentStatus.OFFLINE if host_state is HostState.OFFLINE else row.status,
+        status=row.status if reachable(c, row) else AgentStatus.OFFLINE,
         created_at=clock.at(row.created_us),
     )
 
 
-def resource(c: sqlite3.Connection, row: AgentRow) -> Agent:
+def reachable(c: sqlite3.Connection, row: AgentRow) -> bool:
+    """Whether its host is here, or an ephemeral one that serves it."""
     host = hosts.load_any(c, row.host_machine_id)
-    return agent_resource(row, host.state if host else HostState.OFFLINE)
+    here = host is not None and host.state is not HostState.OFFLINE
+    return here or hosts.has_helper(c, row.host_machine_id, row.id)
 
 
 def create(c: sqlite3.Connection, user_id: UserId, body: AgentCreate) -> AgentRow:
@@ -161,6 +164,12 @@ def of_host(c: sqlite3.Connection, host_id: HostId) -> list[AgentRow]:
         (host_id,),
     )
     return [_row(row) for row in rows]
+
+
+def served_by(c: sqlite3.Connection, host: HostRow) -> list[AgentRow]:
+    """The agents that a host may run: its own, or of an ephemeral one those of its parent."""
+    found = of_host(c, host.parent_id or host.id)
+    return [agent for agent in found if host.serves in (None, agent.id)]
 
 
 def page(

@@ -42,6 +42,10 @@ class DeliveryRow:
     interrupted_by: str | None = None
     #: The ladder, a JSON array of `Rung`.
     rungs: str = "[]"
+    #: The agent's own host, when an ephemeral one has the delivery.
+    lent_by: HostId | None = None
+    #: Whether it was meant for that host and no other.
+    pinned: bool = False
 
     def has_rung(self, name: RungName) -> bool:
         return f'{{"rung":"{name.value}"' in self.rungs
@@ -81,6 +85,8 @@ def _row(row: sqlite3.Row) -> DeliveryRow:
         run_id=row["run_id"],
         interrupted_by=row["interrupted_by"],
         rungs=row["rungs"],
+        lent_by=row["lent_by"],
+        pinned=bool(row["pinned"]),
     )
 
 
@@ -170,6 +176,49 @@ def open_of_agent(c: sqlite3.Connection, agent_id: AgentId) -> list[DeliveryRow]
         (agent_id,),
     )
     return [_row(row) for row in rows]
+
+
+def head(c: sqlite3.Connection, host_id: HostId, agent_id: AgentId) -> DeliveryRow | None:
+    """What waits longest for this agent, with this host."""
+    row = c.execute(
+        "SELECT * FROM deliveries WHERE agent_id = ? AND host_id = ? AND state = 'queued'"
+        " ORDER BY seq LIMIT 1",
+        (agent_id, host_id),
+    ).fetchone()
+    return _row(row) if row else None
+
+
+def busy(c: sqlite3.Connection, own: HostId, besides: HostId) -> set[ConversationId]:
+    """Conversations of a host's agents that another machine than `besides` has at the moment."""
+    rows = c.execute(
+        "SELECT conversation_id FROM deliveries WHERE host_id = ?1 AND host_id <> ?2"
+        " AND state IN ('leased', 'received', 'running', 'waiting')"
+        " UNION SELECT conversation_id FROM deliveries WHERE lent_by = ?1 AND host_id <> ?2"
+        " AND state IN ('leased', 'received', 'running', 'waiting')",
+        (own, besides),
+    )
+    return {row[0] for row in rows}
+
+
+def hand_over(
+    c: sqlite3.Connection, row: DeliveryRow, host_id: HostId, *, pinned: bool
+) -> DeliveryRow | None:
+    """Put a queued delivery into the queue of an ephemeral host; null if it is queued no more."""
+    rows = c.execute(
+        "UPDATE deliveries SET host_id = ?, lent_by = ?, pinned = ?"
+        " WHERE id = ? AND host_id = ? AND state = 'queued' RETURNING *",
+        (host_id, row.host_id, pinned, row.id, row.host_id),
+    ).fetchall()
+    return _row(rows[0]) if rows else None
+
+
+def give_back(c: sqlite3.Connection, row: DeliveryRow) -> DeliveryRow:
+    """Put a queued delivery back where it was taken from."""
+    [changed] = c.execute(
+        "UPDATE deliveries SET host_id = lent_by, lent_by = NULL WHERE id = ? RETURNING *",
+        (row.id,),
+    ).fetchall()
+    return _row(changed)
 
 
 def summaries(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloudagent_backend.store import clock, keys
-from cloudagent_protocol.ids import HostId, UserId, new_host_id
+from cloudagent_protocol.ids import AgentId, HostId, UserId, new_host_id
 from cloudagent_protocol.resources import (
+    EphemeralHostCreate,
     HostMachine,
     HostMachineCreate,
     HostMachineWithKey,
@@ -32,6 +33,12 @@ class HostRow:
     key_last_four: str
     created_us: int
     deleted_us: int | None
+    #: The rest is of ephemeral hosts: whose key made it, and whose agents it serves.
+    parent_id: HostId | None = None
+    #: Its one agent; null: all of the parent's.
+    serves: AgentId | None = None
+    #: Deliveries that it may still take.
+    takes: int = 0
 
 
 def _row(row: sqlite3.Row) -> HostRow:
@@ -48,6 +55,9 @@ def _row(row: sqlite3.Row) -> HostRow:
         key_last_four=row["key_last_four"],
         created_us=row["created_us"],
         deleted_us=row["deleted_us"],
+        parent_id=row["parent_id"],
+        serves=row["serves"],
+        takes=row["takes"] or 0,
     )
 
 
@@ -63,6 +73,7 @@ def resource(row: HostRow) -> HostMachine:
         runtimes=[Runtime.model_validate(one) for one in json.loads(row.runtimes)],
         key_last_four=row.key_last_four,
         created_at=clock.at(row.created_us),
+        parent_id=row.parent_id,
     )
 
 
@@ -91,6 +102,18 @@ def create(c: sqlite3.Connection, user_id: UserId, body: HostMachineCreate) -> H
     row = load(c, user_id, host_id)
     assert row is not None
     return with_key(row, raw)
+
+
+def create_ephemeral(
+    c: sqlite3.Connection, parent: HostRow, body: EphemeralHostCreate, serves: AgentId | None
+) -> HostMachineWithKey:
+    """A host of the parent's owner that lives as long as a job."""
+    made = create(c, parent.user_id, body)
+    c.execute(
+        "UPDATE host_machines SET parent_id = ?, serves = ?, takes = ? WHERE id = ?",
+        (parent.id, serves, body.takes, made.id),
+    )
+    return made.model_copy(update={"parent_id": parent.id})
 
 
 def load(c: sqlite3.Connection, user_id: UserId, host_id: HostId) -> HostRow | None:
@@ -141,6 +164,43 @@ def delete(c: sqlite3.Connection, host_id: HostId) -> None:
         "UPDATE host_machines SET deleted_us = ?, key_hash = NULL, state = ? WHERE id = ?",
         (clock.now_us(), HostState.OFFLINE.value, host_id),
     )
+
+
+# --- ephemeral hosts ---------------------------------------------------------------------
+
+
+def children(c: sqlite3.Connection, parent_id: HostId) -> list[HostRow]:
+    """The ephemeral hosts that this one's key has made, and that are not gone."""
+    rows = c.execute(
+        "SELECT * FROM host_machines WHERE parent_id = ? AND deleted_us IS NULL ORDER BY id",
+        (parent_id,),
+    )
+    return [_row(row) for row in rows]
+
+
+def has_helper(c: sqlite3.Connection, host_id: HostId, agent_id: AgentId) -> bool:
+    """Whether an ephemeral host is here that serves this agent of the host's."""
+    row = c.execute(
+        "SELECT 1 FROM host_machines WHERE parent_id = ? AND deleted_us IS NULL"
+        " AND state <> 'offline' AND (serves IS NULL OR serves = ?) LIMIT 1",
+        (host_id, agent_id),
+    ).fetchone()
+    return row is not None
+
+
+def took(c: sqlite3.Connection, host_id: HostId) -> None:
+    """An ephemeral host was given a delivery: one less that it may take."""
+    c.execute("UPDATE host_machines SET takes = takes - 1 WHERE id = ?", (host_id,))
+
+
+def away_since(c: sqlite3.Connection, before_us: int) -> list[HostRow]:
+    """Ephemeral hosts that have had no connection since then."""
+    rows = c.execute(
+        "SELECT * FROM host_machines WHERE parent_id IS NOT NULL AND deleted_us IS NULL"
+        " AND state = 'offline' AND coalesce(last_seen_us, created_us) < ? ORDER BY id",
+        (before_us,),
+    )
+    return [_row(row) for row in rows]
 
 
 # --- what the link tells -----------------------------------------------------------------

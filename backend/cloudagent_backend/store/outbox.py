@@ -52,6 +52,16 @@ def ended(c: sqlite3.Connection, host_id: HostId) -> None:
     c.execute("UPDATE links SET backlog = backlog - 1 WHERE host_id = ?", (host_id,))
 
 
+def moved(c: sqlite3.Connection, source: HostId, target: HostId) -> None:
+    """An unfinished delivery counts for another host from now on."""
+    ended(c, source)
+    c.execute(
+        "INSERT INTO links (host_id, epoch, backlog) VALUES (?, ?, 1)"
+        " ON CONFLICT (host_id) DO UPDATE SET backlog = backlog + 1",
+        (target, new_epoch()),
+    )
+
+
 def put(
     c: sqlite3.Connection,
     host_id: HostId,

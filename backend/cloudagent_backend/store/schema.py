@@ -103,8 +103,21 @@ CREATE TABLE idempotency (
 CREATE INDEX idempotency_by_age ON idempotency (created_us);
 """
 
+_EPHEMERAL_HOSTS: Final = """
+ALTER TABLE host_machines ADD COLUMN parent_id TEXT;   -- of an ephemeral host: whose key made it
+ALTER TABLE host_machines ADD COLUMN serves TEXT;      -- its one agent; null: all of the parent's
+ALTER TABLE host_machines ADD COLUMN takes INTEGER;    -- deliveries that it may still take
+CREATE INDEX host_machines_by_parent ON host_machines (parent_id)
+  WHERE parent_id IS NOT NULL AND deleted_us IS NULL;
+
+ALTER TABLE deliveries ADD COLUMN lent_by TEXT;        -- the agent's own host, if another has it
+ALTER TABLE deliveries ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;  -- meant for that other only
+CREATE INDEX deliveries_lent ON deliveries (lent_by)
+  WHERE lent_by IS NOT NULL AND state IN ('leased', 'received', 'running', 'waiting');
+"""
+
 #: Step n brings a database from version n to n + 1.
-MIGRATIONS: Final[tuple[str, ...]] = (_ACCOUNTS + delivery_schema.TABLES,)
+MIGRATIONS: Final[tuple[str, ...]] = (_ACCOUNTS + delivery_schema.TABLES, _EPHEMERAL_HOSTS)
 
 
 class NewerSchemaError(Exception):
