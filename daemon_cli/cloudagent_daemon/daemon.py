@@ -2,20 +2,23 @@
 
 import ctypes
 import logging
+import os
 import secrets
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
 from anyio.to_thread import run_sync
 
-from cloudagent_daemon import crash, lock, status
+from cloudagent_daemon import crash, lock, selfcheck, status
 from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Settings
+from cloudagent_daemon.control_server import ControlServer
 from cloudagent_daemon.drivers.table import detect
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.spool import Spool, open_spool
@@ -99,9 +102,12 @@ class Daemon:
             tasks.start_soon(self.client.run)
             tasks.start_soon(self._introduce, ending)
             await tasks.start(self._bridge.serve)
+            if self._settings.state_dir:
+                await tasks.start(self._control(self._settings.state_dir).serve)
             tasks.start_soon(self.queue.run)
             tasks.start_soon(self._fence)
             tasks.start_soon(self._bridge.warm_up)
+            logger.info("Serving", extra={"action": "serve", "profile": self._settings.profile})
             await ending.requested.wait()
             logger.info("stopping", extra={"action": "stop", "running": len(self.queue.working)})
             await self._drain(ending)
@@ -114,11 +120,48 @@ class Daemon:
             self.queue.hold(held=self.client.superseded)
             await changed.wait()
 
+    def _control(self, state_dir: Path) -> ControlServer:
+        async def report() -> dict[str, Any]:
+            return {"schema": status.SCHEMA, **self.report()}
+
+        answers = {"report": report, "check": self.check}
+        return ControlServer(answers, state_dir, self._settings.runtime_dir)
+
+    async def check(self) -> dict[str, Any]:
+        """Tries everything once, from where the daemon lives; the backend learns what was found."""
+        environment = self._settings.environment
+        await self._look_for_runtimes()
+        return {
+            "schema": "cloudagent.check/1",
+            "profile": self._settings.profile,
+            "daemon_version": DISTRIBUTION,
+            "program": sys.argv[0],
+            "python": sys.executable,
+            "pid": os.getpid(),
+            "path": environment.get("PATH", "").split(os.pathsep),
+            "runtimes": [runtime.model_dump() for runtime in self._runtimes],
+            "tools": await selfcheck.tools_start(
+                self._bridge, self._masks, self._settings.runtime_dir, environment
+            ),
+            "backend": await self._round_trip(),
+        }
+
+    async def _round_trip(self) -> dict[str, Any]:
+        async def say() -> None:
+            await self._uplink.report(HostReport(runtimes=self._runtimes))
+            await self.client.flush()
+
+        if self.client.connection is None:
+            return selfcheck.failed(self.client.standing.detail or "not connected yet")
+        return await selfcheck.round_trip(say)
+
     def report(self) -> dict[str, Any]:
         """What `status` shows (interface.md §6)."""
         standing = self.client.standing
         connection = self.client.connection
         return {
+            "daemon_version": DISTRIBUTION,
+            "pid": os.getpid(),
             "profile": self._settings.profile,
             "state": standing.state,
             "detail": standing.detail or None,
@@ -176,12 +219,7 @@ class Daemon:
 
     async def _introduce(self, ending: Ending) -> None:
         """Looks what agent programs there are, tells the person, and the backend."""
-        try:
-            mask = await self._masks.of_run()
-        except UnmaskedError as error:
-            self._say(f"✗ {error}")
-        else:
-            self._runtimes = await detect(self._settings.environment, mask)
+        await self._look_for_runtimes()
         self._say("Detected runtimes:")
         for runtime in self._runtimes:
             self._say(f"  {_line(runtime)}")
@@ -191,6 +229,14 @@ class Daemon:
         self._say(f"Connecting to {server} as host {host or '(the backend will name it)'}")
         if self._settings.one_shot and self.client.standing.state == "unauthorized":
             ending.request(KEY_REJECTED)
+
+    async def _look_for_runtimes(self) -> None:
+        try:
+            mask = await self._masks.of_run()
+        except UnmaskedError as error:
+            self._say(f"✗ {error}")
+        else:
+            self._runtimes = await detect(self._settings.environment, mask)
 
     async def _host_id(self) -> str | None:
         with anyio.move_on_after(NAMED_S):

@@ -20,13 +20,12 @@ from cloudagent_daemon.bridge import shim as shim_module
 from cloudagent_daemon.bridge.server import (
     MAX_OF_ALL,
     MAX_OF_RUN,
-    MAX_PATH_BYTES,
     TOKEN_S,
     Bridge,
     Session,
-    peer_of,
 )
 from cloudagent_daemon.bridge.tools import TOOLS, Toolbox, ToolError
+from cloudagent_daemon.sockets import MAX_PATH_BYTES, peer_of
 from cloudagent_protocol.content import MAX_TEXT_CHARS
 from cloudagent_protocol.ids import ConversationId, MessageId, new_message_id
 

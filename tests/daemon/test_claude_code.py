@@ -124,6 +124,19 @@ def test_a_later_turn_resumes_in_one_word(job: Job) -> None:
     assert not any(word.startswith("--session-id") for word in command.argv)
 
 
+def test_what_lies_beside_claude_is_found_first(job: Job) -> None:
+    [folder] = {str(Path(find_program(job.environment) or "").parent)}
+    assert CLAUDE_CODE.open(job).launch().env["PATH"] == f"{folder}:/usr/bin:/bin"
+    agent = job.agent.model_copy(update={"env": {"PATH": "/opt/node/bin"}})
+    launched = CLAUDE_CODE.open(replace(job, agent=agent)).launch()
+    assert launched.env["PATH"] == f"{folder}:/opt/node/bin"
+
+
+def test_a_command_of_the_agent_s_own_leaves_path_alone(job: Job) -> None:
+    agent = job.agent.model_copy(update={"command": ["/opt/x/my-claude"]})
+    assert "PATH" not in CLAUDE_CODE.open(replace(job, agent=agent)).launch().env
+
+
 def test_neither_prompt_nor_instructions_are_on_the_command_line(job: Job) -> None:
     session = CLAUDE_CODE.open(job)
     assert session.prompt(Turn("the secret plan\n@@x")) == b"the secret plan\n@@x"
@@ -174,6 +187,48 @@ async def test_what_is_missing_or_broken_says_why(job: Job) -> None:
     program.chmod(stat.S_IRUSR)
     program.unlink()
     assert "not found" in ((await CLAUDE_CODE.detect(job.environment)).problem or "")
+
+
+async def test_a_script_finds_the_node_that_was_installed_beside_it(job: Job) -> None:
+    program = Path(find_program(job.environment) or "")
+    program.write_text("#!/usr/bin/env nodelike\n")
+    node = program.with_name("nodelike")
+    node.write_text("#!/bin/sh\necho 3.2.1\n")
+    node.chmod(0o755)
+    elsewhere = program.parent.parent / ".local" / "bin"
+    elsewhere.parent.mkdir()
+    program.parent.rename(elsewhere)
+    bare = {"PATH": "/usr/bin:/bin", "HOME": str(job.home)}
+    runtime = await CLAUDE_CODE.detect(bare)
+    assert (runtime.version, runtime.problem) == ("3.2.1", None)
+
+
+@pytest.mark.parametrize(
+    ("version", "answer", "logged_in"),
+    [
+        ("2.1.197", '{"loggedIn": true, "authMethod": "api_key"}', True),
+        ("2.1.197", '{"loggedIn": false, "authMethod": "none"}', False),
+        ("2.1.41", '{"loggedIn": true}', True),
+        ("2.1.197", '{"loggedIn": "perhaps"}', None),
+        ("2.1.197", "error: unknown command auth", None),
+        ("2.1.40", '{"loggedIn": true}', None),
+        ("odd", '{"loggedIn": true}', None),
+    ],
+)
+async def test_whether_claude_is_logged_in_is_told_where_it_tells(
+    job: Job, version: str, answer: str, logged_in: bool | None
+) -> None:
+    program = Path(find_program(job.environment) or "")
+    program.write_text(
+        f"#!/bin/sh\n[ \"$1\" = auth ] || {{ echo '{version} (Claude Code)'; exit; }}\n"
+        f"echo \"$ANTHROPIC_API_KEY $SOME_SECRET\" > '{job.home}/seen'\n"
+        f"echo '{answer}'\n[ \"$ANTHROPIC_API_KEY\" ]\n"
+    )
+    environment = {**job.environment, "ANTHROPIC_API_KEY": "k", "SOME_SECRET": "s"}
+    runtime = await CLAUDE_CODE.detect(environment)
+    assert (runtime.logged_in, runtime.problem) == (logged_in, None)
+    seen = job.home / "seen"
+    assert not seen.exists() if version in ("2.1.40", "odd") else seen.read_text() == "k \n"
 
 
 # --- lines ---

@@ -15,7 +15,9 @@ import anyio
 import anyio.abc
 import pytest
 from anyio.streams.text import TextReceiveStream
+from anyio.to_thread import run_sync
 
+from cloudagent_daemon import control
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.events import Finished, Started
 from cloudagent_protocol.frames import Deliver, HostReport, RunReport, Send
@@ -516,3 +518,49 @@ async def test_quick_commands_import_nothing_heavy(home: Home, words: tuple[str,
     modules = set(done.stdout.decode().rpartition("|")[2].split())
     heavy = {"typer", "pydantic", "anyio", "asyncio", "httpx2", "websockets", "mcp", "sqlite3"}
     assert modules & heavy == set()
+
+
+# --- asking the running daemon ----------------------------------------------------------
+
+
+async def test_the_running_daemon_tells_what_it_finds_from_where_it_lives(home: Home) -> None:
+    claude = home.folder / "tools" / "claude"
+    claude.parent.mkdir()
+    claude.write_text(
+        '#!/bin/sh\n[ "$1" = auth ] && echo \'{"loggedIn": false}\' || echo 2.1.197\n'
+    )
+    claude.chmod(0o755)
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+        async with home.started(PATH=f"{claude.parent}:/usr/bin:/bin") as daemon:
+            await backend.reported(HostReport)
+            await daemon.until("Serving")
+            found = await run_sync(control.ask, home.state, "check")
+            report = await run_sync(control.ask, home.state, "report")
+    runtimes = {runtime["name"]: runtime for runtime in found["runtimes"]}
+    assert runtimes["claude_code"] == {
+        "name": "claude_code",
+        "version": "2.1.197",
+        "path": str(claude),
+        "logged_in": False,
+        "problem": None,
+    }
+    assert found["path"][0] == str(claude.parent)
+    assert (found["tools"]["problem"], found["backend"]["problem"]) == (None, None)
+    assert 0 < found["tools"]["ms"] < 10_000
+    assert 0 < found["backend"]["ms"] < 10_000
+    assert report["state"] == "connected"
+    assert report["pid"] == found["pid"]
+    assert KEY not in json.dumps([found, report])
+
+
+async def test_a_check_without_a_backend_says_so_and_checks_the_rest(home: Home) -> None:
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+    async with home.started() as daemon:
+        await daemon.until("not connected (attempt 1")
+        await daemon.until("Serving")
+        found = await run_sync(control.ask, home.state, "check")
+    assert found["backend"]["ms"] is None
+    assert "cannot be reached" in found["backend"]["problem"]
+    assert found["tools"]["problem"] is None

@@ -12,10 +12,7 @@ import json
 import logging
 import os
 import secrets
-import socket
-import struct
 import sys
-import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,11 +26,10 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from cloudagent_daemon.bridge import shim
 from cloudagent_daemon.bridge.tools import Toolbox
+from cloudagent_daemon.sockets import clear, peer_of, place
 
 logger = logging.getLogger(__name__)
 
-#: Bytes that a Unix socket's path may have (sun_path, less its closing NUL).
-MAX_PATH_BYTES: Final = 103 if sys.platform == "darwin" else 107
 #: How long a peer may take to present its token.
 TOKEN_S: Final = 5.0
 #: How long the end of a run waits for tool calls that are under way.
@@ -100,7 +96,9 @@ class Bridge:
         self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
         """Listens until cancelled; ready once the socket is there."""
-        path, pointer = await anyio.to_thread.run_sync(_place, self._state_dir, self._runtime_dir)
+        path, pointer = await anyio.to_thread.run_sync(
+            place, "bridge.sock", self._state_dir, self._runtime_dir
+        )
         try:
             async with await anyio.create_unix_listener(path, mode=0o600) as listener:
                 self._path = path
@@ -108,10 +106,7 @@ class Bridge:
                 await listener.serve(self._connected)
         finally:
             self._path = None
-            for file in filter(None, (path, pointer)):
-                file.unlink(missing_ok=True)
-            if path.parent not in (self._state_dir, self._runtime_dir):
-                path.parent.rmdir()
+            clear(path, pointer, self._state_dir, self._runtime_dir)
 
     async def warm_up(self) -> None:
         """Imports `mcp`, which takes most of a second, in a thread; at once if that is done."""
@@ -189,16 +184,6 @@ class Bridge:
         return None
 
 
-def peer_of(sock: socket.socket) -> tuple[int | None, int]:
-    """Process id (None where the system does not tell) and user id at the other end."""
-    if sys.platform == "darwin":
-        # <sys/un.h>: SOL_LOCAL 0, LOCAL_PEERCRED 1 (struct xucred: version, uid, ...), PEERPID 2.
-        _, uid = struct.unpack("=Ii", sock.getsockopt(0, 1, 76)[:8])
-        return sock.getsockopt(0, 2), uid
-    pid, uid, _ = struct.unpack("=3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
-
-
 async def _read_token(buffered: BufferedByteReceiveStream) -> str:
     """The token that the peer presents; empty if it presents none in time."""
     try:
@@ -231,25 +216,3 @@ def _write_token(path: Path, token: str) -> None:
         path, "x", encoding="ascii", opener=lambda p, flags: os.open(p, flags, 0o400)
     ) as file:
         file.write(token)
-
-
-def _place(state_dir: Path | None, runtime_dir: Path) -> tuple[Path, Path | None]:
-    """Where the socket goes, and the pointer file that names it if it is not where people look."""
-    folders = [folder for folder in (state_dir, runtime_dir) if folder is not None]
-    for folder in folders:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = next(
-        (
-            folder / "bridge.sock"
-            for folder in folders
-            if len(os.fsencode(folder / "bridge.sock")) <= MAX_PATH_BYTES
-        ),
-        None,
-    )
-    if path is None:
-        path = Path(tempfile.mkdtemp(prefix="cloudagent-", dir="/tmp")) / "bridge.sock"
-    if state_dir is None or path.parent == state_dir:
-        return path, None
-    pointer = state_dir / "bridge.sock.path"
-    pointer.write_text(f"{path}\n", encoding="utf-8")
-    return path, pointer

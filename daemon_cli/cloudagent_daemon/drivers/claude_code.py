@@ -26,7 +26,7 @@ from cloudagent_daemon.drivers.base import (
     TurnEnd,
 )
 from cloudagent_daemon.drivers.lines import clip, parse_object
-from cloudagent_daemon.drivers.probe import probe
+from cloudagent_daemon.drivers.probe import own_folder_first, probe
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import (
     Ready,
@@ -50,6 +50,7 @@ _INHERITS: Final = (
     "ANTHROPIC_*", "CLAUDE_*", "DISABLE_*", "IS_SANDBOX", "MCP_*", "ENABLE_TOOL_SEARCH",
     "AWS_*", "GOOGLE_*", "CLOUD_ML_REGION", "VERTEX_*",
 )  # fmt: skip
+_AUTH_STATUS_SINCE: Final = (2, 1, 41)
 #: Claude's own default of 10 lets a wrong key or a refusal take three minutes.
 _MAX_RETRIES: Final = "4"
 
@@ -105,7 +106,27 @@ class ClaudeCode:
             return Runtime(name=self.name, problem=why)
         output, problem = await probe([path, "--version"], environment, mask=mask)
         version = output.split()[0][:100] if output.split() else None
-        return Runtime(name=self.name, version=version, path=path, problem=problem)
+        logged_in = None if problem else await _logged_in(path, version or "", environment, mask)
+        return Runtime(
+            name=self.name, version=version, path=path, logged_in=logged_in, problem=problem
+        )
+
+
+async def _logged_in(
+    path: str, version: str, environment: Mapping[str, str], mask: Mask
+) -> bool | None:
+    """What `claude auth status` says; None where it is not known.
+
+    An agent's own `env` may hold a key, so that `False` is no hindrance, only a hint.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    # Earlier ones would take the words for a prompt (Claude Code's changelog, 2.1.41).
+    if numbers is None or tuple(map(int, numbers.groups())) < _AUTH_STATUS_SINCE:
+        return None
+    output, _ = await probe([path, "auth", "status"], environment, inherits=_INHERITS, mask=mask)
+    said = parse_object(output.encode("utf-8", "replace")) or {}
+    logged_in = said.get("loggedIn")
+    return logged_in if isinstance(logged_in, bool) else None
 
 
 def find_program(environment: Mapping[str, str]) -> str | None:
@@ -156,6 +177,7 @@ class ClaudeSession:
         return Command(
             argv=tuple(words),
             env={
+                **self._path(words[0]),
                 "DISABLE_AUTOUPDATER": "1",
                 "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
                 "CLAUDE_CODE_MAX_RETRIES": job.environment.get(
@@ -205,6 +227,12 @@ class ClaudeSession:
             "`npm install -g @anthropic-ai/claude-code`, run `claude` once to log in, and send "
             "the message again.",
         )
+
+    def _path(self, program: str) -> dict[str, str]:
+        if self._job.agent.command:
+            return {}
+        path = self._job.agent.env.get("PATH") or self._job.environment.get("PATH", "")
+        return {"PATH": own_folder_first(program, path)}
 
     def _mcp_config(self) -> str:
         command, *args = self._job.tools.command
