@@ -45,6 +45,14 @@ class Limits:
     #: Whether the daemon's own files are hidden from agents: where the machine can (`auto`), not at
     #: all (`off`: agents may then use sudo), or nothing runs where it cannot (`require`).
     mask: MaskSetting = "auto"
+    #: Nothing is started below these (guards.py). Of the disk both must be free; 0 asks for nothing.
+    min_memory_mb: int = 512
+    min_disk_mb: int = 500
+    min_disk_percent: float = 2.0
+
+
+#: The smallest values that make sense, where that is not 0.
+_LEAST: Final = {"max_runs": 1, "hang_timeout_s": 0.001}
 
 
 @dataclass(frozen=True)
@@ -66,10 +74,7 @@ class Settings:
     agents_dir: Path
     #: The daemon's environment without our keys, plus the profile's name.
     environment: Mapping[str, str] = field(repr=False)
-    max_runs: int = Limits.max_runs
-    stop_timeout_s: float = Limits.stop_timeout_s
-    hang_timeout_s: float = Limits.hang_timeout_s
-    mask: MaskSetting = Limits.mask
+    limits: Limits = Limits()
     #: TLS certificates are not checked.
     insecure: bool = False
     #: A further root certificate, PEM.
@@ -111,7 +116,7 @@ def child_environment(environ: Mapping[str, str], profile: str) -> dict[str, str
 
 
 def read_limits(environ: Mapping[str, str], base: Limits) -> Limits:
-    """`base`, overridden by `CLOUDAGENT_MAX_RUNS`, `_STOP_TIMEOUT_S`, `_HANG_TIMEOUT_S`, `_MASK`.
+    """`base`, overridden by `CLOUDAGENT_MAX_RUNS`, `CLOUDAGENT_STOP_TIMEOUT_S` and so on.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -214,12 +219,11 @@ def _parse(raw: Any) -> Stored:
 
 def _limits(values: Mapping[str, Any], where: str) -> Limits:
     try:
-        limits = Limits(
-            max_runs=int(values["max_runs"]),
-            stop_timeout_s=float(values["stop_timeout_s"]),
-            hang_timeout_s=float(values["hang_timeout_s"]),
-            mask=values["mask"],
-        )
+        defaults: dict[str, int | float | str] = asdict(Limits())
+        made: dict[str, Any] = {
+            name: type(default)(values[name]) for name, default in defaults.items()
+        }
+        limits = Limits(**made)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"A limit in {where} is no number", str(error), "cloudagent-daemon status"
@@ -230,7 +234,10 @@ def _limits(values: Mapping[str, Any], where: str) -> Limits:
             f"got {limits.mask!r}; it is one of {', '.join(get_args(MaskSetting))}",
             "cloudagent-daemon status",
         )
-    if limits.max_runs < 1 or limits.stop_timeout_s < 0 or limits.hang_timeout_s <= 0:
+    # `not >=` rather than `<`: a NaN is in no range.
+    numbers = {name: value for name, value in made.items() if not isinstance(value, str)}
+    low = [name for name, value in numbers.items() if not value >= _LEAST.get(name, 0)]
+    if low or limits.min_disk_percent > 100:
         raise ConfigError(
             f"A limit in {where} is out of range", str(limits), "cloudagent-daemon status"
         )

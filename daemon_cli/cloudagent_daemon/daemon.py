@@ -20,6 +20,7 @@ from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.control_server import ControlServer
 from cloudagent_daemon.drivers.table import detect
+from cloudagent_daemon.guards import Guards
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.websocket import WebSocketTransport, tls_context
@@ -88,11 +89,13 @@ class Daemon:
         self._uplink = SpoolUplink(spool, self.client, self._live)
         self._masks = Masks(settings)
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir)
+        self.guards = Guards(settings.limits, [settings.runtime_dir, settings.agents_dir])
         self.queue = RunQueue(
             spool,
             Runner(settings, self._bridge, self._uplink, self._masks),
             self._uplink,
-            max_runs=settings.max_runs,
+            max_runs=settings.limits.max_runs,
+            admit=self.guards.admit,
         )
 
     async def run(self, ending: Ending) -> None:
@@ -106,6 +109,8 @@ class Daemon:
                 await tasks.start(self._control(self._settings.state_dir).serve)
             tasks.start_soon(self.queue.run)
             tasks.start_soon(self._fence)
+            tasks.start_soon(self.guards.watch)
+            tasks.start_soon(self._heed_guards)
             tasks.start_soon(self._bridge.warm_up)
             logger.info("Serving", extra={"action": "serve", "profile": self._settings.profile})
             await ending.requested.wait()
@@ -117,7 +122,16 @@ class Daemon:
         """While another daemon has the host, this one starts nothing: it would run things twice."""
         while True:
             changed = self.client.changed
-            self.queue.hold(held=self.client.superseded)
+            self.queue.hold("superseded", held=self.client.superseded)
+            await changed.wait()
+
+    async def _heed_guards(self) -> None:
+        """While the machine lacks something, nothing is started on it."""
+        while True:
+            changed, refusing = self.guards.changed, self.guards.refusing
+            self.queue.hold("guards", held=bool(refusing))
+            for guard in refusing:
+                logger.warning("%s", guard.detail, extra={"action": guard.state})
             await changed.wait()
 
     def _control(self, state_dir: Path) -> ControlServer:
@@ -176,13 +190,19 @@ class Daemon:
             "notes": [self._spool.note] if self._spool.note else [],
             "runtimes": [runtime.model_dump() for runtime in self._runtimes],
             "agents": self._agents(),
+            "guards": self.guards.report(),
             "service": None,
             "own_files": {"state": self._masks.cover, "detail": self._masks.detail or None},
         }
 
     def changes(self) -> list[anyio.Event]:
         """Set when `report` may say something else; to be taken before the report."""
-        return [self.client.changed, self.queue.changed, self._spool.committed]
+        return [
+            self.client.changed,
+            self.queue.changed,
+            self.guards.changed,
+            self._spool.committed,
+        ]
 
     def _agents(self) -> list[dict[str, Any]]:
         connection = self.client.connection
@@ -253,7 +273,7 @@ class Daemon:
 
             tasks.start_soon(hurry)
             await self.queue.drain(
-                self._settings.stop_timeout_s, another_life=not self._settings.one_shot
+                self._settings.limits.stop_timeout_s, another_life=not self._settings.one_shot
             )
             if self.client.connection:
                 with anyio.move_on_after(FLUSH_S):
@@ -299,7 +319,10 @@ async def _publish(daemon: Daemon, paths: Paths) -> None:
     try:
         while True:
             changes = daemon.changes()
-            await run_sync(status.write, paths.status, daemon.report())
+            try:
+                await run_sync(status.write, paths.status, daemon.report())
+            except OSError as error:  # no reason to stop: what it says is also in the log
+                logger.error("no status: %s", error, extra={"action": "status"})  # noqa: TRY400 - the trace tells nothing more
             await anyio.sleep(STATUS_S)
             await _any_of(changes)
     finally:

@@ -49,7 +49,7 @@ class Masks:
         """
         if await self.tried() == "hidden":
             return Mask(await anyio.to_thread.run_sync(self._hidden), kept)
-        if self._settings.mask == "require" and self.cover == "open":
+        if self._settings.limits.mask == "require" and self.cover == "open":
             raise UnmaskedError(
                 f"The daemon's key cannot be hidden from agents on this machine ({self.detail}), and "
                 "its settings demand that. Allow unprivileged user namespaces, or set `mask` to auto."
@@ -68,7 +68,7 @@ class Masks:
     async def _try(self) -> Cover:
         if self._settings.state_dir is None:
             return "nothing"
-        if self._settings.mask == "off":
+        if self._settings.limits.mask == "off":
             self.detail = "switched off in config.json"
             return "off"
         if sys.platform != "linux":

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -88,7 +87,7 @@ def settings_of(
         ca_file=ca_file or (Path(stored.ca_file) if stored.ca_file else None),
         crash_at=environ.get(config.CRASH_VARIABLE),
         debug=debug,
-        **asdict(config.read_limits(environ, stored.limits)),
+        limits=config.read_limits(environ, stored.limits),
     )
 
 
@@ -128,7 +127,7 @@ def one_shot(
             ca_file=ca_file,
             crash_at=environ.get(config.CRASH_VARIABLE),
             debug=debug,
-            **asdict(limits),
+            limits=limits,
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

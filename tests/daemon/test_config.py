@@ -44,14 +44,29 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     environ = {"CLOUDAGENT_HOME": str(tmp_path), "CLOUDAGENT_MAX_RUNS": "2"}
     kept = Stored("https://a", "sk_machine_x", "host_1", Limits(max_runs=9, stop_timeout_s=1))
     config.write_file(tmp_path / "daemon" / "config.json", kept)
-    settings = profile.settings_of("default", environ)
-    assert (settings.max_runs, settings.stop_timeout_s, settings.hang_timeout_s) == (2, 1, 1800)
+    limits = profile.settings_of("default", environ).limits
+    assert (limits.max_runs, limits.stop_timeout_s, limits.hang_timeout_s) == (2, 1, 1800)
 
 
-@pytest.mark.parametrize("value", ["many", "0", "-1", ""])
-def test_a_limit_out_of_range_is_refused(value: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("MAX_RUNS", value) for value in ("many", "0", "-1", "", "2.5")),
+        *(("HANG_TIMEOUT_S", value) for value in ("0", "nan", "-1")),
+        ("STOP_TIMEOUT_S", "-1"),
+        ("MIN_MEMORY_MB", "-1"),
+        ("MIN_DISK_PERCENT", "101"),
+    ],
+)
+def test_a_limit_out_of_range_is_refused(name: str, value: str) -> None:
     with pytest.raises(ConfigError):
-        config.read_limits({"CLOUDAGENT_MAX_RUNS": value}, Limits())
+        config.read_limits({f"CLOUDAGENT_{name}": value}, Limits())
+
+
+def test_a_limit_that_asks_for_nothing_is_possible() -> None:
+    environ = {"CLOUDAGENT_MIN_MEMORY_MB": "0", "CLOUDAGENT_STOP_TIMEOUT_S": "0"}
+    limits = config.read_limits(environ, Limits())
+    assert (limits.min_memory_mb, limits.stop_timeout_s) == (0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cloudagent_daemon.config import Settings
+from cloudagent_daemon.config import Limits, Settings
 from cloudagent_daemon.leash import Mask
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import SpawnError, spawn
@@ -189,10 +189,11 @@ from pathlib import Path
 from dataclasses import replace
 sys.path.insert(0, sys.argv[2])
 from cloudagent_daemon.mask import Masks, UnmaskedError
+from cloudagent_daemon.config import Limits
 from daemon.test_mask import settings_of
 
 async def main():
-    settings = replace(settings_of(Path(sys.argv[1])), mask=sys.argv[3])
+    settings = replace(settings_of(Path(sys.argv[1])), limits=Limits(mask=sys.argv[3]))
     masks = Masks(settings)
     try:
         print("mask", await masks.of_run())
@@ -225,10 +226,12 @@ def test_where_namespaces_are_forbidden_it_says_so_and_the_settings_decide(
 
 
 async def test_it_can_be_switched_off_and_a_one_shot_daemon_has_nothing_to_hide(home: Path) -> None:
-    off = Masks(replace(settings_of(home), mask="off"))
+    off = Masks(replace(settings_of(home), limits=Limits(mask="off")))
     assert await off.of_run(home) == Mask()
     assert (off.cover, off.detail) == ("off", "switched off in config.json")
-    one_shot = Masks(replace(settings_of(home), home=None, state_dir=None, mask="require"))
+    one_shot = Masks(
+        replace(settings_of(home), home=None, state_dir=None, limits=Limits(mask="require"))
+    )
     assert await one_shot.of_run(home) == Mask()
     assert one_shot.cover == "nothing"
 
@@ -244,6 +247,6 @@ async def test_a_trial_that_finds_the_files_anyway_counts_as_open(
         leash.PROGRAM.read_text().replace("if hidden and (step :=", "if False and (step :=")
     )
     monkeypatch.setattr(leash, "PROGRAM", careless)
-    masks = Masks(replace(settings_of(home), mask="require"))
+    masks = Masks(replace(settings_of(home), limits=Limits(mask="require")))
     with pytest.raises(UnmaskedError, match="did not hold"):
         await masks.of_run()

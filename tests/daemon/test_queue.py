@@ -316,12 +316,12 @@ async def test_nothing_starts_while_another_daemon_has_the_host() -> None:
     async with open_spool(None) as spool, queue_over(spool) as world:
         await spool.receive([delivery(1), delivery(2, "conv_2")], 2)
         await world.until(1, 2)
-        world.queue.hold(held=True)
+        world.queue.hold("test", held=True)
         world.end(1)
         await spool.receive([delivery(3)], 3)
         await spool.receive([delivery(4, "conv_4")], 4)
         world.end(2)
         await anyio.wait_all_tasks_blocked()
         assert world.started == [("dlv_1", 1), ("dlv_2", 1)]
-        world.queue.hold(held=False)
+        world.queue.hold("test", held=False)
         await world.until(1, 2, 3, 4)

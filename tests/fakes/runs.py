@@ -12,7 +12,7 @@ import anyio
 import psutil
 
 from cloudagent_daemon.bridge.server import Bridge
-from cloudagent_daemon.config import Settings
+from cloudagent_daemon.config import Limits, Settings
 from cloudagent_daemon.mask import Masks
 from cloudagent_daemon.runs.ports import Launch, StopSignal, UplinkError
 from cloudagent_daemon.runs.runner import Runner
@@ -174,7 +174,7 @@ class World:
 
 @asynccontextmanager
 async def a_world(
-    home: Path, *, env: dict[str, str] | None = None, **settings: Any
+    home: Path, *, env: dict[str, str] | None = None, **limits: Any
 ) -> AsyncGenerator[World]:
     """A runner whose files are below `home`; `env` adds to the daemon's environment."""
     environment = {
@@ -194,7 +194,7 @@ async def a_world(
         runtime_dir=home / "rt",
         agents_dir=home / "agents",
         environment=environment,
-        **settings,
+        limits=Limits(**limits),
     )
     agent = AgentSpec(
         id=new_agent_id(),

@@ -46,19 +46,27 @@ class Order:
 
     def next(self) -> Waiting | None:
         """The delivery to start now, which counts as running from here on; None: nothing may."""
-        if self.running >= self._max_runs:
-            return None
-        busy = set(self._running.values())
-        heads = (
-            min(line.values(), key=lambda waiting: waiting.deliver.delivery_seq)
-            for line in self._waiting.values()
-        )
-        free = [head for head in heads if head.deliver.message.conversation_id not in busy]
+        free = self._free()
         if not free:
             return None
         chosen = min(free, key=lambda head: self._served.get(head.deliver.agent.id, 0))
         self._start(chosen)
         return chosen
+
+    @property
+    def may_start(self) -> bool:
+        """Whether `next` has something."""
+        return bool(self._free())
+
+    def _free(self) -> list[Waiting]:
+        if self.running >= self._max_runs:
+            return []
+        busy = set(self._running.values())
+        heads = (
+            min(line.values(), key=lambda waiting: waiting.deliver.delivery_seq)
+            for line in self._waiting.values()
+        )
+        return [head for head in heads if head.deliver.message.conversation_id not in busy]
 
     def ended(self, delivery_id: DeliveryId) -> None:
         """Its run is over."""

@@ -5,6 +5,7 @@ first change, and what an earlier life left behind comes first because it came f
 """
 
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -34,10 +35,24 @@ class Runs(Protocol):
 
 
 class RunQueue:
-    """One machine's deliveries, from the inbox to their runs' ends."""
+    """One machine's deliveries, from the inbox to their runs' ends.
 
-    def __init__(self, spool: Spool, runner: Runs, uplink: Uplink, *, max_runs: int) -> None:
+    Args:
+        admit: asked before each start whether the machine has room for it; once it has refused,
+            `hold` is to be called when there is room again.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        runner: Runs,
+        uplink: Uplink,
+        *,
+        max_runs: int,
+        admit: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._spool = spool
+        self._admit = admit
         self._runner = runner
         self._uplink = uplink
         self.order = Order(max_runs)
@@ -45,7 +60,7 @@ class RunQueue:
         self.working: dict[DeliveryId, tuple[Deliver, datetime]] = {}
         self._stops: dict[DeliveryId, StopSignal] = {}
         self._draining = False
-        self._held = False
+        self._held: set[str] = set()
         self._released = anyio.Event()
         #: Set, and replaced, when something starts, ends or comes in.
         self.changed = anyio.Event()
@@ -65,10 +80,12 @@ class RunQueue:
                 self._start_next(tasks)
                 await self._more_to_do(number)
 
-    def hold(self, *, held: bool) -> None:
-        """Whether to start nothing for now; what runs goes on, and nothing is forgotten."""
-        self._held = held
-        if not held:
+    def hold(self, why: str, *, held: bool) -> None:
+        """Whether to start nothing for this reason; what runs goes on, and nothing is forgotten."""
+        if held:
+            self._held.add(why)
+        else:
+            self._held.discard(why)
             self._released.set()
 
     async def _more_to_do(self, number: int) -> None:
@@ -128,13 +145,16 @@ class RunQueue:
     # --- runs ---
 
     def _start_next(self, tasks: anyio.abc.TaskGroup) -> None:
-        while not (self._draining or self._held) and (waiting := self.order.next()):
+        while self._may_start() and (waiting := self.order.next()):
             stop = self._stops[waiting.deliver.delivery_id] = StopSignal()
             if waiting.interrupted_by is not None:
                 stop.request(waiting.interrupted_by)
             self.working[waiting.deliver.delivery_id] = (waiting.deliver, datetime.now(UTC))
             tasks.start_soon(self._run, waiting, tasks)
         self._notify()
+
+    def _may_start(self) -> bool:
+        return not self._draining and not self._held and self.order.may_start and self._admit()
 
     async def _run(self, waiting: Waiting, tasks: anyio.abc.TaskGroup) -> None:
         deliver = waiting.deliver

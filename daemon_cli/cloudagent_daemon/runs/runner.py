@@ -238,7 +238,7 @@ class _Run:
             on_start=started,
             on_event=self._event,
             stop=stop,
-            hang_timeout_s=self._settings.hang_timeout_s,
+            hang_timeout_s=self._settings.limits.hang_timeout_s,
             mask=mask,
         )
         try:
