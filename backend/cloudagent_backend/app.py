@@ -15,6 +15,7 @@ from cloudagent_backend.api import (
     agents,
     conversations,
     daemon,
+    device,
     errors,
     health,
     host_machines,
@@ -26,6 +27,7 @@ from cloudagent_backend.api import (
     tokens,
     ui,
 )
+from cloudagent_backend.api.attempts import Attempts, Pacing
 from cloudagent_backend.api.authenticator import Authenticator
 from cloudagent_backend.api.errors import documented
 from cloudagent_backend.api.limits import Gate
@@ -37,7 +39,7 @@ from cloudagent_backend.delivery.dispatcher import Dispatcher
 from cloudagent_backend.delivery.fanout import Fanout
 from cloudagent_backend.delivery.hub import Hub
 from cloudagent_backend.delivery.service import Service
-from cloudagent_backend.store import clock, users
+from cloudagent_backend.store import clock, device_logins, users
 from cloudagent_backend.store import idempotency as answers
 from cloudagent_backend.store.database import open_database
 from cloudagent_protocol.errors import ErrorCode, Problem
@@ -83,7 +85,7 @@ def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
     # The busiest first: routes are tried in turn.
     for part in (messages, conversations, runs, stream, agents, host_machines, tokens):
         app.include_router(part.router, responses=_SIGNED_IN)
-    for part in (link, daemon, accounts, health):
+    for part in (link, daemon, accounts, device, health):
         app.include_router(part.router)
     app.router.default = ui.Page(page)
     app.add_middleware(Gate, settings=settings)
@@ -117,6 +119,10 @@ async def running_world(settings: Settings, metrics: Metrics) -> AsyncGenerator[
                 failures_per_minute=settings.failed_logins_per_minute,
             ),
             metrics=metrics,
+            wrong_keys=Attempts(settings.wrong_keys_per_minute, 60),
+            guesses_of_user=Attempts(settings.wrong_codes_of_user, 3_600),
+            guesses_of_address=Attempts(settings.wrong_codes_of_address, 3_600),
+            pacing=Pacing(settings.device_interval_s),
         )
         await service.start()
         async with anyio.create_task_group() as tg:
@@ -139,6 +145,7 @@ def end_streams(world: World) -> None:
 async def _tidy(world: World) -> None:
     while True:
         await world.database.write(answers.forget_old)
+        await world.database.write(device_logins.forget_old)
         await world.database.write(lambda c: users.forget_old_logins(c, world.authenticator.ages))
         await anyio.sleep(_TIDY_EVERY_S)
 

@@ -40,6 +40,18 @@ class Settings:
     failed_logins_per_minute: int = 5
     password_hashes_at_once: int = 2
 
+    # --- machines that log in by a code (RFC 8628) ---
+    device_code_s: int = 600
+    #: How often a machine may ask whether it was approved.
+    device_interval_s: int = 5
+    #: Machines that may wait at once, from one address and in all.
+    device_logins_per_address: int = 20
+    device_logins: int = 1_000
+    #: Wrong codes within an hour: with 34.5 bits in a code, nobody finds one.
+    wrong_codes_of_user: int = 5
+    wrong_codes_of_address: int = 20
+    wrong_keys_per_minute: int = 60
+
     # --- limits of what comes in ---
     max_header_bytes: int = 16_384
     head_deadline_s: float = 10.0

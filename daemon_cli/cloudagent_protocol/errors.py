@@ -15,6 +15,7 @@ class ErrorCode(StrEnum):
     BAD_REQUEST = "bad_request"
     INVALID = "invalid"  # the body or a parameter does not fit the schema
     UNAUTHORIZED = "unauthorized"
+    REVOKED = "revoked"  # a machine key that was good once: its host was removed
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -25,12 +26,19 @@ class ErrorCode(StrEnum):
     BACKLOG_FULL = "backlog_full"
     INTERNAL = "internal"
     UNAVAILABLE = "unavailable"
+    # Of the device login, with the names of RFC 8628 §3.5 and RFC 6749 §5.2.
+    AUTHORIZATION_PENDING = "authorization_pending"
+    SLOW_DOWN = "slow_down"
+    ACCESS_DENIED = "access_denied"
+    EXPIRED_TOKEN = "expired_token"  # noqa: S105 - a name, not a secret
+    INVALID_GRANT = "invalid_grant"
 
 
 STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.BAD_REQUEST: 400,
     ErrorCode.INVALID: 422,
     ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.REVOKED: 401,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.NOT_FOUND: 404,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
@@ -41,6 +49,11 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.BACKLOG_FULL: 429,
     ErrorCode.INTERNAL: 500,
     ErrorCode.UNAVAILABLE: 503,
+    ErrorCode.AUTHORIZATION_PENDING: 400,
+    ErrorCode.SLOW_DOWN: 400,
+    ErrorCode.ACCESS_DENIED: 400,
+    ErrorCode.EXPIRED_TOKEN: 400,
+    ErrorCode.INVALID_GRANT: 400,
 }
 
 

@@ -33,6 +33,8 @@ PUBLIC = {
     "POST /v1/auth/login",
     "POST /v1/auth/link",
     "POST /v1/auth/refresh",
+    "POST /v1/auth/device/code",
+    "POST /v1/auth/device/token",
     "GET /healthz",
     "GET /readyz",
     "GET /v1/version",
@@ -46,6 +48,8 @@ FOR_MACHINES = {
 #: Made or listed for whoever asks; the other routes name an object of somebody's.
 OWN = {
     "POST /v1/auth/logout",
+    "POST /v1/auth/device/lookup",
+    "POST /v1/auth/device/approve",
     "GET /v1/me",
     "GET /v1/tokens",
     "POST /v1/tokens",
@@ -71,6 +75,8 @@ class Things:
 
     def bodies(self) -> dict[str, Any]:
         return {
+            "POST /v1/auth/device/lookup": {"user_code": "BBBBBBBB"},
+            "POST /v1/auth/device/approve": {"user_code": "BBBBBBBB"},
             "POST /v1/tokens": {"name": "x"},
             "POST /v1/host-machines": {"name": "x"},
             "POST /v1/daemon/ephemeral-hosts": {"name": "x"},

@@ -1,5 +1,6 @@
 """Host machines: keys shown once, revoked and rotated keys, and whose they are."""
 
+import random
 from pathlib import Path
 
 import anyio
@@ -65,6 +66,32 @@ async def test_a_key_with_a_wrong_checksum_costs_no_query(tmp_path: Path) -> Non
         assert await backend.world.authenticator.machine(wrong) is None
 
 
+async def test_guessing_keys_is_slowed_down_and_a_right_key_is_not(tmp_path: Path) -> None:
+    async with (
+        running_backend(tmp_path, wrong_keys_per_minute=5) as backend,
+        backend.client() as client,
+    ):
+        wrong = [machine(keys.new_key(keys.MACHINE)) for _ in range(7)]
+        seen = [await client.get("/v1/daemon/host", headers=one) for one in wrong]
+        assert [answer.status_code for answer in seen] == [401] * 5 + [429] * 2
+        assert int(seen[-1].headers["Retry-After"]) <= 60
+        right = await client.get("/v1/daemon/host", headers=machine(backend.ana.host.raw_key))
+        assert right.status_code == 200
+
+
+def test_a_hundred_thousand_wrong_keys_have_no_right_form() -> None:
+    right = keys.new_key(keys.MACHINE)
+    chance = random.Random(8628)
+    wrong = [right[:n] for n in range(len(right))]
+    alphabet = "".join(sorted(set(right))) + "_-é\0 "
+    while len(wrong) < 100_000:
+        place = chance.randrange(len(right))
+        other = chance.choice([one for one in alphabet if one != right[place]])
+        wrong.append(right[:place] + other + right[place + 1 :] + "x" * chance.choice([0, 0, 1]))
+    assert keys.well_formed(keys.MACHINE, right)
+    assert not any(keys.well_formed(keys.MACHINE, one) for one in wrong)
+
+
 async def test_rotating_gives_another_key_and_cuts_the_old_one_off(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, backend.client() as client:
         host = backend.ana.host
@@ -75,11 +102,19 @@ async def test_rotating_gives_another_key_and_cuts_the_old_one_off(tmp_path: Pat
         for key, status in ((host.raw_key, 401), (rotated, 200)):
             answer = await client.get("/v1/daemon/host", headers=machine(key))
             assert answer.status_code == status
+            # Only whose host is gone has to stop what it runs.
+            assert answer.json().get("code") != "revoked"
 
 
-@pytest.mark.parametrize(("act", "path"), [("POST", "/rotate-key"), ("DELETE", "")])
+@pytest.mark.parametrize(
+    ("act", "path", "code"),
+    [
+        ("POST", "/rotate-key", CloseCode.UNAUTHORIZED),
+        ("DELETE", "", CloseCode.REVOKED),
+    ],
+)
 async def test_a_key_that_is_revoked_before_its_hello_gets_no_link(
-    tmp_path: Path, act: str, path: str
+    tmp_path: Path, act: str, path: str, code: CloseCode
 ) -> None:
     async with running_backend(tmp_path) as backend, backend.client() as client:
         host = backend.ana.host
@@ -89,7 +124,7 @@ async def test_a_key_that_is_revoked_before_its_hello_gets_no_link(
             await link.send(encode(hello()))
             with anyio.fail_after(2):
                 await link.wait_closed()
-            assert link.close_code == CloseCode.UNAUTHORIZED
+            assert link.close_code == code
 
 
 async def test_removing_a_host_revokes_its_key_and_takes_its_agents_along(tmp_path: Path) -> None:
@@ -103,7 +138,7 @@ async def test_removing_a_host_revokes_its_key_and_takes_its_agents_along(tmp_pa
             assert (await client.get(gone)).status_code == 404
         assert (await client.get("/v1/host-machines")).json()["data"] == []
         key_now = await client.get("/v1/daemon/host", headers=machine(host.raw_key))
-        assert key_now.status_code == 401
+        assert (key_now.status_code, key_now.json()["code"]) == (401, "revoked")
         trace = (await client.get(f"/v1/messages/{sent.json()['id']}/trace")).json()
         assert trace["deliveries"][0]["state"] in {"cancelled", "failed", "dead"}
 

@@ -1,5 +1,6 @@
 """Who may: the guards of the routes, of the page's sockets and of the daemons' endpoint."""
 
+import time
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ __all__ = [
     "CurrentUser",
     "Principal",
     "authenticate_machine",
+    "bearer_token",
     "check_origin",
     "cookie_name",
     "principal_of_websocket",
@@ -53,7 +55,7 @@ async def current_user(
         ApiError: nobody we know, a machine, or a page of another site.
     """
     world = world_of(request)
-    token = _bearer_token(request)
+    token = bearer_token(request)
     if token is not None:
         return await _by_token(world, token)
     cookie = request.cookies.get(cookie_name(world.settings))
@@ -78,7 +80,7 @@ async def principal_of_websocket(websocket: WebSocket) -> Principal:
     origin = websocket.headers.get("origin")
     if origin is not None and not _is_own(origin, websocket, world.settings):
         raise _foreign(origin)
-    token = _bearer_token(websocket)
+    token = bearer_token(websocket)
     if token is not None:
         return await _by_token(world, token)
     cookie = websocket.cookies.get(cookie_name(world.settings))
@@ -98,15 +100,40 @@ async def authenticate_machine(connection: HTTPConnection) -> HostRow:
     """
     if connection.headers.get("origin") is not None:
         raise ApiError(ErrorCode.FORBIDDEN, "This endpoint is for daemons, not for browsers.")
-    token = _bearer_token(connection)
-    host = await world_of(connection).authenticator.machine(token) if token else None
+    world, token = world_of(connection), bearer_token(connection)
+    host = await world.authenticator.machine(token) if token else None
     if host is None:
-        raise ApiError(
-            ErrorCode.UNAUTHORIZED,
-            "This machine key is not valid.",
-            next="Make a new key for the host in the page, then `cloudagent-daemon login`.",
-        )
+        _count_wrong_key(world, connection.client.host if connection.client else "unknown")
+        raise await _no_key(world, token)
     return host
+
+
+def _count_wrong_key(world: World, address: str) -> None:
+    """Guessing is slowed down. A right key is never kept waiting: many may share an address."""
+    now = time.monotonic()
+    if (wait_s := world.wrong_keys.wait_s(address, now)) > 0:
+        raise ApiError(
+            ErrorCode.RATE_LIMITED,
+            "Too many wrong machine keys came from this address.",
+            next="Wait a minute.",
+            headers={"Retry-After": str(int(wait_s) + 1)},
+        )
+    world.wrong_keys.count(address, now)
+
+
+async def _no_key(world: World, token: str | None) -> ApiError:
+    """A key that was good once is told apart: its daemon must stop what it runs."""
+    if token and await world.authenticator.was_revoked(token):
+        return ApiError(
+            ErrorCode.REVOKED,
+            "This machine was removed, and its key revoked.",
+            next="`cloudagent-daemon login` makes it a new machine.",
+        )
+    return ApiError(
+        ErrorCode.UNAUTHORIZED,
+        "This machine key is not valid.",
+        next="`cloudagent-daemon login` gets a new one.",
+    )
 
 
 async def _current_machine(request: Request, _shown: Annotated[Any, Security(_key)]) -> HostRow:
@@ -133,7 +160,7 @@ def _unknown() -> ApiError:
     return ApiError(ErrorCode.UNAUTHORIZED, "You are not signed in, or no longer.")
 
 
-def _bearer_token(connection: HTTPConnection) -> str | None:
+def bearer_token(connection: HTTPConnection) -> str | None:
     """What follows `Bearer`; empty, and so wrong, for another scheme."""
     header = connection.headers.get("authorization")
     if header is None:

@@ -81,6 +81,13 @@ class Authenticator:
             return None
         return await self._database.read(lambda c: hosts.by_key(c, key))
 
+    async def was_revoked(self, key: str) -> bool:
+        """Whether it is the key of a host that was removed."""
+        if not keys.well_formed(keys.MACHINE, key):
+            return False
+        host = await self._database.read(lambda c: hosts.by_former_key(c, key))
+        return host is not None and host.deleted_us is not None
+
     def forget(self) -> None:
         """Something was revoked: ask the store again for everybody."""
         # Another one: what is being looked up right now is remembered where nobody looks.

@@ -20,7 +20,9 @@ from cloudagent_protocol.resources import (
 )
 
 router = APIRouter(
-    prefix="/v1/daemon", tags=["daemon"], responses=documented(ErrorCode.UNAUTHORIZED)
+    prefix="/v1/daemon",
+    tags=["daemon"],
+    responses=documented(ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED),
 )
 
 

@@ -54,7 +54,7 @@ _MAX_ERRORS: Final = 5
 
 
 class ApiError(Refused):
-    """A request that is not done; `headers` go out with the problem."""
+    """A request that is not done; `headers` and `more` members go out with the problem."""
 
     def __init__(
         self,
@@ -63,9 +63,11 @@ class ApiError(Refused):
         *,
         next: str | None = None,  # noqa: A002  the problem's own field name
         headers: Mapping[str, str] | None = None,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(code, detail, next=next)
         self.headers = dict(headers or {})
+        self.more = dict(more or {})
 
 
 def request_id_of(connection: HTTPConnection) -> str | None:
@@ -79,9 +81,11 @@ def problem(
     next: str | None = None,  # noqa: A002  the problem's own field name
     request_id: str | None = None,
     headers: Mapping[str, str] | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> Response:
     status = STATUS[code]
     body = Problem(
+        **(more or {}),
         title=HTTPStatus(status).phrase,
         status=status,
         code=code,
@@ -128,6 +132,7 @@ async def _refused(connection: HTTPConnection, error: Exception) -> Response:
         next=error.next,
         request_id=request_id_of(connection),
         headers=error.headers if isinstance(error, ApiError) else None,
+        more=error.more if isinstance(error, ApiError) else None,
     )
     if isinstance(connection, WebSocket):  # not accepted yet: its handshake fails with this answer
         await connection.send_denial_response(response)

@@ -141,7 +141,8 @@ class _Connection:
         except WebSocketDisconnect:
             self._gone = True
         except ApiError as error:
-            session.close(CloseCode.UNAUTHORIZED, error.detail)
+            revoked = error.code is ErrorCode.REVOKED
+            session.close(CloseCode.REVOKED if revoked else CloseCode.UNAUTHORIZED, error.detail)
         except Exception:
             logger.exception("a connection failed; closing", extra=self._about("greet"))
             session.close(CloseCode.RESTART)

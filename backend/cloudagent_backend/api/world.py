@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from cloudagent_backend.api.attempts import Attempts, Pacing
 from cloudagent_backend.api.authenticator import Authenticator
 from cloudagent_backend.api.metrics import Metrics
 from cloudagent_backend.api.passwords import Passwords
@@ -29,6 +30,12 @@ class World:
     authenticator: Authenticator
     passwords: Passwords
     metrics: Metrics
+    #: Wrong machine keys, by address.
+    wrong_keys: Attempts
+    #: Wrong codes of the device login, and how often machines ask whether they were approved.
+    guesses_of_user: Attempts
+    guesses_of_address: Attempts
+    pacing: Pacing
 
 
 def world_of(connection: HTTPConnection) -> World:

@@ -139,6 +139,14 @@ def by_key(c: sqlite3.Connection, raw_key: str) -> HostRow | None:
     return _row(row)
 
 
+def by_former_key(c: sqlite3.Connection, raw_key: str) -> HostRow | None:
+    """The host that this key opened once, removed or not; the caller has looked at its form."""
+    row = c.execute(
+        "SELECT * FROM host_machines WHERE former_key_hash = ?", (keys.digest(raw_key),)
+    ).fetchone()
+    return _row(row) if row else None
+
+
 def page(c: sqlite3.Connection, user_id: UserId, *, limit: int, after: str) -> list[HostRow]:
     rows = c.execute(
         "SELECT * FROM host_machines WHERE user_id = ? AND id > ? AND deleted_us IS NULL"
@@ -152,16 +160,22 @@ def rotate_key(c: sqlite3.Connection, host_id: HostId) -> str:
     """Give the host another key; the old one opens nothing from now on."""
     raw = keys.new_key(keys.MACHINE)
     c.execute(
-        "UPDATE host_machines SET key_hash = ?, key_last_four = ? WHERE id = ?",
+        "UPDATE host_machines SET former_key_hash = key_hash, key_hash = ?, key_last_four = ?"
+        " WHERE id = ?",
         (keys.digest(raw), raw[-4:], host_id),
     )
     return raw
 
 
+def rename(c: sqlite3.Connection, host_id: HostId, name: str) -> None:
+    c.execute("UPDATE host_machines SET name = ? WHERE id = ?", (name, host_id))
+
+
 def delete(c: sqlite3.Connection, host_id: HostId) -> None:
-    """Its key is forgotten; the row stays, for the names in what it did."""
+    """Its key opens nothing more; the row stays, for the names in what it did."""
     c.execute(
-        "UPDATE host_machines SET deleted_us = ?, key_hash = NULL, state = ? WHERE id = ?",
+        "UPDATE host_machines SET deleted_us = ?, former_key_hash = key_hash, key_hash = NULL,"
+        " state = ? WHERE id = ?",
         (clock.now_us(), HostState.OFFLINE.value, host_id),
     )
 

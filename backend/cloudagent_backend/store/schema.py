@@ -116,8 +116,34 @@ CREATE INDEX deliveries_lent ON deliveries (lent_by)
   WHERE lent_by IS NOT NULL AND state IN ('leased', 'received', 'running', 'waiting');
 """
 
+_DEVICE_LOGINS: Final = """
+CREATE TABLE device_logins (    -- machines that wait for a person to let them in (RFC 8628)
+  hash BLOB PRIMARY KEY,        -- SHA-256 of the device code
+  user_code TEXT NOT NULL UNIQUE,
+  hostname TEXT NOT NULL,
+  os TEXT NOT NULL,
+  daemon_version TEXT NOT NULL,
+  address TEXT NOT NULL,        -- where the request came from
+  host_id TEXT REFERENCES host_machines (id),  -- the host whose key the machine has shown
+  state TEXT NOT NULL DEFAULT 'pending',
+  user_id TEXT REFERENCES users (id),          -- who decided
+  name TEXT,                    -- what they call the machine
+  created_us INTEGER NOT NULL,
+  expires_us INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX device_logins_by_age ON device_logins (expires_us);
+
+-- The key before the last rotation, or before the removal: it opens nothing, but tells who shows it.
+ALTER TABLE host_machines ADD COLUMN former_key_hash BLOB;
+CREATE INDEX host_machines_by_former_key ON host_machines (former_key_hash);
+"""
+
 #: Step n brings a database from version n to n + 1.
-MIGRATIONS: Final[tuple[str, ...]] = (_ACCOUNTS + delivery_schema.TABLES, _EPHEMERAL_HOSTS)
+MIGRATIONS: Final[tuple[str, ...]] = (
+    _ACCOUNTS + delivery_schema.TABLES,
+    _EPHEMERAL_HOSTS,
+    _DEVICE_LOGINS,
+)
 
 
 class NewerSchemaError(Exception):
