@@ -318,9 +318,11 @@ async def test_behind_a_proxy_the_address_is_the_machines_and_the_page_is_public
 
 
 async def test_codes_are_random_and_long(tmp_path: Path) -> None:
-    async with unpaced(tmp_path, device_logins_per_address=200) as backend:
-        async with httpx2.AsyncClient(base_url=backend.url) as client:
-            asked = [await client.post("/v1/auth/device/code", json={}) for _ in range(50)]
+    async with (
+        unpaced(tmp_path, device_logins_per_address=200) as backend,
+        httpx2.AsyncClient(base_url=backend.url) as client,
+    ):
+        asked = [await client.post("/v1/auth/device/code", json={}) for _ in range(50)]
     made = [answer.json() for answer in asked]
     assert len({codes["user_code"] for codes in made}) == 50
     for codes in made:
