@@ -4,7 +4,7 @@ A ULID (https://github.com/ulid/spec) is 48 bits of Unix milliseconds and 80 ran
 Crockford's base 32: ids made later sort later, which keeps indexes dense.
 """
 
-import secrets
+import os
 import time
 from typing import Final, NewType
 
@@ -18,11 +18,14 @@ DeliveryId = NewType("DeliveryId", str)
 RunId = NewType("RunId", str)
 
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+#: All two letters that ten bits can be: half as many steps for each id.
+_PAIRS: Final = tuple(high + low for high in _CROCKFORD for low in _CROCKFORD)
+_SHIFTS: Final = tuple(range(120, -1, -10))
 
 
 def _ulid() -> str:
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 def new_user_id() -> UserId:

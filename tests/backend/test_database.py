@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cloudagent_backend.store import schema
+from cloudagent_backend.store import delivery_schema, events, schema
 from cloudagent_backend.store.database import (
     DatabaseError,
     connect,
@@ -15,6 +15,8 @@ from cloudagent_backend.store.database import (
     open_database,
     path_of,
 )
+from cloudagent_protocol.ids import UserId
+from cloudagent_protocol.resources import EventType
 
 
 def insert(c: sqlite3.Connection, name: str) -> None:
@@ -116,6 +118,25 @@ async def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
 def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
     assert migrate(tmp_path / "a.db") == len(schema.MIGRATIONS)
     assert migrate(tmp_path / "a.db") == 0
+
+
+def test_an_older_databases_logs_go_on_where_they_were(tmp_path: Path) -> None:
+    connection = connect(tmp_path / "a.db")
+    step = schema.MIGRATIONS.index(delivery_schema.EVENT_NUMBERS)
+    for script in schema.MIGRATIONS[:step]:
+        connection.executescript(script)
+    connection.execute(f"PRAGMA user_version = {step}")
+    connection.execute("INSERT INTO event_logs VALUES ('usr_empty', 7, 6), ('usr_full', 5, 4)")
+    connection.execute("INSERT INTO events VALUES ('usr_full', 5, 'ping', 0, '{}')")
+    connection.close()
+    migrate(tmp_path / "a.db")
+    connection = connect(tmp_path / "a.db")
+    empty, full = (events.extent(connection, UserId(one)) for one in ("usr_empty", "usr_full"))
+    assert (empty.last, empty.trimmed) == (7, 7)
+    assert (full.last, full.trimmed) == (5, 4)
+    events.append(connection, UserId("usr_empty"), EventType.PING, {})
+    assert [row.id for row in events.after(connection, UserId("usr_empty"), 0, 9)] == [8]
+    connection.close()
 
 
 def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:

@@ -25,8 +25,11 @@ BACKEND = "backend"
 
 
 def trace(c: sqlite3.Connection, row: DeliveryRow) -> DeliveryTrace:
-    waits = row.state is DeliveryState.QUEUED and not _host_online(c, row)
-    return deliveries.trace(row, waits_for_host=waits)
+    return deliveries.trace(row, waits_for_host=_waits_for_host(c, row))
+
+
+def _waits_for_host(c: sqlite3.Connection, row: DeliveryRow) -> bool:
+    return row.state is DeliveryState.QUEUED and not _host_online(c, row)
 
 
 def _host_online(c: sqlite3.Connection, row: DeliveryRow) -> bool:
@@ -36,7 +39,8 @@ def _host_online(c: sqlite3.Connection, row: DeliveryRow) -> bool:
 
 
 def tell(c: sqlite3.Connection, row: DeliveryRow) -> None:
-    events.append(c, row.user_id, EventType.DELIVERY_UPDATED, trace(c, row))
+    text = deliveries.trace_text(row, waits_for_host=_waits_for_host(c, row))
+    events.append(c, row.user_id, EventType.DELIVERY_UPDATED, text)
 
 
 def move(

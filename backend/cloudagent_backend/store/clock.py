@@ -21,7 +21,7 @@ def at_or_none(us: int | None) -> datetime | None:
 
 def rfc3339(us: int) -> str:
     """The moment as text, as the API shows it."""
-    return at(us).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{at(us).isoformat(timespec='microseconds')[:-6]}Z"
 
 
 def to_us(moment: datetime) -> int:

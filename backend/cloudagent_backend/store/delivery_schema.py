@@ -130,3 +130,11 @@ CREATE TABLE outbox (
     PRIMARY KEY (host_id, seq)
 ) STRICT, WITHOUT ROWID;
 """
+
+# The newest id is the newest line's own: a counter beside it was one more write for each line. What
+# a log that is empty now had before is its `trimmed`.
+EVENT_NUMBERS: Final = """
+UPDATE event_logs SET trimmed = last_id
+    WHERE NOT EXISTS (SELECT 1 FROM events WHERE events.user_id = event_logs.user_id);
+ALTER TABLE event_logs DROP COLUMN last_id;
+"""

@@ -1,6 +1,5 @@
 """A person's event log: numbered lines, appended in the transaction of the change they tell of."""
 
-import json
 import sqlite3
 from dataclasses import dataclass
 from typing import Any, Final
@@ -8,11 +7,23 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from cloudagent_backend.store import clock
+from cloudagent_backend.store.text import json_text
 from cloudagent_protocol.ids import UserId
 from cloudagent_protocol.resources import EventType
 
 #: Lines looked at in one trimming step; keeps its transaction short.
 _TRIM_STEP: Final = 1_000
+#: One statement for each line: its number follows the newest one's, or, in a log that was trimmed
+#: to nothing, the newest that was there.
+_APPEND: Final = (
+    "INSERT INTO events (user_id, id, type, at_us, data) VALUES (?1, 1 + coalesce("
+    "(SELECT max(id) FROM events WHERE user_id = ?1),"
+    " (SELECT trimmed FROM event_logs WHERE user_id = ?1), 0), ?2, ?3, ?4)"
+)
+_EXTENT: Final = (
+    "SELECT (SELECT max(id) FROM events WHERE user_id = ?1),"
+    " (SELECT trimmed FROM event_logs WHERE user_id = ?1)"
+)
 
 
 @dataclass(frozen=True)
@@ -41,32 +52,18 @@ class Extent:
 
 def append(
     c: sqlite3.Connection, user_id: UserId, event: EventType, data: BaseModel | dict[str, Any] | str
-) -> int:
-    """Add a line (`data` as text is JSON already); returns its id. Followers are woken by `Fanout.notify` after the commit."""
-    text = data if isinstance(data, str) else _json(data)
-    [(number,)] = c.execute(
-        "INSERT INTO event_logs (user_id, last_id) VALUES (?, 1)"
-        " ON CONFLICT (user_id) DO UPDATE SET last_id = last_id + 1 RETURNING last_id",
-        (user_id,),
-    ).fetchall()
-    c.execute(
-        "INSERT INTO events (user_id, id, type, at_us, data) VALUES (?, ?, ?, ?, ?)",
-        (user_id, number, event.value, clock.now_us(), text),
-    )
-    return number
+) -> None:
+    """Add a line (`data` as text is JSON already).
 
-
-def _json(data: BaseModel | dict[str, Any]) -> str:
-    if isinstance(data, BaseModel):
-        return data.model_dump_json()
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    Followers are woken by `Fanout.notify` after the commit.
+    """
+    text = data if isinstance(data, str) else json_text(data)
+    c.execute(_APPEND, (user_id, event.value, clock.now_us(), text))
 
 
 def extent(c: sqlite3.Connection, user_id: UserId) -> Extent:
-    row = c.execute(
-        "SELECT last_id, trimmed FROM event_logs WHERE user_id = ?", (user_id,)
-    ).fetchone()
-    return Extent(*row) if row else Extent(0, 0)
+    [(last, trimmed)] = c.execute(_EXTENT, (user_id,)).fetchall()
+    return Extent(last or trimmed or 0, trimmed or 0)
 
 
 def after(c: sqlite3.Connection, user_id: UserId, cursor: int, limit: int) -> list[EventRow]:
@@ -79,7 +76,8 @@ def after(c: sqlite3.Connection, user_id: UserId, cursor: int, limit: int) -> li
 
 
 def users(c: sqlite3.Connection) -> list[UserId]:
-    return [user_id for (user_id,) in c.execute("SELECT user_id FROM event_logs")]
+    """Everybody who may have a log."""
+    return [user_id for (user_id,) in c.execute("SELECT id FROM users")]
 
 
 def trim(c: sqlite3.Connection, user_id: UserId, *, keep: int, before_us: int) -> bool:
@@ -97,5 +95,9 @@ def trim(c: sqlite3.Connection, user_id: UserId, *, keep: int, before_us: int) -
         return False
     newest = oldest[-1][0]
     c.execute("DELETE FROM events WHERE user_id = ? AND id <= ?", (user_id, newest))
-    c.execute("UPDATE event_logs SET trimmed = ? WHERE user_id = ?", (newest, user_id))
+    c.execute(
+        "INSERT INTO event_logs (user_id, trimmed) VALUES (?, ?)"
+        " ON CONFLICT (user_id) DO UPDATE SET trimmed = excluded.trimmed",
+        (user_id, newest),
+    )
     return len(oldest) == _TRIM_STEP

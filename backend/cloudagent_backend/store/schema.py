@@ -143,6 +143,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
     _EPHEMERAL_HOSTS,
     _DEVICE_LOGINS,
+    delivery_schema.EVENT_NUMBERS,
 )
 
 
