@@ -26,6 +26,7 @@ from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.websocket import WebSocketTransport, tls_context
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.paths import Paths, old_state_file, spool_file
+from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 #: How long the last reports may take to reach the backend, after the last run's end.
 FLUSH_S: Final = 5.0
+#: The same for a job, which has no next life: a connection that broke may come back meanwhile.
+JOB_FLUSH_S: Final = 60.0
 #: How long a one-shot daemon waits for its host's name before it goes on without.
 NAMED_S: Final = 5.0
 #: `status` is rewritten no more often than this.
@@ -70,12 +73,20 @@ class Daemon:
 
     Args:
         say: takes a line for the person at the terminal.
+        job: of a daemon that lives for one message.
     """
 
-    def __init__(self, settings: Settings, spool: Spool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spool: Spool,
+        say: Callable[[str], None],
+        job: OneMessage | None = None,
+    ) -> None:
         self._settings = settings
         self._spool = spool
         self._say = say
+        self._job = job
         self._instance_id = secrets.token_hex(8)
         self._live = LiveRuns()
         self._runtimes: list[Runtime] = []
@@ -90,10 +101,12 @@ class Daemon:
         self._masks = Masks(settings)
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir)
         self.guards = Guards(settings.limits, [settings.runtime_dir, settings.agents_dir])
+        uplink = job.uplink(self._uplink) if job else self._uplink
+        runner = Runner(settings, self._bridge, uplink, self._masks)
         self.queue = RunQueue(
             spool,
-            Runner(settings, self._bridge, self._uplink, self._masks),
-            self._uplink,
+            job.runs(runner) if job else runner,
+            uplink,
             max_runs=settings.limits.max_runs,
             admit=self.guards.admit,
         )
@@ -246,7 +259,13 @@ class Daemon:
         await self._uplink.report(HostReport(runtimes=self._runtimes))
         host = self._settings.host_id or await self._host_id()
         server = self._settings.server_url
-        self._say(f"Connecting to {server} as host {host or '(the backend will name it)'}")
+        lasting = " (ephemeral, removed on exit)" if self._job else ""
+        self._say(f"Connecting to {server} as host {host or '(the backend will name it)'}{lasting}")
+        if self._job:
+            await self._job.watch(self.client, self._refusals)
+            if not ending.requested.is_set():  # a second request would leave no time to report
+                ending.request(0)
+            return
         if self._settings.one_shot and self.client.standing.state == "unauthorized":
             ending.request(KEY_REJECTED)
 
@@ -275,14 +294,49 @@ class Daemon:
             await self.queue.drain(
                 self._settings.limits.stop_timeout_s, another_life=not self._settings.one_shot
             )
-            if self.client.connection:
+            if self._job:
+                await self._flush_job(self._job)
+            elif self.client.connection:
                 with anyio.move_on_after(FLUSH_S):
                     await self.client.flush()
             tasks.cancel_scope.cancel()
 
+    def _refusals(self) -> str:
+        return "; ".join(guard.detail for guard in self.guards.refusing)
+
+    async def _flush_job(self, job: OneMessage) -> None:
+        """Nothing of it is on a disk: what is not said now is lost."""
+        try:
+            with anyio.move_on_after(JOB_FLUSH_S):
+                await self.client.flush()
+        finally:
+            job.unsent = self._spool.marks.last - self._spool.marks.acked
+
 
 async def run(settings: Settings, say: Callable[[str], None], lock_inode: int | None = None) -> int:
     """Lives until a signal; returns the exit code.
+
+    Raises:
+        NewerSpoolError, SpoolError: the spool cannot be opened.
+    """
+    ending = Ending()
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_obey, signals, ending)
+            await live(settings, say, ending, lock_inode=lock_inode)
+            tasks.cancel_scope.cancel()
+    return ending.code
+
+
+async def live(
+    settings: Settings,
+    say: Callable[[str], None],
+    ending: Ending,
+    job: OneMessage | None = None,
+    *,
+    lock_inode: int | None = None,
+) -> None:
+    """Until `ending` is requested, by whoever hears of signals, or by the daemon itself.
 
     Raises:
         NewerSpoolError, SpoolError: the spool cannot be opened.
@@ -292,21 +346,17 @@ async def run(settings: Settings, say: Callable[[str], None], lock_inode: int | 
     state_dir = settings.state_dir
     spool_path = spool_file(state_dir) if state_dir else None
     old_state = old_state_file(state_dir) if state_dir else None
-    ending = Ending()
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with (
-            open_spool(spool_path, old_state, settings.host_id) as spool,
-            anyio.create_task_group() as tasks,
-        ):
-            daemon = Daemon(settings, spool, say)
-            tasks.start_soon(_obey, signals, ending)
-            if settings.home and lock_inode is not None:
-                paths = Paths(settings.home, settings.profile)
-                tasks.start_soon(_publish, daemon, paths)
-                tasks.start_soon(_guard_lock, paths, lock_inode, ending)
-            await daemon.run(ending)
-            tasks.cancel_scope.cancel()
-    return ending.code
+    async with (
+        open_spool(spool_path, old_state, settings.host_id) as spool,
+        anyio.create_task_group() as tasks,
+    ):
+        daemon = Daemon(settings, spool, say, job)
+        if settings.home and lock_inode is not None:
+            paths = Paths(settings.home, settings.profile)
+            tasks.start_soon(_publish, daemon, paths)
+            tasks.start_soon(_guard_lock, paths, lock_inode, ending)
+        await daemon.run(ending)
+        tasks.cancel_scope.cancel()
 
 
 async def _obey(signals: AsyncIterator[signal.Signals], ending: Ending) -> None:

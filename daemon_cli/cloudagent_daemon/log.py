@@ -29,10 +29,16 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 @contextmanager
-def logging_to(logs_dir: Path | None, *, debug: bool = False) -> Generator[None]:
-    """Sets logging up for the daemon's life; `logs_dir` None means standard error only."""
+def logging_to(
+    logs_dir: Path | None, *, debug: bool = False, quiet: bool = False
+) -> Generator[None]:
+    """Sets logging up for the daemon's life; `logs_dir` None means standard error only.
+
+    With `quiet` standard error gets only what went wrong.
+    """
     logging.raiseExceptions = False
     stderr = logging.StreamHandler()
+    stderr.setLevel(logging.WARNING if quiet else logging.NOTSET)
     handlers: list[logging.Handler] = [stderr]
     if logs_dir:
         logs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -41,7 +47,7 @@ def logging_to(logs_dir: Path | None, *, debug: bool = False) -> Generator[None]
         handler.setFormatter(Lines())
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(WAITING)
     entry = _Entry(waiting)
-    listener = logging.handlers.QueueListener(waiting, *handlers)
+    listener = logging.handlers.QueueListener(waiting, *handlers, respect_handler_level=True)
     root = logging.getLogger()
     root.addHandler(entry)
     # Not DEBUG: at that level libraries log the very bytes that they send, prompts and keys.

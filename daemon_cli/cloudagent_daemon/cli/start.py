@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from cloudagent_daemon import config, lock, profile
-from cloudagent_daemon.cli import secret
+from cloudagent_daemon.cli import once, secret
 from cloudagent_daemon.cli.login import add_key_options, add_tls_options, warn_of
 from cloudagent_daemon.cli.options import (
     CONFIGURATION,
@@ -31,13 +31,15 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     parser.add_argument("--server-url", metavar="URL", help="one-shot: the backend's address")
     add_key_options(parser)
     add_tls_options(parser)
+    once.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     here = Here(arguments)
-    if arguments.server_url or arguments.api_key or arguments.api_key_file:
-        return _once(arguments, here)
+    once.check(arguments, here)
+    if arguments.once or arguments.server_url or arguments.api_key or arguments.api_key_file:
+        return _one_shot(arguments, here)
     return _kept(arguments, here)
 
 
@@ -63,7 +65,7 @@ def _kept(arguments: argparse.Namespace, here: Here) -> int:
         ) from error
 
 
-def _once(arguments: argparse.Namespace, here: Here) -> int:
+def _one_shot(arguments: argparse.Namespace, here: Here) -> int:
     again = here.command("start --server-url URL --api-key-file FILE")
     key = _key(arguments, here, again)
     if not arguments.server_url or key is None:
@@ -81,6 +83,8 @@ def _once(arguments: argparse.Namespace, here: Here) -> int:
         debug=here.debug,
     ) as settings:
         warn_of(settings.server_url, insecure=settings.insecure)
+        if arguments.once:
+            return once.run(arguments, here, settings)
         code = _serve(settings, None, None)
     if code == NOT_LOGGED_IN:
         complain(f"{settings.server_url} does not accept this machine key", "401 or 403", again)
