@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -42,13 +43,12 @@ def report(deliver: Any, event: Any) -> RunReport:
     )
 
 
-class Client:
+def link(*, connected: bool = True, state: str = "connected") -> Any:
     """A link that stands as it is told to."""
-
-    def __init__(self, *, connected: bool = True, state: str = "connected") -> None:
-        self.connection = object() if connected else None
-        self.standing = type("S", (), {"state": state, "detail": "refused"})()
-        self.changed = anyio.Event()
+    standing = SimpleNamespace(state=state, detail="refused")
+    return SimpleNamespace(
+        connection=object() if connected else None, standing=standing, changed=anyio.Event()
+    )
 
 
 def test_an_agent_without_a_folder_works_where_the_job_does() -> None:
@@ -94,7 +94,7 @@ async def test_the_log_says_how_it_ended(event: Finished, line: str) -> None:
     once.finished(report(deliver, event))
     once.over()
     with anyio.fail_after(5):
-        await once.watch(Client())  # type: ignore[arg-type]
+        await once.watch(link())
     assert [one[9:] for one in said] == [
         f"{deliver.message.id} delivered to {deliver.agent.name}",
         line,
@@ -124,27 +124,27 @@ async def test_what_the_agent_says_and_spends_is_kept_for_the_result() -> None:
 
 async def test_no_message_in_time_is_told_from_no_backend() -> None:
     for client, verdict in (
-        (Client(), "idle"),
-        (Client(connected=False, state="unauthorized"), "unauthorized"),
-        (Client(connected=False, state="connecting"), "unreachable"),
+        (link(), "idle"),
+        (link(connected=False, state="unauthorized"), "unauthorized"),
+        (link(connected=False, state="connecting"), "unreachable"),
     ):
         once, _ = watcher(idle_exit_s=0.01, connect_s=0.01)
         with anyio.fail_after(5):
-            await once.watch(client)  # type: ignore[arg-type]
+            await once.watch(client)
         assert once.gave_up == verdict
 
 
 async def test_a_machine_without_room_is_told_from_no_message() -> None:
     once, said = watcher(idle_exit_s=0.01)
     with anyio.fail_after(5):
-        await once.watch(Client(), lambda: "99 MB of memory are available")  # type: ignore[arg-type]
+        await once.watch(link(), lambda: "99 MB of memory are available")
     assert once.gave_up == "failed"
     assert said[-1].endswith("this machine starts nothing: 99 MB of memory are available")
 
 
 async def test_a_host_that_was_removed_meanwhile_ends_the_wait() -> None:
     once, _ = watcher(idle_exit_s=None)
-    client = Client()
+    client = link()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(once.watch, client)
         await anyio.lowlevel.checkpoint()
@@ -167,7 +167,7 @@ async def test_a_message_that_was_stopped_before_it_began_is_over() -> None:
         )
     )
     with anyio.fail_after(5):
-        await once.watch(Client())  # type: ignore[arg-type]
+        await once.watch(link())
     assert said[-1].endswith("stopped: interrupted: by Ana")
 
 
