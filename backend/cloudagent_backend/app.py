@@ -10,6 +10,7 @@ from typing import Any, Final
 import anyio
 from fastapi import FastAPI
 
+from cloudagent_backend import crash
 from cloudagent_backend.api import (
     accounts,
     agents,
@@ -97,6 +98,7 @@ def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
 @asynccontextmanager
 async def running_world(settings: Settings, metrics: Metrics) -> AsyncGenerator[World]:
     """The world, with what runs in it; links and streams are ended when it is left."""
+    crash.arm(settings.crash_at)
     async with open_database(settings.database_url) as database:
         hub = Hub()
         fanout = Fanout(database, coalesce_s=settings.coalesce_s, ping_s=settings.ping_s)

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from cloudagent_protocol.link import HEARTBEAT_S, SILENCE_S
 
 PREFIX: Final = "CLOUDAGENT_BACKEND_"
+#: The same name as the daemon's: whose point it is, the point tells.
+CRASH_VARIABLE: Final = "CLOUDAGENT_CRASH_AT"
 
 
 class ConfigError(ValueError):
@@ -84,6 +86,9 @@ class Settings:
     #: Events kept per user; asking for an older one is answered by `resync`.
     events_kept: int = 100_000
 
+    #: Where to exit hard, for tests of recovery (crash.py).
+    crash_at: str | None = None
+
     @property
     def secure(self) -> bool:
         """Whether the page is reached over https, by what the operator says."""
@@ -112,6 +117,7 @@ def load(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings
         "port": _port(found.get(f"{PREFIX}PORT")),
         "public_url": found.get(f"{PREFIX}PUBLIC_URL"),
         "open_signup": _flag(found.get(f"{PREFIX}OPEN_SIGNUP")),
+        "crash_at": found.get(CRASH_VARIABLE),
     }
     changes |= {name: value for name, value in flags.items() if value is not None}
     settings = replace(settings, **{n: v for n, v in changes.items() if v not in {None, ""}})

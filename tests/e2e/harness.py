@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol, TypeAlias
 
 import httpx2
 from websockets.sync.client import ClientConnection, connect
@@ -26,23 +26,57 @@ DEADLINE_S = 30.0
 Json = dict[str, Any]
 
 
-class Process:
-    """A child whose stderr is read line by line; ended by pid when the test is over."""
+class Started(Protocol):
+    """A child of its own session, with its standard output and error in one stream."""
 
-    def __init__(self, argv: list[str], *, env: dict[str, str], cwd: Path, stdin: str = "") -> None:
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stdin(self) -> IO[str] | None: ...
+    @property
+    def stdout(self) -> IO[str] | None: ...
+    @property
+    def returncode(self) -> int | Any: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+
+
+#: Starts argv with an environment in a folder; forks.py has a quicker way.
+Start: TypeAlias = Callable[[list[str], dict[str, str], Path], Started]
+
+
+def executed(argv: list[str], env: dict[str, str], cwd: Path) -> Started:
+    """Starts a command as a person does."""
+    return subprocess.Popen(
+        argv,
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
+    )
+
+
+class Process:
+    """A child whose output is read line by line; ended by pid when the test is over."""
+
+    def __init__(
+        self,
+        argv: list[str],
+        *,
+        env: dict[str, str],
+        cwd: Path,
+        stdin: str = "",
+        start: Start = executed,
+    ) -> None:
         self.lines: list[str] = []
         self._incoming: queue.Queue[str | None] = queue.Queue()
-        self.popen = subprocess.Popen(
-            argv,
-            env=env,
-            cwd=cwd,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
+        self.popen = start(argv, env, cwd)
         assert self.popen.stdin
         self.popen.stdin.write(stdin)
         self.popen.stdin.close()
@@ -150,10 +184,31 @@ class Backend:
     process: Process
     url: str
     database: Path
-    env: dict[str, str]
+    home: Path
     token: str = ""
     link_key: str = ""
     http: httpx2.Client = field(default_factory=httpx2.Client)
+    start: Start = executed
+
+    def let_in(self) -> None:
+        """Makes the account, a token and a one-time link, as `cloudagent up` does."""
+        argv = [str(BIN / "cloudagent-backend"), "grant", "--email", "ana@example.com", "--json"]
+        grant = subprocess.run(
+            [*argv, "--database-url", f"sqlite:///{self.database}"],
+            env=clean_environment(self.home),
+            cwd=self.home,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        granted = json.loads(grant.stdout)
+        self.token, self.link_key = granted["access_token"], granted["link_key"]
+
+    def start_again(self, **extra: str) -> None:
+        """Another life on the same port, once the process is gone; `extra` as for the first."""
+        assert self.process.popen.poll() is not None, "it is still there"
+        port = int(self.url.rpartition(":")[2])
+        self.process, _ = start_backend(self.home, port, self.start, **extra)
 
     def call(self, method: str, path: str, body: Json | None = None) -> Json:
         answer = self.http.request(method, path, json=body)
@@ -204,47 +259,57 @@ def clean_environment(home: Path, **extra: str) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def running_backend(home: Path, *, port: int = 0) -> Generator[Backend]:
-    """A backend on a database below `home`, with a user and a token."""
-    home.mkdir(parents=True, exist_ok=True)
-    env = clean_environment(home)
-    database = home / "server" / "cloudagent.db"
+def start_backend(home: Path, port: int, start: Start, **extra: str) -> tuple[Process, str]:
+    """The process on its database below `home`, and where it listens."""
     argv = [str(BIN / "cloudagent-backend"), "serve", "--port", str(port)]
-    process = Process([*argv, "--database-url", f"sqlite:///{database}"], env=env, cwd=home)
+    argv += ["--database-url", f"sqlite:///{database_of(home)}"]
+    process = Process(argv, env=clean_environment(home, **extra), cwd=home, start=start)
     try:
-        url = process.wait_for_line("Listening on ").rpartition(" ")[2]
-        backend = Backend(process, url, database, env)
-        grant = subprocess.run(
-            [
-                argv[0],
-                "grant",
-                "--database-url",
-                f"sqlite:///{database}",
-                "--email",
-                "ana@example.com",
-                "--json",
-            ],
-            env=env,
-            cwd=home,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        granted = json.loads(grant.stdout)
-        backend.token, backend.link_key = granted["access_token"], granted["link_key"]
+        return process, process.wait_for_line("Listening on ").rpartition(" ")[2]
+    except BaseException:
+        process.stop()
+        raise
+
+
+def database_of(home: Path) -> Path:
+    return home / "server" / "cloudagent.db"
+
+
+@contextlib.contextmanager
+def running_backend(
+    home: Path, *, port: int = 0, token: str = "", start: Start = executed, **extra: str
+) -> Generator[Backend]:
+    """A backend on a database below `home`, with a user and a token.
+
+    Args:
+        token: of a user that the database has already; without it one is made as `up` does.
+        extra: for its environment.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    process, url = start_backend(home, port, start, **extra)
+    backend = Backend(process, url, database_of(home), home, token, start=start)
+    try:
+        if not token:
+            backend.let_in()
         backend.http = httpx2.Client(
-            base_url=url, headers={"Authorization": f"Bearer {backend.token}"}, timeout=DEADLINE_S
+            base_url=url,
+            headers={"Authorization": f"Bearer {backend.token}"},
+            timeout=DEADLINE_S,
         )
         with backend.http:
             yield backend
     finally:
-        process.stop()
+        backend.process.stop()
 
 
 @contextlib.contextmanager
 def running_daemon(
-    home: Path, server_url: str, key: str, *, wait_for: str = "Connected", **extra: str
+    home: Path,
+    server_url: str,
+    key: str,
+    *,
+    wait_for: str = "Connected",
+    **extra: str,
 ) -> Generator[Process]:
     """A daemon logged in under `home`; `extra` goes into its environment."""
     home.mkdir(parents=True, exist_ok=True)
@@ -266,7 +331,16 @@ def running_daemon(
             check=True,
             capture_output=True,
         )
-    process = Process([str(BIN / "cloudagent-daemon"), "start"], env=env, cwd=home)
+    with started_daemon(home, env, wait_for=wait_for) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def started_daemon(
+    home: Path, env: dict[str, str], *, wait_for: str = "Connected", start: Start = executed
+) -> Generator[Process]:
+    """A daemon of a home where somebody has logged in."""
+    process = Process([str(BIN / "cloudagent-daemon"), "start"], env=env, cwd=home, start=start)
     try:
         if wait_for:
             process.wait_for_line(wait_for)

@@ -1,6 +1,6 @@
 """The fake coding agent, with orders for histories: it writes down what it did, and who did it.
 
-Give it to an agent as `command: [sys.executable, agent.py]`. Orders beside those of
+Give it to an agent as `command: [sys.executable, "-I", "-S", agent.py]`. Orders beside those of
 `fakes/agent_cli.py`:
 
 ====================  =============================================================================
@@ -14,23 +14,32 @@ Give it to an agent as `command: [sys.executable, agent.py]`. Orders beside thos
 live at once is told by a lock, which the kernel takes from a process that dies.
 """
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
-from typing_extensions import override
+sys.path.insert(0, __file__.rpartition("/faults/")[0])
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from fakes.agent_cli import STATE, Agent, append, effect, exists, main
 
-from fakes.agent_cli import STATE, Agent, effect, main
+TYPE_CHECKING = False  # as in `typing`, which takes as long to import as much of the rest
+if TYPE_CHECKING:
+    from typing import Any, TextIO
+
+    from typing_extensions import override
+else:
+
+    def override(method: Any) -> Any:
+        return method
 
 
 class RecordedAgent(Agent):
     key = ""
+    lock: TextIO
 
     @override
     def run(self) -> int:
@@ -47,7 +56,7 @@ class RecordedAgent(Agent):
     def do_is(self, rest: str, earlier: list[str]) -> None:
         self.key, _, place = rest.partition(" ")
         # Not closed: it is held until the process ends, however it ends.
-        self.lock = (STATE / f"{place}.lock").open("w")
+        self.lock = open(f"{STATE}/{place}.lock", "w")  # noqa: PTH123, SIM115
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -63,9 +72,9 @@ class RecordedAgent(Agent):
             self.do_reply(text, earlier)
 
     def do_hold(self, rest: str, earlier: list[str]) -> None:
-        mark = STATE / f"{self.key}.held"
-        if not mark.exists():
-            mark.touch()
+        mark = f"{STATE}/{self.key}.held"
+        if not exists(mark):
+            append(mark, "held")
             self.write("held")
             self.text("holding")
             self.do_hang("", earlier)

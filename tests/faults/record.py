@@ -36,6 +36,7 @@ class Post:
     key: str
     agent: str
     conversation: str
+    text: str
     message: str | None
 
 

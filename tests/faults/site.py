@@ -4,10 +4,27 @@ import contextlib
 import sys
 import time
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from e2e.harness import Backend, Follower, Json, Process, running_backend, running_daemon
+import httpx2
+
+from cloudagent_backend.store import tokens, users
+from cloudagent_backend.store.database import connect, migrate
+from cloudagent_daemon.config import Stored, write_file
+from cloudagent_daemon.paths import Paths
+from e2e.forks import forked
+from e2e.harness import (
+    Backend,
+    Follower,
+    Json,
+    Process,
+    Start,
+    clean_environment,
+    database_of,
+    running_backend,
+    started_daemon,
+)
 from faults.history import Record, check, maybe_repeated
 from faults.proxy import Proxy, running_proxy
 from faults.record import Post, Recorder
@@ -29,20 +46,42 @@ class Place:
 class Site:
     backend: Backend
     home: Path
+    host: str
     key: str
     places: list[Place]
     recorder: Recorder
     proxy: Proxy | None = None
-    _acked: list[str] = field(default_factory=list[str])
+    #: The backend's answers to what was posted, in order.
+    answers: list[httpx2.Response] = field(default_factory=list[httpx2.Response])
 
     # --- the machine ---
 
     @contextlib.contextmanager
-    def daemon(self, name: str = "laptop", **environment: str) -> Generator[Process]:
+    def daemon(
+        self,
+        name: str = "laptop",
+        *,
+        wait_for: str = "Connected",
+        start: Start = forked,
+        **environment: str,
+    ) -> Generator[Process]:
         """The machine's daemon; another `name` is another machine with the same key."""
-        url = self.proxy.url if self.proxy else self.backend.url
-        with running_daemon(self.home / name, url, self.key, **environment) as process:
+        home = self.home / name
+        self.log_in(home)
+        env = clean_environment(home, **environment)
+        with started_daemon(home, env, wait_for=wait_for, start=start) as process:
             yield process
+
+    @property
+    def url(self) -> str:
+        """Where the daemon finds the backend."""
+        return self.proxy.url if self.proxy else self.backend.url
+
+    def log_in(self, home: Path) -> None:
+        """What `cloudagent-daemon login` writes; it takes as long as a message, for every row."""
+        file = Paths(home / ".cloudagent", "default").config
+        if not file.exists():
+            write_file(file, Stored(self.url, self.key, self.host))
 
     def crash(self, point: str, count: int, *orders: str) -> None:
         """A life of the daemon that ends at a crash point, by one of these messages."""
@@ -52,24 +91,44 @@ class Site:
 
     # --- messages ---
 
-    def post(self, count: int, *orders: str) -> None:
+    def post(self, count: int, *orders: str, acked: bool = True) -> None:
         """Sends messages to the agents in turn; each has an effect and is answered.
 
         Args:
             orders: for the agent, after the effect and instead of the answer.
+            acked: whether the backend must take them; those that it does not `post_again` sends.
         """
         for _ in range(count):
             number = len(self.recorder.posts)
             key, place = f"m{number}", self.places[number % len(self.places)]
             lines = [f"@@is {key} {place.name}", "@@effect 1"]
             lines += orders or [f"@@answer about {key} #1"]
-            at = time.time()
-            path = f"/v1/conversations/{place.conversation}/messages"
-            made = self.backend.call("POST", path, {"text": "\n".join(lines)})
-            post = Post(at, key, place.agent, place.conversation, made["id"])
-            self.recorder.posts.append(post)
+            post = Post(time.time(), key, place.agent, place.conversation, "\n".join(lines), None)
+            self.recorder.posts.append(self._sent(post))
+            assert self.recorder.posts[-1].message or not acked, f"{key} was not taken"
 
-    def settle(self, backend: Backend | None = None, deadline_s: float = 60.0) -> None:
+    def post_again(self) -> None:
+        """Once more, as the same request, what the backend did not take, or took without saying so."""
+        self.recorder.posts = [
+            post if post.message else self._sent(post) for post in self.recorder.posts
+        ]
+        assert all(post.message for post in self.recorder.posts)
+
+    def _sent(self, post: Post) -> Post:
+        """With the message's id, if the backend took it."""
+        path = f"/v1/conversations/{post.conversation}/messages"
+        try:
+            answer = self.backend.http.post(
+                path,
+                json={"text": post.text},
+                headers={"Idempotency-Key": f"{self.home}/{post.key}"},
+            )
+        except httpx2.TransportError:
+            return post
+        self.answers.append(answer)
+        return replace(post, message=answer.json()["id"]) if answer.status_code == 201 else post
+
+    def settle(self, deadline_s: float = 60.0) -> None:
         """Waits until every message that was acknowledged has an outcome."""
         open_ = {post.message for post in self.recorder.posts if post.message}
 
@@ -78,7 +137,7 @@ class Site:
                 open_.discard(event["data"]["message_id"])
             return not open_
 
-        with (backend or self.backend).follow(after=0) as events:
+        with self.backend.follow(after=0) as events:
             events.until(all_over, deadline_s)
 
     def until_held(self, events: Follower, count: int) -> None:
@@ -118,11 +177,21 @@ def count(records: Iterable[Record], kind: type[Record]) -> int:
     return sum(isinstance(record, kind) for record in records)
 
 
+def sign_up(home: Path) -> str:
+    """A token of a new account, in a database that no backend has open yet."""
+    path = database_of(home)
+    migrate(path)
+    with contextlib.closing(connect(path)) as connection, connection:
+        user = users.create(connection, "ana@example.com", name="ana")
+        return tokens.create(connection, user.id, "test").raw_token or ""
+
+
 @contextlib.contextmanager
 def site(home: Path, agents: int, *, proxied: bool = False) -> Generator[Site]:
     """A backend and a machine with so many agents; no daemon runs yet."""
     with contextlib.ExitStack() as stack:
-        backend = stack.enter_context(running_backend(home / "server"))
+        token = sign_up(home / "server")
+        backend = stack.enter_context(running_backend(home / "server", token=token, start=forked))
         host, key = backend.create_host("mbp")
         state = home / "agents"
         state.mkdir()
@@ -132,11 +201,11 @@ def site(home: Path, agents: int, *, proxied: bool = False) -> Generator[Site]:
                 host,
                 f"agent {number}",
                 driver="claude_code",
-                command=[sys.executable, str(AGENT)],
+                command=[sys.executable, "-I", "-S", str(AGENT)],
                 env={"FAKE_STATE": str(state), "FAKE_EFFECTS": str(state / "effects")},
             )
             made = backend.call("POST", "/v1/conversations", {"agent_ids": [agent]})
             places.append(Place(f"place{number}", agent, made["id"]))
         address = ("127.0.0.1", int(backend.url.rpartition(":")[2]))
         proxy = stack.enter_context(running_proxy(address)) if proxied else None
-        yield Site(backend, home, key, places, Recorder(state / "effects"), proxy)
+        yield Site(backend, home, host, key, places, Recorder(state / "effects"), proxy)

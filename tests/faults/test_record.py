@@ -24,7 +24,7 @@ class Bench:
         (folder / "prompt").write_text("You are an agent.")
 
     def start(self, key: str, launch: str, *orders: str) -> subprocess.Popen[str]:
-        self.recorder.posts.append(Post(0.0, key, "agent", "conversation", key))
+        self.recorder.posts.append(Post(0.0, key, "agent", "conversation", "", key))
         state = {"FAKE_STATE": str(self.folder), "FAKE_EFFECTS": str(self.recorder.effects)}
         process = subprocess.Popen(
             [sys.executable, AGENT, "-p", "--append-system-prompt-file", self.folder / "prompt"],

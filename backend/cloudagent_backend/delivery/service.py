@@ -4,9 +4,10 @@ What happens inside the transactions: `sending.py` (down), `reports.py` (up), `h
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
+from cloudagent_backend import crash
 from cloudagent_backend.delivery import handshake, ladder, lending, reports, sending
 from cloudagent_backend.delivery.fanout import Fanout
 from cloudagent_backend.delivery.handshake import Greeting
@@ -21,7 +22,7 @@ from cloudagent_backend.store.hosts import HostRow
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.events import Finished, Started, Text
-from cloudagent_protocol.frames import Delta, Hello, ListMessages, RunReport
+from cloudagent_protocol.frames import Ack, Delta, Hello, ListMessages, RunReport
 from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, MessageId, RunId, UserId
 from cloudagent_protocol.resources import Message, Run, Trace
 
@@ -38,6 +39,17 @@ def _as_it_is(work: Work[T]) -> Work[T]:
 def _makes_room(frame: Reported) -> bool:
     """Whether it leaves the host's window shorter: only an end does."""
     return isinstance(frame, RunReport) and isinstance(frame.event, Finished)
+
+
+def _steps(frames: Sequence[Reported]) -> Iterator[crash.Step]:
+    """What a group of reports is made of."""
+    for frame in frames:
+        if isinstance(frame, Ack):
+            yield "received"
+        elif isinstance(frame, RunReport) and isinstance(frame.event, Finished):
+            yield "end"
+        elif not isinstance(frame, Delta):
+            yield "report"
 
 
 class Service:
@@ -82,7 +94,7 @@ class Service:
                     self._lease(c, host_id)
             return done
 
-        done = await self._database.write(once(work))
+        done = await self._write(once(work), "submit")
         self._fanout.notify(submission.user_id)
         for host_id in self._with_helpers(done.hosts):
             self._hub.hint(host_id)
@@ -183,7 +195,7 @@ class Service:
 
     async def greet(self, machine: Machine, hello: Hello) -> Greeting:
         """A daemon is here; its session is attached to the hub already."""
-        greeting = await self._database.write(lambda c: handshake.greet(c, machine, hello))
+        greeting = await self._write(lambda c: handshake.greet(c, machine, hello), "greet")
         for run_id in greeting.abandoned:
             self._fanout.run_finished(machine.user_id, run_id)
         for run in greeting.live_runs:
@@ -194,15 +206,15 @@ class Service:
 
     async def leave(self, machine: Machine) -> None:
         """The newest connection of a host has ended."""
-        alive = await self._database.write(lambda c: handshake.leave(c, machine))
+        alive = await self._write(lambda c: handshake.leave(c, machine), "leave")
         for run_id in machine.live - {run.id for run in alive}:  # its host was removed
             self._fanout.run_finished(machine.user_id, run_id)
         self._fanout.notify(machine.user_id)
 
     async def lease(self, host_ids: Sequence[HostId]) -> None:
         """Put queued deliveries on their way, as far as these hosts have room."""
-        rows = await self._database.write(
-            lambda c: [row for one in host_ids for row in self._lease(c, one)]
+        rows = await self._write(
+            lambda c: [row for one in host_ids for row in self._lease(c, one)], "lease"
         )
         for host_id in {row.host_id for row in rows}:
             self._hub.hint(host_id)
@@ -211,7 +223,7 @@ class Service:
 
     async def sent(self, machine: Machine, delivery_ids: Sequence[DeliveryId]) -> None:
         """The frames of these deliveries were written to the socket."""
-        await self._database.write(lambda c: sending.sent(c, delivery_ids))
+        await self._write(lambda c: sending.sent(c, delivery_ids), "sent")
         self._fanout.notify(machine.user_id)
 
     async def apply(self, machine: Machine, frames: Sequence[Reported]) -> Applied:
@@ -219,7 +231,9 @@ class Service:
         if all(machine.changes_nothing(frame) for frame in frames):
             applied = Applied(count=len(frames))
         else:
-            applied = await self._database.write(lambda c: reports.apply(c, machine, frames))
+            applied = await self._write(
+                lambda c: reports.apply(c, machine, frames), *_steps(frames)
+            )
             self._fanout.notify(machine.user_id)
             if any(_makes_room(frame) for frame in frames):
                 for one in {machine.host_id, machine.parent_id or machine.host_id}:
@@ -253,6 +267,20 @@ class Service:
         if self._hub.helps(host_id):
             lending.take(c, host_id)
         return sending.lease(c, host_id, self._window)
+
+    async def _write(self, work: Work[T], *steps: crash.Step) -> T:
+        """One transaction; a test may kill the process before its commit, or right after."""
+
+        def uncommitted(c: sqlite3.Connection) -> T:
+            done = work(c)
+            for step in steps:
+                crash.point(step, "uncommitted")
+            return done
+
+        done = await self._database.write(uncommitted)
+        for step in steps:
+            crash.point(step, "committed")
+        return done
 
     def _show(self, machine: Machine, frame: Reported) -> None:
         user_id = machine.user_id

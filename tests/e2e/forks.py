@@ -1,0 +1,215 @@
+"""Our two commands, started at a tenth of the price: forked from a process that has imported them.
+
+Most of what a start costs is imports. For tests that start a backend or a daemon hundreds of times:
+
+    process = Process([str(BIN / "cloudagent-daemon"), "start"], env=env, cwd=home, start=forked)
+
+It is the same code in a process, session and environment of its own, and it ends as any interpreter
+does. What only a new interpreter shows (`PYTHON*` variables, a module that is missing) needs a real
+start: the default. As a program this file is the parent: `python forks.py SOCKET_FD`.
+"""
+
+import array
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import IO, Any, Final
+
+#: Where a command's code begins (pyproject.toml, scripts).
+MAINS: Final = {
+    "cloudagent-backend": "cloudagent_daemon.cli.backend",
+    "cloudagent-daemon": "cloudagent_daemon.cli.main",
+}
+#: What they import when they run.
+_IMPORTED: Final = (
+    "cloudagent_backend.cli",
+    "cloudagent_daemon.cli.dispatch",
+    "cloudagent_daemon.bridge.rpc",
+    "cloudagent_daemon.daemon",
+)
+_START_S: Final = 30.0
+
+
+# --- for tests ------------------------------------------------------------------------
+
+
+class Forked:
+    """A started command; as much of `subprocess.Popen` as tests use."""
+
+    def __init__(self, parent: "_Parent", pid: int, stdin: IO[str], stdout: IO[str]) -> None:
+        self._parent = parent
+        self.pid, self.stdin, self.stdout = pid, stdin, stdout
+
+    @property
+    def returncode(self) -> int | None:
+        return self._parent.exits.get(self.pid)
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        with self._parent.news:
+            if not self._parent.news.wait_for(lambda: self.returncode is not None, timeout):
+                raise subprocess.TimeoutExpired(f"the forked process {self.pid}", timeout or 0.0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def forked(argv: list[str], env: dict[str, str], cwd: Path) -> Forked:
+    """Starts one of our commands; its standard output and error come in one stream."""
+    return _parent().fork(argv, env, cwd)
+
+
+class _Parent:
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            argv = [sys.executable, __file__, str(theirs.fileno())]
+            self._process = subprocess.Popen(argv, pass_fds=[theirs.fileno()])
+        self._lines = self._socket.makefile("r", encoding="utf-8")
+        self.exits: dict[int, int] = {}
+        self._started: list[int] = []
+        self.news = threading.Condition()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def fork(self, argv: list[str], env: dict[str, str], cwd: Path) -> Forked:
+        theirs_in, stdin = os.pipe()
+        stdout, theirs_out = os.pipe()
+        job = {"argv": argv, "env": env, "cwd": str(cwd)}
+        handles = array.array("i", [theirs_in, theirs_out])
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handles.tobytes())]
+        self._socket.sendmsg([json.dumps(job).encode() + b"\n"], control)
+        with self.news:
+            assert self.news.wait_for(lambda: bool(self._started), _START_S), "nothing was forked"
+            pid = self._started.pop()
+        os.close(theirs_in)
+        os.close(theirs_out)
+        writer = os.fdopen(stdin, "w", encoding="utf-8")
+        return Forked(self, pid, writer, os.fdopen(stdout, encoding="utf-8"))
+
+    def end(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._process.wait(_START_S)
+
+    def _listen(self) -> None:
+        for line in self._lines:
+            word, *numbers = line.split()
+            with self.news:
+                if word == "started":
+                    self._started.append(int(numbers[0]))
+                else:
+                    self.exits[int(numbers[0])] = int(numbers[1])
+                self.news.notify_all()
+
+
+_the_parent: _Parent | None = None
+
+
+def _parent() -> _Parent:
+    """One for each process that tests run in."""
+    global _the_parent
+    if _the_parent is None:
+        _the_parent = _Parent()
+        atexit.register(_the_parent.end)
+    return _the_parent
+
+
+# --- the parent -----------------------------------------------------------------------
+
+
+def serve(control: socket.socket) -> dict[str, Any] | None:
+    """Forks for each job that comes; returns the job in the child, None at the end."""
+    waking, woken = socket.socketpair()
+    woken.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(woken.fileno())
+    children: set[int] = set()
+    while True:
+        ready, _, _ = select.select([control, waking], [], [])
+        if waking in ready:
+            waking.recv(4_096)
+            _reap(control, children)
+        if control not in ready:
+            continue
+        data, control_data, _, _ = control.recvmsg(1_000_000, 1_000)
+        if not data:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            return None
+        handles = array.array("i")
+        handles.frombytes(control_data[0][2])
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for one in (control, waking, woken):
+                one.close()
+            return {**json.loads(data), "handles": list(handles)}
+        children.add(pid)
+        for handle in handles:
+            os.close(handle)
+        control.sendall(f"started {pid}\n".encode())
+
+
+def _reap(control: socket.socket, children: set[int]) -> None:
+    for pid in list(children):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            children.remove(pid)
+            control.sendall(f"exited {pid} {os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def become(job: dict[str, Any]) -> int:
+    """The command, from here on."""
+    os.setsid()
+    stdin, stdout = job["handles"]
+    for handle, standard in ((stdin, 0), (stdout, 1), (stdout, 2)):
+        os.dup2(handle, standard)
+    os.close(stdin)
+    os.close(stdout)
+    os.environ.clear()
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
+    if job["env"].get("PYTHONWARNINGS") == "error":
+        warnings.simplefilter("error")
+    sys.argv = job["argv"]
+    module = importlib.import_module(MAINS[Path(sys.argv[0]).name])
+    return module.main()
+
+
+def main() -> int:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    # Whoever runs the tests stops them by Ctrl-C; this one then ends with them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    job = serve(control)
+    if job is None:
+        return 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return become(job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Every point at which the two sides can be killed is visited: the points name themselves.
+
+A new point that no ordinary message passes, or after which something is lost or done twice, fails
+here without anyone having written a test for it.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from cloudagent_backend import crash as backend_crash
+from cloudagent_daemon import crash as daemon_crash
+from faults.history import Reply, Spawned, maybe_repeated
+from faults.site import Site, count, site
+from faults.sizes import AGENTS, DEADLINE_S, MARKS, MESSAGES, ROUNDS, SEEDS, seeded
+
+pytestmark = MARKS
+#: Rows 1 to 3 and 5 of the matrix.
+ROWS = {
+    "after_receive": "row1-before-persist",
+    "after_persist": "row2-after-persist-before-ack",
+    "after_ack": "row3-after-ack",
+    "before_spawn": "row3-before-spawn",
+    "after_spawn": "row5-after-spawn",
+    "after_send": "row5-after-send",
+    "before_finish": "row5-before-finish",
+}
+#: From here on a process of an agent has begun: what it did may be done again, if that is told.
+BEGUN = {"after_spawn", "after_send", "before_finish"}
+#: The quick selection visits each of the backend's points, there are many, with few messages.
+SHARE = max(2, MESSAGES // 6)
+
+
+def crash_in_rounds(place: Site, point: str) -> None:
+    """In each round a life that crashes at its first chance, and one that cleans up."""
+    for number in range(ROUNDS):
+        share = MESSAGES // ROUNDS + (number < MESSAGES % ROUNDS)
+        place.crash(point, share)
+        with place.daemon():
+            place.settle(deadline_s=DEADLINE_S)
+
+
+@seeded
+@pytest.mark.parametrize(
+    "point", [pytest.param(p, id=ROWS.get(p, p)) for p in get_args(daemon_crash.Point)]
+)
+def test_a_daemon_killed_at_any_point_repeats_only_what_had_begun_and_says_so(
+    tmp_path: Path, point: str, seed: int
+) -> None:
+    with site(tmp_path, AGENTS) as place:
+        crash_in_rounds(place, point)
+        history = place.judge(repeats=point in BEGUN)
+        assert count(history, Reply) == MESSAGES
+        if point not in BEGUN:
+            assert count(history, Spawned) == MESSAGES
+        # At most the runs that were alive at each crash.
+        assert len(maybe_repeated(history)) <= AGENTS * ROUNDS
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("point", backend_crash.points())
+def test_row19_a_backend_killed_at_any_point_loses_and_repeats_nothing(
+    tmp_path: Path, point: str, seed: int
+) -> None:
+    with site(tmp_path, AGENTS) as place:
+        for number in range(min(ROUNDS, 3)):
+            place.backend.process.kill()
+            place.backend.start_again(CLOUDAGENT_CRASH_AT=point)
+            # Nobody is there to take them: they are leased when the machine comes.
+            place.post(SHARE, acked=False)
+            with place.daemon(wait_for=""), contextlib.suppress(ConnectionClosed, OSError):
+                place.settle(deadline_s=DEADLINE_S)
+            assert place.backend.process.wait() == 137
+            place.backend.start_again()
+            place.post_again()
+            with place.daemon():
+                place.settle(deadline_s=DEADLINE_S)
+            history = place.judge()
+            assert count(history, Spawned) == count(history, Reply) == SHARE * (number + 1)
