@@ -135,10 +135,19 @@ class AsyncAgentHandle(Agent):
     transport: AsyncTransport = Field(exclude=True, repr=False)
 
     async def send(
-        self, text: str, *, conversation_id: str | None = None, idempotency_key: str | None = None
+        self,
+        text: str,
+        *,
+        conversation_id: str | None = None,
+        host_machine_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> AsyncTurn:
-        """Send a message and follow what comes of it."""
-        return await _send(self.transport, self.id, text, conversation_id, idempotency_key)
+        """Send a message and follow what comes of it.
+
+        With `host_machine_id`, the ephemeral machine of a CI job, it runs there or nowhere.
+        """
+        body = turn.message_body(text, conversation_id, host_machine_id)
+        return await _send(self.transport, self.id, body, idempotency_key)
 
     async def interrupt(self) -> list[Run]:
         """Stop what the agent does now; the runs that will end. What is queued stays so."""
@@ -182,6 +191,10 @@ class AsyncHosts:
 
     async def get(self, host_id: str) -> HostMachine:
         return await self._transport.run(calls.get_host(host_id))
+
+    async def job(self, name_or_id: str) -> HostMachine | None:
+        """The connected machine of a CI job; None if there is none of this name or id now."""
+        return await self._transport.flow(flows.find_job(name_or_id))
 
     async def create(
         self, body: HostMachineCreate, *, idempotency_key: str | None = None
@@ -322,13 +335,8 @@ class AsyncCloudAgent:
 
 
 async def _send(
-    transport: AsyncTransport,
-    agent_id: str,
-    text: str,
-    conversation_id: str | None,
-    key: str | None,
+    transport: AsyncTransport, agent_id: str, body: AgentMessageCreate, key: str | None
 ) -> AsyncTurn:
-    body = turn.message_body(text, conversation_id)
     # The cursor comes first, so that nothing of the turn can lie before it.
     cursor = Cursor()
     async with aclosing(transport.follow(cursor)) as events:

@@ -139,10 +139,19 @@ class AgentHandle(Agent):
     transport: Transport = Field(exclude=True, repr=False)
 
     def send(
-        self, text: str, *, conversation_id: str | None = None, idempotency_key: str | None = None
+        self,
+        text: str,
+        *,
+        conversation_id: str | None = None,
+        host_machine_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Turn:
-        """Send a message and follow what comes of it."""
-        return _send(self.transport, self.id, text, conversation_id, idempotency_key)
+        """Send a message and follow what comes of it.
+
+        With `host_machine_id`, the ephemeral machine of a CI job, it runs there or nowhere.
+        """
+        body = turn.message_body(text, conversation_id, host_machine_id)
+        return _send(self.transport, self.id, body, idempotency_key)
 
     def interrupt(self) -> list[Run]:
         """Stop what the agent does now; the runs that will end. What is queued stays so."""
@@ -182,6 +191,10 @@ class Hosts:
 
     def get(self, host_id: str) -> HostMachine:
         return self._transport.run(calls.get_host(host_id))
+
+    def job(self, name_or_id: str) -> HostMachine | None:
+        """The connected machine of a CI job; None if there is none of this name or id now."""
+        return self._transport.flow(flows.find_job(name_or_id))
 
     def create(
         self, body: HostMachineCreate, *, idempotency_key: str | None = None
@@ -317,10 +330,7 @@ class CloudAgent:
         self.close()
 
 
-def _send(
-    transport: Transport, agent_id: str, text: str, conversation_id: str | None, key: str | None
-) -> Turn:
-    body = turn.message_body(text, conversation_id)
+def _send(transport: Transport, agent_id: str, body: AgentMessageCreate, key: str | None) -> Turn:
     # The cursor comes first, so that nothing of the turn can lie before it.
     cursor = Cursor()
     with closing(transport.follow(cursor)) as events:

@@ -5,7 +5,7 @@ from typing import Final
 from cloudagent import calls
 from cloudagent.calls import Flow
 from cloudagent.errors import AmbiguousNameError, NotFoundError, not_found
-from cloudagent_protocol.resources import Agent, Run, RunState
+from cloudagent_protocol.resources import Agent, HostMachine, HostState, Run, RunState
 
 _SHOWN: Final = 10
 
@@ -31,6 +31,24 @@ def resolve_agent(name_or_id: str) -> Flow[Agent]:
     if not found:
         raise _unknown(name_or_id, agents)
     return found[0]
+
+
+def find_job(name_or_id: str) -> Flow[HostMachine | None]:
+    """The ephemeral machine of this name or id that is connected; None if there is none now.
+
+    Raises:
+        AmbiguousNameError: several jobs run on a machine of this name; the error lists their ids.
+    """
+    hosts = yield from calls.collect(calls.list_hosts())
+    here = [host for host in hosts if host.parent_id and host.state != HostState.OFFLINE]
+    found = [host for host in here if name_or_id in (host.id, host.name)]
+    if len(found) > 1:
+        raise AmbiguousNameError(
+            f"{len(found)} jobs are on a machine called “{name_or_id}”",
+            why=_listed([host.id for host in found]),
+            next_step="use the id instead of the name: the job's log names it",
+        )
+    return found[0] if found else None
 
 
 def interrupt_agent(agent_id: str) -> Flow[list[Run]]:

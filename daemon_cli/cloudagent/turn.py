@@ -221,17 +221,16 @@ def _outcome(trace: DeliveryTrace) -> Outcome:
     return Outcome.CANCELLED if trace.state is DeliveryState.CANCELLED else Outcome.FAILED
 
 
-def message_body(text: str, conversation_id: str | None) -> AgentMessageCreate:
+def message_body(
+    text: str, conversation_id: str | None = None, host_machine_id: str | None = None
+) -> AgentMessageCreate:
     """The body of a message to an agent.
 
     Raises:
         InvalidRequestError: the text is blank or too long, as the server would say too.
     """
-    sent = (
-        {"text": text}
-        if conversation_id is None
-        else {"text": text, "conversation_id": conversation_id}
-    )
+    where = {"conversation_id": conversation_id, "host_machine_id": host_machine_id}
+    sent = {"text": text, **{name: value for name, value in where.items() if value is not None}}
     try:
         return AgentMessageCreate.model_validate(sent)
     except ValidationError as error:

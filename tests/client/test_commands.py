@@ -71,6 +71,30 @@ def test_send_json_prints_the_stored_message(own_home: Path, server: Server) -> 
     assert message["deliveries"][0]["state"] == "queued"
 
 
+def test_send_to_a_jobs_machine_waits_until_it_is_there(own_home: Path, server: Server) -> None:
+    serve_agent(server)
+    own = bodies.host("ci")
+    gone = bodies.host("runner-7", "host_7", parent_id="host_1", state="offline")
+    job = bodies.host("runner-7", "host_8", parent_id="host_1")
+    server.on("GET", "/v1/host-machines", page(own, gone), page(own, gone, job))
+    done = run(own_home, server, "send", "shop", "hello", "--host", "runner-7")
+    assert (done.returncode, done.stdout) == (0, b"msg_1\n")
+    [request] = server.sent("POST", "/v1/agents/agent_1/messages")
+    assert request.body == {"text": "hello", "host_machine_id": "host_8"}
+
+
+def test_send_to_one_of_two_jobs_on_a_machine_asks_for_the_id(
+    own_home: Path, server: Server
+) -> None:
+    serve_agent(server)
+    jobs = [bodies.host("runner-7", f"host_{n}", parent_id="host_1") for n in (7, 8)]
+    server.on("GET", "/v1/host-machines", page(*jobs))
+    what, why, _ = three_lines(run(own_home, server, "send", "shop", "x", "--host", "runner-7"))
+    assert "2 jobs" in what
+    assert why == "host_7, host_8"
+    assert run(own_home, server, "send", "shop", "x", "--host", "host_8").returncode == 0
+
+
 def test_send_reads_the_text_from_standard_input(own_home: Path, server: Server) -> None:
     serve_agent(server)
     run(own_home, server, "send", "shop", "-", stdin="zwei\nZeilen ü".encode())

@@ -39,6 +39,16 @@ def test_lists_fetch_the_next_page_with_the_cursor_of_the_one_before(
     assert second.query in {"limit=100&after=c+1", "limit=100&after=c%201"}
 
 
+def test_only_the_connected_machine_of_a_job_is_found_by_its_name(ca: Any, server: Server) -> None:
+    own, gone = bodies.host("mbp"), bodies.host("ci", "host_2", parent_id="host_1", state="offline")
+    here = bodies.host("ci", "host_3", parent_id="host_1")
+    server.on("GET", "/v1/host-machines", page(own, gone, here))
+    assert ca.hosts.job("ci").id == "host_3"
+    assert ca.hosts.job("host_3").name == "ci"
+    assert ca.hosts.job("host_2") is None
+    assert ca.hosts.job("mbp") is None
+
+
 def test_the_token_goes_with_each_request_and_shows_nowhere_else(ca: Any, server: Server) -> None:
     server.on("GET", "/v1/host-machines/host_1", Answer(body=bodies.host()))
     assert ca.hosts.get("host_1").state == "online"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import textwrap
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -249,3 +250,47 @@ def test_the_answer_arrives_though_the_backend_restarts_during_the_turn(tmp_path
                 assert process.wait() == 0
                 assert again.messages(message["conversation_id"])[-1]["text"] == "Fine."
                 assert hosts_of(again) == ["ci"]
+
+
+# --- docs/ci.md ---------------------------------------------------------------------------------
+
+
+def documented(heading: str) -> str:
+    """The shell lines of a page's example, as the CI would run them."""
+    page = (Path(__file__).parents[2] / "docs" / "ci.md").read_text("utf-8")
+    block = page.partition(f"## {heading}")[2].partition("```yaml")[2].partition("```")[0]
+    if heading == "GitLab":
+        [line] = [one for one in block.splitlines() if "cloudagent-daemon start" in one]
+        return line.strip().removeprefix("- ")
+    return textwrap.dedent(block.rpartition("run: |\n")[2])
+
+
+@pytest.mark.parametrize("heading", ["GitHub Actions", "GitLab"])
+def test_the_documented_lines_work_as_they_stand(backend: Backend, job: Job, heading: str) -> None:
+    programs = job.home.parent / "bin"
+    programs.mkdir()
+    uvx = programs / "uvx"
+    uvx.write_text('#!/bin/sh\n[ "$1" = --from ] && shift 2\nexec "$@"\n')
+    uvx.chmod(0o755)
+    token = backend.call("POST", "/v1/tokens", {"name": "ci"})["raw_token"]
+    name = "CLOUDAGENT_KEY" if heading == "GitLab" else "CLOUDAGENT_API_KEY"
+    more = {name: job.key, "CLOUDAGENT_URL": backend.url, "CLOUDAGENT_TOKEN": token, "SHA": "4f1c"}
+    if heading == "GitLab":
+        backend.send(agent_of(backend), "nightly")
+    done = subprocess.run(
+        ["bash", "-e", "-c", documented(heading)],
+        env={**job.env, **more, "PATH": f"{programs}:{job.env['PATH']}"},
+        cwd=job.home.parent,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if heading == "GitLab":
+        result = json.loads((job.home.parent / "result.json").read_text("utf-8"))
+        assert result["reply"] == "You said: nightly"
+    else:
+        reply = json.loads((job.home.parent / "review.json").read_text("utf-8"))
+        assert reply["text"] == "You said: Review 4f1c against origin/main."

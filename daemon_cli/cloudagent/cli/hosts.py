@@ -31,5 +31,6 @@ def hosts(
         seen = words.ago(host.last_seen_at) if host.last_seen_at else "never"
         seen = seen if host.state == HostState.OFFLINE else "now"
         daemon = host.daemon_version or "-"
-        rows.append((host.name, host.state, seen, daemon, runtimes or "-", host.id))
+        name = f"{host.name} (a job)" if host.parent_id else host.name
+        rows.append((name, host.state, seen, daemon, runtimes or "-", host.id))
     terminal.columns(rows)

@@ -1,5 +1,6 @@
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -7,9 +8,13 @@ from cloudagent import terminal
 from cloudagent.cli.names import complete_agents
 
 if TYPE_CHECKING:
-    from cloudagent.client import AgentHandle, Turn
+    from cloudagent.client import AgentHandle, CloudAgent, Turn
     from cloudagent.turn import TurnEvent, TurnResult
     from cloudagent_protocol.resources import Message
+
+#: How long a job's machine may take to connect, and how often it is looked for.
+_HOST_S: Final = 60.0
+_HOST_POLL_S: Final = 1.0
 
 
 def send(
@@ -18,6 +23,12 @@ def send(
     wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the answer.")] = False,
     timeout: Annotated[
         float | None, typer.Option(min=0.1, help="Wait at most this long, in seconds.")
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host", help="The machine of a CI job (name or id); waits up to a minute for it."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -30,10 +41,27 @@ def send(
     body = _read_stdin() if text == "-" else text
     with CloudAgent() as ca:
         handle = ca.agents.get(agent)
+        host_id = _job_host(ca, host) if host else None
         if wait or timeout is not None:
-            _send_and_wait(handle, body, timeout, as_json=as_json)
+            _send_and_wait(handle, body, host_id, timeout, as_json=as_json)
         else:
-            _send_only(ca.messages.create(handle.id, _body(body)), agent, as_json=as_json)
+            sent = ca.messages.create(handle.id, _body(body, host_id))
+            _send_only(sent, agent, as_json=as_json)
+
+
+def _job_host(ca: "CloudAgent", wanted: str) -> str:
+    """The id of a job's machine; its daemon may only just be starting beside this command."""
+    deadline = time.monotonic() + _HOST_S
+    while (found := ca.hosts.job(wanted)) is None:
+        if time.monotonic() > deadline:
+            terminal.failure(
+                f"no job is on a machine called “{wanted}”",
+                f"none connected within {_HOST_S:.0f} s",
+                "cloudagent hosts   (start the job's daemon with `cloudagent-daemon start --once`)",
+            )
+            raise typer.Exit(terminal.ExitCode.FAILED)
+        time.sleep(_HOST_POLL_S)
+    return found.id
 
 
 def _send_only(message: "Message", agent: str, *, as_json: bool) -> None:
@@ -46,11 +74,16 @@ def _send_only(message: "Message", agent: str, *, as_json: bool) -> None:
 
 
 def _send_and_wait(
-    agent: "AgentHandle", text: str, timeout_s: float | None, *, as_json: bool
+    agent: "AgentHandle",
+    text: str,
+    host_id: str | None,
+    timeout_s: float | None,
+    *,
+    as_json: bool,
 ) -> None:
     from cloudagent.errors import WaitTimeoutError
 
-    turn = agent.send(text)
+    turn = agent.send(text, host_machine_id=host_id)
     try:
         result = _follow(turn, timeout_s, quiet=as_json or not sys.stderr.isatty())
     except (WaitTimeoutError, KeyboardInterrupt) as stopped:
@@ -109,10 +142,10 @@ def _reply(result: "TurnResult") -> dict[str, Any]:
     }
 
 
-def _body(text: str) -> Any:
+def _body(text: str, host_id: str | None) -> Any:
     from cloudagent.turn import message_body
 
-    return message_body(text, None)
+    return message_body(text, host_machine_id=host_id)
 
 
 def _shown(text: str) -> str:
