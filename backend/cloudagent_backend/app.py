@@ -14,6 +14,7 @@ from cloudagent_backend import crash
 from cloudagent_backend.api import (
     accounts,
     agents,
+    chains,
     conversations,
     daemon,
     device,
@@ -36,6 +37,7 @@ from cloudagent_backend.api.metrics import Metered, Metrics
 from cloudagent_backend.api.passwords import Passwords
 from cloudagent_backend.api.world import World
 from cloudagent_backend.config import Settings
+from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.dispatcher import Dispatcher
 from cloudagent_backend.delivery.fanout import Fanout
 from cloudagent_backend.delivery.hub import Hub
@@ -84,7 +86,7 @@ def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
     errors.install(app)
     idempotency.install(app)
     # The busiest first: routes are tried in turn.
-    for part in (messages, conversations, runs, stream, agents, host_machines, tokens):
+    for part in (messages, conversations, runs, stream, agents, chains, host_machines, tokens):
         app.include_router(part.router, responses=_SIGNED_IN)
     for part in (link, daemon, accounts, device, health):
         app.include_router(part.router)
@@ -103,7 +105,12 @@ async def running_world(settings: Settings, metrics: Metrics) -> AsyncGenerator[
         hub = Hub()
         fanout = Fanout(database, coalesce_s=settings.coalesce_s, ping_s=settings.ping_s)
         service = Service(
-            database, hub, fanout, window=settings.window, backlog_cap=settings.backlog_cap
+            database,
+            hub,
+            fanout,
+            window=settings.window,
+            backlog_cap=settings.backlog_cap,
+            limits=Limits(hops=settings.hop_limit, turns=settings.chain_turns),
         )
         dispatcher = Dispatcher(
             database, service, hub, poll_s=settings.poll_s, events_kept=settings.events_kept

@@ -12,6 +12,8 @@ from cloudagent_protocol.link import HEARTBEAT_S, SILENCE_S
 PREFIX: Final = "CLOUDAGENT_BACKEND_"
 #: The same name as the daemon's: whose point it is, the point tells.
 CRASH_VARIABLE: Final = "CLOUDAGENT_CRASH_AT"
+#: What may be set for a limit at most.
+_MOST: Final = 1_000_000
 
 
 class ConfigError(ValueError):
@@ -73,6 +75,10 @@ class Settings:
     window: int = 32
     #: Unfinished deliveries per host, above which new messages are refused.
     backlog_cap: int = 100_000
+    #: Depth above which a message of an agent to another one is refused; 0: they may send none.
+    hop_limit: int = 8
+    #: Turns that agents may have in one chain before a person is asked, and with each `continue`.
+    chain_turns: int = 30
     #: How often the dispatcher looks by itself, should a hint be lost.
     poll_s: float = 5.0
     #: Deltas of a run are put together over this time on their way to a follower.
@@ -115,6 +121,8 @@ def load(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings
     changes: dict[str, Any] = {
         "host": found.get(f"{PREFIX}HOST"),
         "port": _port(found.get(f"{PREFIX}PORT")),
+        "hop_limit": _count(found, "HOP_LIMIT", 0),
+        "chain_turns": _count(found, "CHAIN_TURNS", 1),
         "public_url": found.get(f"{PREFIX}PUBLIC_URL"),
         "open_signup": _flag(found.get(f"{PREFIX}OPEN_SIGNUP")),
         "crash_at": found.get(CRASH_VARIABLE),
@@ -130,6 +138,15 @@ def _port(text: str | None) -> int | None:
         return None
     if not text.isdecimal() or int(text) > 65_535:
         raise ConfigError(f"{PREFIX}PORT is {text!r}; a port is a number up to 65535")
+    return int(text)
+
+
+def _count(found: Mapping[str, str], name: str, least: int) -> int | None:
+    text = found.get(f"{PREFIX}{name}")
+    if not text:
+        return None
+    if not text.isdecimal() or not least <= int(text) <= _MOST:
+        raise ConfigError(f"{PREFIX}{name} is {text!r}; use a number from {least} to {_MOST}")
     return int(text)
 
 

@@ -11,7 +11,16 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 
 from cloudagent_protocol.errors import CloseCode, ProtocolError
 from cloudagent_protocol.events import RunEvent
@@ -23,7 +32,7 @@ from cloudagent_protocol.ids import (
     MessageId,
     RunId,
 )
-from cloudagent_protocol.resources import AgentRef, AgentSpec, Author, Runtime
+from cloudagent_protocol.resources import AgentRef, AgentSpec, AgentStatus, Author, Runtime
 
 #: Bytes of one frame, after any inflation (RFC 6455 leaves the limit to us).
 MAX_FRAME_BYTES: Final = 1_048_576
@@ -99,6 +108,15 @@ class DeliveredMessage(_Frame):
     author: Author
     text: str
     created_at: AwareDatetime
+    #: The person's message that began it all; null where the backend knows no chains.
+    chain_id: MessageId | None = None
+    #: Messages between that one and this one, this one counted; 0: it is a person's.
+    depth: int = Field(default=0, ge=0)
+    #: What its author worked on when it sent this.
+    caused_by: MessageId | None = None
+    #: The conversation that it stands in, if the agent is to work on it in another: another agent's
+    #: answer goes to where the question was asked.
+    written_in: ConversationId | None = None
 
 
 class Deliver(Numbered):
@@ -109,7 +127,10 @@ class Deliver(Numbered):
     #: Order for the agent; unlike `seq` it survives a new epoch.
     delivery_seq: int
     agent: AgentSpec
+    #: `conversation_id` in it is the one that the agent works in.
     message: DeliveredMessage
+    #: Depth above which a message to an agent is refused; null: the backend alone knows.
+    hop_limit: int | None = Field(default=None, ge=0)
 
 
 class Interrupt(Numbered):
@@ -152,6 +173,8 @@ class Send(Numbered):
     run_id: RunId
     text: str
     in_reply_to: MessageId | None = None
+    #: What its run works on: the chain goes on from there.
+    caused_by: MessageId | None = None
     auto_published: bool = False
     sent_at: AwareDatetime
 
@@ -203,12 +226,75 @@ class ListMessages(_Frame):
     before: MessageId | None = None
 
 
+class ListAgents(_Frame):
+    """Whom the agent may message: the other agents of its owner."""
+
+    op: Literal["list_agents"] = "list_agents"
+    agent_id: AgentId
+
+
+class FindAgent(_Frame):
+    """Where a message of the agent to another one goes: see `FoundAgent`.
+
+    The conversation of the two is made if there is none. The answer is an error if there is no such
+    agent, or if a message that `caused_by` causes may not be sent to it.
+    """
+
+    op: Literal["find_agent"] = "find_agent"
+    agent_id: AgentId
+    #: Name or id of the other one.
+    wanted: str = Field(max_length=200)
+    caused_by: MessageId
+
+
+class UnknownQuery(_Frame):
+    """A question of a newer daemon; answered by an error."""
+
+    op: str
+
+
+_Queries: TypeAlias = Annotated[ListMessages | ListAgents | FindAgent, Field(discriminator="op")]
+_OPS: Final = frozenset({"list_messages", "list_agents", "find_agent"})
+
+
+def _known_op(raw: Any) -> str:
+    op = (
+        cast("dict[str, Any]", raw).get("op") if isinstance(raw, dict) else getattr(raw, "op", None)
+    )
+    return "known" if op in _OPS else "unknown"
+
+
 class Query(_Frame):
     """A question of the daemon's; answered on the same connection or not at all."""
 
     type: Literal["query"] = "query"
     id: int
-    query: ListMessages
+    query: Annotated[
+        Annotated[_Queries, Tag("known")] | Annotated[UnknownQuery, Tag("unknown")],
+        Discriminator(_known_op),
+    ]
+
+
+class AgentEntry(_Frame):
+    """One line of the answer to `list_agents` (`data.agents`)."""
+
+    id: AgentId
+    name: str
+    driver: str
+    #: The name of its machine.
+    host: str
+    status: AgentStatus | str
+
+
+class FoundAgent(_Frame):
+    """The answer to `find_agent` (`data`)."""
+
+    id: AgentId
+    name: str
+    #: Of the two agents: what either says in it is delivered to the other.
+    conversation_id: ConversationId
+    #: Why it will not be delivered at once, for a model to read; null if nothing stands against it.
+    waits_for: str | None = None
 
 
 class Answer(_Frame):

@@ -244,6 +244,8 @@ class AgentUpdate(Body):
 class Conversation(Resource):
     id: ConversationId
     title: str | None = None
+    #: `agents`: of two agents with each other; what one of them says is delivered to the other.
+    kind: Literal["people", "agents"] = "people"
     agent_ids: list[AgentId]
     created_at: AwareDatetime
     last_message_at: AwareDatetime | None = None
@@ -293,6 +295,12 @@ class Message(Resource):
     in_reply_to: MessageId | None = None
     run_id: RunId | None = None
     auto_published: bool | None = None
+    #: The person's message that began it all: its own id for a person's.
+    chain_id: MessageId | None = None
+    #: Messages between that one and this one, this one counted; 0: it is a person's.
+    depth: int = 0
+    #: What its author worked on when it sent this.
+    caused_by: MessageId | None = None
 
 
 class AgentMessageCreate(Body):
@@ -363,6 +371,66 @@ class DeliveryTrace(Resource):
 class Trace(Resource):
     message_id: MessageId
     deliveries: list[DeliveryTrace]
+    chain_id: MessageId | None = None
+    depth: int = 0
+    caused_by: MessageId | None = None
+
+
+# --- chains ---------------------------------------------------------------------------
+
+
+class ChainState(StrEnum):
+    """Whether the agents' messages of a chain are delivered."""
+
+    ACTIVE = "active"
+    #: It has had its turns; what is further wanted waits until a person has decided.
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+ChainDecision = Literal["continue", "stop"]
+
+
+class ChainAnswer(Resource):
+    """What a person decided when a chain had paused."""
+
+    decision: ChainDecision
+    by: str
+    at: AwareDatetime
+
+
+class Chain(Resource):
+    """All that followed from one message of a person's, as far as agents message each other.
+
+    A *turn* is one delivery of an agent's message to another agent: the person's own message, and
+    attempts that go on with a run that was cut off, do not count.
+    """
+
+    #: The id of the message that began it.
+    id: MessageId
+    conversation_id: ConversationId
+    author: Author
+    #: The first words of that message.
+    opening: str
+    state: ChainState
+    turns: int
+    #: It pauses when it wants more.
+    turns_allowed: int
+    #: Deliveries that wait for a person's decision.
+    waiting: int
+    #: How often it has paused so far.
+    pauses: int
+    paused_at: AwareDatetime | None = None
+    answers: list[ChainAnswer] = Field(default_factory=list[ChainAnswer])
+    #: Where its messages stand or are worked on, the first one's included.
+    conversation_ids: list[ConversationId]
+    agent_ids: list[AgentId]
+
+
+class ChainDecide(Body):
+    decision: ChainDecision
+    #: Which pause this answers, as `Chain.pauses` counts them; null: the one of now.
+    pause: Annotated[int, Field(ge=1, le=2**31)] | None = None
 
 
 # --- runs -----------------------------------------------------------------------------
@@ -397,6 +465,7 @@ class EventType(StrEnum):
     MESSAGE_CREATED = "message.created"  # data: Message
     MESSAGE_UPDATED = "message.updated"  # data: Message
     DELIVERY_UPDATED = "delivery.updated"  # data: DeliveryTrace
+    CHAIN_UPDATED = "chain.updated"  # data: Chain; when it pauses and when a person has decided
     RUN_STARTED = "run.started"  # data: Run
     RUN_DELTA = "run.delta"  # data: {run_id, conversation_id, block, offset, text}; not kept
     RUN_EVENT = "run.event"  # data: {run_id, conversation_id, agent_id, event}

@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidStatus
 from cloudagent_backend.app import create_app
 from cloudagent_backend.config import Settings
 from cloudagent_backend.delivery import sending
-from cloudagent_backend.delivery.reports import Machine
+from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.store import keys
 from cloudagent_protocol.frames import Ack
 from cloudagent_protocol.resources import Message
@@ -57,6 +57,7 @@ OWN = {
     "POST /v1/host-machines",
     "GET /v1/agents",
     "GET /v1/conversations",
+    "GET /v1/chains",
     "GET /v1/events",
 }
 SOCKETS = {"/v1/daemon/ws", "/v1/events/ws"}
@@ -73,6 +74,11 @@ class Things:
     run_id: str
     token_id: str
 
+    @property
+    def chain_id(self) -> str:
+        """A chain is called by the message that began it."""
+        return self.message_id
+
     def bodies(self) -> dict[str, Any]:
         return {
             "POST /v1/auth/device/lookup": {"user_code": "BBBBBBBB"},
@@ -85,6 +91,7 @@ class Things:
             "POST /v1/agents/{agent_id}/messages": {"text": "x"},
             "POST /v1/conversations": {"agent_ids": [self.agent_id]},
             "POST /v1/conversations/{conversation_id}/messages": {"text": "x"},
+            "POST /v1/chains/{chain_id}": {"decision": "stop"},
         }
 
 

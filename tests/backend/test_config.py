@@ -16,11 +16,14 @@ def test_flags_go_before_the_environment_and_that_before_the_defaults() -> None:
         "CLOUDAGENT_BACKEND_DATABASE_URL": "sqlite:////x.db",
         "CLOUDAGENT_BACKEND_PUBLIC_URL": "https://Agents.example.com/",
         "CLOUDAGENT_BACKEND_OPEN_SIGNUP": "1",
+        "CLOUDAGENT_BACKEND_HOP_LIMIT": "0",
+        "CLOUDAGENT_BACKEND_CHAIN_TURNS": "5",
     }
     settings = config.load(found, port=0, host=None)
     assert (settings.host, settings.port) == ("::1", 0)
     assert settings.database_url == "sqlite:////x.db"
     assert settings.open_signup
+    assert (settings.hop_limit, settings.chain_turns) == (0, 5)
     assert settings.secure
     assert settings.public_origin == "https://agents.example.com"
     plain = config.load({"HOME": "/home/ann"})
@@ -38,6 +41,8 @@ def test_flags_go_before_the_environment_and_that_before_the_defaults() -> None:
         ("PORT", "eighty"),
         ("PORT", "70000"),
         ("OPEN_SIGNUP", "maybe"),
+        ("HOP_LIMIT", "-1"),
+        ("CHAIN_TURNS", "0"),
         ("PUBLIC_URL", "agents.example.com"),
         ("PUBLIC_URL", "https://x.example/under/a/path"),
     ],

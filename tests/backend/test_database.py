@@ -172,3 +172,33 @@ def test_urls_name_files() -> None:
     for url in ("postgres://host/x", "sqlite://", "sqlite:///"):
         with pytest.raises(DatabaseError, match="sqlite:///PATH"):
             path_of(url)
+
+
+def test_messages_of_an_older_database_are_given_their_chains(tmp_path: Path) -> None:
+    connection = connect(tmp_path / "old.db")
+    steps = [step for step in schema.MIGRATIONS if "CREATE TABLE chains" in step]
+    before = schema.MIGRATIONS.index(steps[0])
+    for step in schema.MIGRATIONS[:before]:
+        connection.executescript(step)
+    connection.execute(f"PRAGMA user_version = {before}")
+    connection.execute("INSERT INTO conversations (id, user_id, created_us) VALUES ('c', 'u', 1)")
+    for message, author, reply_to in (
+        ("m1", "user", None),
+        ("m2", "agent", "m1"),
+        ("m3", "agent", None),
+    ):
+        connection.execute(
+            "INSERT INTO messages (id, conversation_id, user_id, author_type, author_id,"
+            " author_name, text, created_us, in_reply_to) VALUES (?, 'c', 'u', ?, 'x', 'x', '', 1, ?)",
+            (message, author, reply_to),
+        )
+    connection.close()
+    migrate(tmp_path / "old.db")
+    connection = connect(tmp_path / "old.db")
+    rows = connection.execute("SELECT id, chain_id, depth, caused_by FROM messages ORDER BY id")
+    assert [tuple(row) for row in rows] == [
+        ("m1", "m1", 0, None),
+        ("m2", "m1", 1, "m1"),
+        ("m3", "m3", 1, None),
+    ]
+    connection.close()

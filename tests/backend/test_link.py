@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 
 from cloudagent_backend.api.link import _Connection
 from cloudagent_backend.delivery.hub import Session
-from cloudagent_backend.delivery.reports import Machine
+from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.store import outbox
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.events import Outcome, Reason

@@ -66,6 +66,7 @@ def known(backend: Backend) -> dict[str, str]:
         "host_machine_id": backend.ana.host.id,
         "conversation_id": message["conversation_id"],
         "message_id": message["id"],
+        "chain_id": message["id"],
         "token_id": token["id"],
     }
 

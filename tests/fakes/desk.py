@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cloudagent_backend.delivery import sending
+from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.fanout import Fanout
 from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hub import Hub, Session
-from cloudagent_backend.delivery.reports import Applied, Machine, Reported
+from cloudagent_backend.delivery.machine import Machine
+from cloudagent_backend.delivery.reports import Applied, Reported
 from cloudagent_backend.delivery.sending import Submission
 from cloudagent_backend.delivery.service import Service
 from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, users
@@ -122,6 +124,11 @@ class Desk:
     async def say(self, text: str = "fix the login test", **where: Any) -> Message:
         where = where or {"agent_id": self.agent_id}
         return await self.service.submit(Submission(self.user_id, self.author, text, **where))
+
+    async def add_agent(self, name: str) -> AgentId:
+        """Another agent on the same host."""
+        host_id = self.machine.host_id
+        return await self.database.write(lambda c: _agent(c, self.user_id, host_id, name))
 
     async def lease(self, window: int = 32) -> list[Any]:
         """Lease, and give the frames that lie in the outbox then."""
@@ -240,10 +247,14 @@ def hello(**fields: Any) -> Hello:
 
 
 @asynccontextmanager
-async def open_desk(directory: Path, *, backlog_cap: int = 1_000) -> AsyncGenerator[Desk]:
+async def open_desk(
+    directory: Path, *, backlog_cap: int = 1_000, limits: Limits | None = None
+) -> AsyncGenerator[Desk]:
     async with open_database(directory / "desk.db") as database:
         hub, fanout = Hub(), Fanout(database, coalesce_s=0.04, ping_s=15.0)
-        service = Service(database, hub, fanout, window=32, backlog_cap=backlog_cap)
+        service = Service(
+            database, hub, fanout, window=32, backlog_cap=backlog_cap, limits=limits or Limits()
+        )
         user = await database.write(lambda c: users.create(c, "ana@example.com", name="ana"))
         machine, agent_id = await add_host(database, user.id, "mbp", "frontend")
         yield Desk(database, service, hub, fanout, user.id, machine, agent_id)

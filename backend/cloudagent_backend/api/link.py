@@ -19,25 +19,31 @@ from cloudagent_backend.api.errors import ApiError
 from cloudagent_backend.api.world import World, world_of
 from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hub import Session
-from cloudagent_backend.delivery.reports import Applied, Machine, Reported
+from cloudagent_backend.delivery.machine import Machine
+from cloudagent_backend.delivery.reports import Applied, Reported
 from cloudagent_protocol.errors import CloseCode, ErrorCode, ProtocolError
 from cloudagent_protocol.frames import (
     Ack,
     Answer,
     Delta,
+    FindAgent,
     Frame,
     Heartbeat,
     Hello,
     HostReport,
+    ListAgents,
+    ListMessages,
     Query,
     RunReport,
     Send,
     UnknownFrame,
+    UnknownQuery,
     Welcome,
     decode,
     encode,
 )
 from cloudagent_protocol.link import Duplicate, Link
+from cloudagent_protocol.resources import Message
 from cloudagent_protocol.version import negotiate
 
 logger = logging.getLogger(__name__)
@@ -297,16 +303,36 @@ class _Connection:
             await self._send(link, Ack(seq=link.accept(numbers[-1])))
 
     async def _answer(self, query: Query) -> Answer:
-        found = await self._world.service.list_messages(self._machine, query.query)
-        if found is None:
-            return Answer(id=query.id, error="no such conversation, or not one of this agent's")
-        data = [message.model_dump(mode="json", exclude_none=True) for message in found]
-        while data and len(json.dumps(data)) > _MAX_ANSWER:
-            del data[0]  # the oldest: what was said last matters most
-        if found and not data:
-            return Answer(id=query.id, error="the newest message is too long to be shown here")
-        return Answer(id=query.id, data={"messages": data})
+        service = self._world.service
+        match query.query:
+            case ListMessages() as asked:
+                return _told(query.id, await service.list_messages(self._machine, asked))
+            case ListAgents() as asked:
+                entries = await service.list_agents(self._machine, asked)
+                if entries is None:
+                    return Answer(id=query.id, error="no such agent on this machine")
+                data = [entry.model_dump(mode="json") for entry in entries]
+                return Answer(id=query.id, data={"agents": data})
+            case FindAgent() as asked:
+                found = await service.find_agent(self._machine, asked)
+                if isinstance(found, str):
+                    return Answer(id=query.id, error=found)
+                return Answer(id=query.id, data=found.model_dump(mode="json", exclude_none=True))
+            case UnknownQuery(op=op):
+                return Answer(id=query.id, error=f"this server does not know {op[:50]!r}")
 
     async def _send(self, link: Link, frame: BaseModel) -> None:
         await self._websocket.send_text(encode(frame))
         link.spoke(time.monotonic())
+
+
+def _told(number: int, found: list[Message] | None) -> Answer:
+    """The answer to `list_messages`, as many of the newest as fit into a frame."""
+    if found is None:
+        return Answer(id=number, error="no such conversation, or not one of this agent's")
+    data = [message.model_dump(mode="json", exclude_none=True) for message in found]
+    while data and len(json.dumps(data)) > _MAX_ANSWER:
+        del data[0]  # the oldest: what was said last matters most
+    if found and not data:
+        return Answer(id=number, error="the newest message is too long to be shown here")
+    return Answer(id=number, data={"messages": data})

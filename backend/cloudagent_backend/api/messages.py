@@ -12,7 +12,7 @@ from cloudagent_backend.api.world import CurrentWorld
 from cloudagent_backend.delivery import ladder
 from cloudagent_backend.delivery.errors import not_found
 from cloudagent_backend.delivery.sending import Submission, Submitted
-from cloudagent_backend.store import deliveries, messages
+from cloudagent_backend.store import messages
 from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId
 from cloudagent_protocol.resources import (
@@ -86,10 +86,8 @@ async def trace_message(message_id: MessageId, user: CurrentUser, world: Current
     """Where a message is: per agent its state, and each thing that is known to have happened."""
 
     def work(c: sqlite3.Connection) -> Trace | None:
-        if messages.load(c, user.user_id, message_id) is None:
-            return None
-        rows = deliveries.of_message(c, user.user_id, message_id)
-        return Trace(message_id=message_id, deliveries=[ladder.trace(c, row) for row in rows])
+        message = messages.load(c, user.user_id, message_id)
+        return ladder.trace_of(c, user.user_id, message) if message else None
 
     found = await world.database.read(work)
     if found is None:

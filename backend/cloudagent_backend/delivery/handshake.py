@@ -4,7 +4,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from cloudagent_backend.delivery import ladder, reports, states
-from cloudagent_backend.delivery.reports import Machine
+from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, runs
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_backend.store.outbox import LinkRow

@@ -18,7 +18,9 @@ from cloudagent_protocol.resources import (
     DeliveryTrace,
     EventType,
     HostState,
+    Message,
     RungName,
+    Trace,
 )
 
 BACKEND = "backend"
@@ -30,6 +32,18 @@ def trace(c: sqlite3.Connection, row: DeliveryRow) -> DeliveryTrace:
 
 def _waits_for_host(c: sqlite3.Connection, row: DeliveryRow) -> bool:
     return row.state is DeliveryState.QUEUED and not _host_online(c, row)
+
+
+def trace_of(c: sqlite3.Connection, user_id: UserId, message: Message) -> Trace:
+    """Where a message is, with its place in its chain."""
+    rows = deliveries.of_message(c, user_id, message.id)
+    return Trace(
+        message_id=message.id,
+        deliveries=[trace(c, row) for row in rows],
+        chain_id=message.chain_id,
+        depth=message.depth,
+        caused_by=message.caused_by,
+    )
 
 
 def _host_online(c: sqlite3.Connection, row: DeliveryRow) -> bool:

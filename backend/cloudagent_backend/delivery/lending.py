@@ -78,7 +78,8 @@ def remove(c: sqlite3.Connection, helper: HostRow) -> None:
     cut_off = runs.live_of_host(c, helper.id)
     for run in cut_off:
         ladder.abandon_run(c, run)
-    for row in [*deliveries.in_flight(c, helper.id), *deliveries.queued(c, helper.id, -1)]:
+    left = [*deliveries.in_flight(c, helper.id), *deliveries.queued(c, helper.id, -1)]
+    for row in [*left, *deliveries.held_of_host(c, helper.id)]:
         if row.state in _BEGUN:
             _end(c, row, f"{helper.name} was removed while the agent was at work on it")
         elif row.pinned:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cloudagent_backend.delivery import ladder, states
+from cloudagent_backend.delivery.machine import Machine
+from cloudagent_backend.delivery.relay import Relay, linked
 from cloudagent_backend.store import (
     agents,
     clock,
@@ -24,9 +26,8 @@ from cloudagent_backend.store import (
     outbox,
     runs,
 )
-from cloudagent_backend.store.agents import AgentRow
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
-from cloudagent_backend.store.hosts import HostRow
+from cloudagent_backend.store.messages import Cause
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.errors import ProtocolError
 from cloudagent_protocol.events import (
@@ -40,7 +41,7 @@ from cloudagent_protocol.events import (
     UsageReported,
 )
 from cloudagent_protocol.frames import Ack, Delta, HostReport, RunReport, Send, UnknownFrame
-from cloudagent_protocol.ids import AgentId, ConversationId, HostId, RunId, UserId
+from cloudagent_protocol.ids import AgentId, ConversationId, HostId, MessageId, RunId
 from cloudagent_protocol.resources import (
     AgentStatus,
     Author,
@@ -55,34 +56,6 @@ from cloudagent_protocol.resources import (
 Reported = RunReport | Send | HostReport | Ack | Delta | UnknownFrame
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Who reports."""
-
-    host_id: HostId
-    user_id: UserId
-    name: str
-    #: Of an ephemeral host: the one whose agents it serves, and the one agent if it is only that.
-    parent_id: HostId | None = None
-    only: AgentId | None = None
-    #: Runs whose model is known to have begun to answer: their deltas change nothing that is kept.
-    seen: set[RunId] = field(default_factory=set[RunId])
-    #: Runs of this connection whose text is being shown.
-    live: set[RunId] = field(default_factory=set[RunId])
-
-    @classmethod
-    def of(cls, host: HostRow) -> "Machine":
-        return cls(host.id, host.user_id, host.name, host.parent_id, host.serves)
-
-    def serves(self, agent: AgentRow) -> bool:
-        """Whether it may speak for this agent."""
-        own = agent.host_machine_id == (self.parent_id or self.host_id)
-        return own and self.only in (None, agent.id)
-
-    def changes_nothing(self, frame: Reported) -> bool:
-        return isinstance(frame, Delta) and frame.run_id in self.seen
-
-
 @dataclass
 class Applied:
     """What became of a group of frames."""
@@ -91,17 +64,21 @@ class Applied:
     count: int = 0
     #: Runs that turned out to be over because a later attempt has begun.
     abandoned: list[RunId] = field(default_factory=list[RunId])
+    #: Machines whose agents were messaged by an agent.
+    hosts: set[HostId] = field(default_factory=set[HostId])
     #: Why the rest was refused.
     error: ProtocolError | None = None
 
 
-def apply(c: sqlite3.Connection, machine: Machine, frames: Sequence[Reported]) -> Applied:
+def apply(
+    c: sqlite3.Connection, machine: Machine, frames: Sequence[Reported], relay: Relay
+) -> Applied:
     """Keep what the frames say and accept their numbers; `Applied` tells how far it went."""
     applied = Applied()
     accepted = 0
     for frame in frames:
         try:
-            _apply_one(c, machine, frame, applied)
+            _apply_one(c, machine, frame, applied, relay)
         except ProtocolError as error:
             applied.error = error
             break
@@ -113,12 +90,14 @@ def apply(c: sqlite3.Connection, machine: Machine, frames: Sequence[Reported]) -
     return applied
 
 
-def _apply_one(c: sqlite3.Connection, machine: Machine, frame: Reported, applied: Applied) -> None:
+def _apply_one(
+    c: sqlite3.Connection, machine: Machine, frame: Reported, applied: Applied, relay: Relay
+) -> None:
     match frame:
         case RunReport():
             _report(c, machine, frame, applied)
         case Send():
-            _send(c, machine, frame)
+            applied.hosts |= _send(c, machine, frame, relay)
         case HostReport():
             hosts.set_runtimes(c, machine.host_id, frame.runtimes)
             tell_host(c, machine)
@@ -145,32 +124,54 @@ def tell_host(c: sqlite3.Connection, machine: Machine) -> None:
 # --- messages of agents ---------------------------------------------------------------
 
 
-def _send(c: sqlite3.Connection, machine: Machine, frame: Send) -> None:
+def _send(c: sqlite3.Connection, machine: Machine, frame: Send, relay: Relay) -> set[HostId]:
     _check_id("msg", frame.message_id)
     agent = agents.load_any(c, frame.agent_id)
     if agent is None:
-        return
+        return set()
     if not machine.serves(agent):
         raise ProtocolError(f"{frame.agent_id} is not an agent of this host")
-    if not conversations.contains(c, machine.user_id, frame.conversation_id, frame.agent_id):
-        if conversations.load(c, machine.user_id, frame.conversation_id) is None:
-            return
-        raise ProtocolError(f"{frame.agent_id} takes no part in {frame.conversation_id}")
-    reply_to = frame.in_reply_to
-    if reply_to and messages.position(c, frame.conversation_id, reply_to) is None:
-        reply_to = None
+    user_id, conversation_id = machine.user_id, frame.conversation_id
+    takes_part, other = conversations.partner(c, user_id, conversation_id, agent.id)
+    if not takes_part:
+        if conversations.load(c, user_id, conversation_id) is None:
+            return set()
+        raise ProtocolError(f"{frame.agent_id} takes no part in {conversation_id}")
+    cause = _cause(c, machine, frame)
+    link = linked(frame.message_id, cause)
     message = Message(
         id=frame.message_id,
-        conversation_id=frame.conversation_id,
+        conversation_id=conversation_id,
         author=Author(type="agent", id=agent.id, name=agent.name),
         text=frame.text,
         created_at=clock.at(min(clock.to_us(frame.sent_at), clock.now_us())),
-        in_reply_to=reply_to,
+        in_reply_to=_reply_to(c, frame, cause),
         run_id=frame.run_id,
         auto_published=frame.auto_published,
+        chain_id=link.chain_id,
+        depth=link.depth,
+        caused_by=link.caused_by,
     )
-    if messages.insert(c, machine.user_id, message):
-        events.append(c, machine.user_id, EventType.MESSAGE_CREATED, message)
+    return relay.take(c, user_id, message, other, cause)
+
+
+def _cause(c: sqlite3.Connection, machine: Machine, frame: Send) -> Cause | None:
+    """What the agent worked on: as its daemon says, if it was given to this agent at all."""
+    said = frame.caused_by or frame.in_reply_to
+    if said is None and (run := runs.load(c, frame.run_id)):  # a daemon that knows no chains
+        rows = _deliveries(c, run)
+        said = rows[0].message_id if rows else None
+    cause = messages.cause(c, machine.user_id, said, frame.agent_id) if said else None
+    return cause if cause and cause.worked_in else None
+
+
+def _reply_to(c: sqlite3.Connection, frame: Send, cause: Cause | None) -> MessageId | None:
+    """What it replies to, if that stands in the same conversation."""
+    wanted = frame.in_reply_to
+    if wanted is None or (cause and cause.id == wanted):
+        same = cause is not None and cause.conversation_id == frame.conversation_id
+        return wanted if same else None
+    return wanted if messages.position(c, frame.conversation_id, wanted) is not None else None
 
 
 # --- runs -----------------------------------------------------------------------------
@@ -367,9 +368,12 @@ def may_read(
     c: sqlite3.Connection, machine: Machine, agent_id: AgentId, conversation_id: ConversationId
 ) -> bool:
     """Whether the agent is one of the machine's and takes part in the conversation."""
-    agent = agents.load(c, machine.user_id, agent_id)
-    return (
-        agent is not None
-        and machine.serves(agent)
-        and conversations.contains(c, machine.user_id, conversation_id, agent_id)
+    return is_of(c, machine, agent_id) and conversations.contains(
+        c, machine.user_id, conversation_id, agent_id
     )
+
+
+def is_of(c: sqlite3.Connection, machine: Machine, agent_id: AgentId) -> bool:
+    """Whether the agent is one of the machine's."""
+    agent = agents.load(c, machine.user_id, agent_id)
+    return agent is not None and machine.serves(agent)

@@ -3,10 +3,12 @@
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from cloudagent_backend.delivery import ladder, lending
+from cloudagent_backend.delivery import chains, ladder, lending
+from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused, not_found
-from cloudagent_backend.delivery.reports import Machine
+from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.states import ENDS
 from cloudagent_backend.store import (
     agents,
@@ -45,6 +47,8 @@ from cloudagent_protocol.resources import (
     RunState,
 )
 
+_DEFAULT: Final = Limits()
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -77,20 +81,19 @@ def submit(c: sqlite3.Connection, submission: Submission, backlog_cap: int) -> S
     """
     user_id = submission.user_id
     conversation_id, targets = _targets(c, submission)
+    message_id = new_message_id()
     message = Message(
-        id=new_message_id(),
+        id=message_id,
         conversation_id=conversation_id,
         author=submission.author,
         text=submission.text,
         created_at=clock.at(clock.now_us()),
+        chain_id=message_id,
     )
-    rows = [_queue(c, message, user_id, agent, backlog_cap) for agent in targets]
+    rows = [queue(c, message, agent, backlog_cap) for agent in targets]
     if submission.host_id:
         rows = [_pin(c, row, submission.host_id) for row in rows]
-    message.deliveries = [
-        DeliverySummary(id=row.id, agent_id=row.agent_id, seq=row.seq, state=row.state)
-        for row in rows
-    ]
+    message.deliveries = [summary(row) for row in rows]
     messages.insert(c, user_id, message)
     events.append(c, user_id, EventType.MESSAGE_CREATED, message)
     for row in rows:
@@ -124,9 +127,23 @@ def _targets(
     return conversation.id, present
 
 
-def _queue(
-    c: sqlite3.Connection, message: Message, user_id: UserId, agent: AgentRow, backlog_cap: int
+def summary(row: DeliveryRow) -> DeliverySummary:
+    return DeliverySummary(id=row.id, agent_id=row.agent_id, seq=row.seq, state=row.state)
+
+
+def queue(
+    c: sqlite3.Connection,
+    message: Message,
+    agent: AgentRow,
+    backlog_cap: int,
+    *,
+    worked_in: ConversationId | None = None,
 ) -> DeliveryRow:
+    """A queued delivery of the message, not told yet; to be worked on in its conversation or another.
+
+    Raises:
+        Refused: the host's backlog is full.
+    """
     host = hosts.load_any(c, agent.host_machine_id)
     name = host.name if host else agent.host_machine_id
     seq = outbox.next_delivery_seq(c, agent.host_machine_id, backlog_cap)
@@ -142,12 +159,13 @@ def _queue(
         rungs.append(NewRung(RungName.WAITING, ladder.BACKEND, detail))
     row = DeliveryRow(
         id=new_delivery_id(),
-        user_id=user_id,
+        user_id=agent.user_id,
         host_id=agent.host_machine_id,
         agent_id=agent.id,
-        conversation_id=message.conversation_id,
+        conversation_id=worked_in or message.conversation_id,
         message_id=message.id,
         seq=seq,
+        chain_id=message.chain_id if message.depth else None,
     )
     return deliveries.insert(c, row, rungs)
 
@@ -173,46 +191,70 @@ def _pin(c: sqlite3.Connection, row: DeliveryRow, host_id: HostId) -> DeliveryRo
     return lending.hand_over(c, row, helper, pinned=True) or row
 
 
-def lease(c: sqlite3.Connection, host_id: HostId, window: int) -> list[DeliveryRow]:
+def lease(
+    c: sqlite3.Connection, host_id: HostId, window: int, limits: Limits = _DEFAULT
+) -> list[DeliveryRow]:
     """Number frames for as many queued deliveries as the host's window has room for.
 
-    Returns those that are queued no more: leased, or given up.
+    Returns those that may be leased no more: leased, given up, or held with their chain.
     """
-    room = window - deliveries.in_flight_count(c, host_id)
-    rows = deliveries.queued(c, host_id, room) if room > 0 else []
-    rows = lending.in_turn(c, host_id, rows) if rows else []
+    done: list[DeliveryRow] = []
     known: dict[AgentId, AgentRow | None] = {}
-    for row in rows:
-        if row.agent_id not in known:
-            known[row.agent_id] = agents.load(c, row.user_id, row.agent_id)
-        agent, message = known[row.agent_id], messages.load_bare(c, row.message_id)
-        if agent is None or message is None:
-            _give_up(c, row, "the agent was removed", Reason.AGENT_UNKNOWN.value)
-        elif leased := ladder.move(c, row, DeliveryState.LEASED):
-            try:
-                outbox.put(c, host_id, _deliver(row, agent, message))
-            except ProtocolError:
-                detail = "the message and its agent's settings do not fit into one frame"
-                _give_up(c, leased, detail, "too_large")
-    return rows
+    room = window - deliveries.in_flight_count(c, host_id)
+    while room > 0 and (rows := deliveries.queued(c, host_id, room)):
+        rows = lending.in_turn(c, host_id, rows)
+        free = [row for row in rows if chains.may_go(c, row)]
+        for row in free:
+            _lease_one(c, row, known, limits)
+        done += rows
+        room -= len(free)
+        if len(free) == len(rows):
+            break
+    chains.tell_paused(c, done)
+    return done
+
+
+def _lease_one(
+    c: sqlite3.Connection,
+    row: DeliveryRow,
+    known: dict[AgentId, AgentRow | None],
+    limits: Limits,
+) -> None:
+    if row.agent_id not in known:
+        known[row.agent_id] = agents.load(c, row.user_id, row.agent_id)
+    agent, message = known[row.agent_id], messages.load_bare(c, row.message_id)
+    if agent is None or message is None:
+        _give_up(c, row, "the agent was removed", Reason.AGENT_UNKNOWN.value)
+    elif leased := ladder.move(c, row, DeliveryState.LEASED):
+        try:
+            outbox.put(c, row.host_id, _deliver(row, agent, message, limits.hops))
+        except ProtocolError:
+            detail = "the message and its agent's settings do not fit into one frame"
+            _give_up(c, leased, detail, "too_large")
 
 
 def _give_up(c: sqlite3.Connection, row: DeliveryRow, detail: str, reason: str) -> None:
     ladder.close(c, row, DeliveryState.DEAD, actor=ladder.BACKEND, detail=detail, reason=reason)
 
 
-def _deliver(row: DeliveryRow, agent: AgentRow, message: Message) -> Deliver:
+def _deliver(row: DeliveryRow, agent: AgentRow, message: Message, hop_limit: int) -> Deliver:
+    elsewhere = row.conversation_id != message.conversation_id
     return Deliver(
         delivery_id=row.id,
         delivery_seq=row.seq,
         agent=agents.spec(agent),
         message=DeliveredMessage(
             id=message.id,
-            conversation_id=message.conversation_id,
+            conversation_id=row.conversation_id,
             author=message.author,
             text=message.text,
             created_at=message.created_at,
+            chain_id=message.chain_id,
+            depth=message.depth,
+            caused_by=message.caused_by,
+            written_in=message.conversation_id if elsewhere else None,
         ),
+        hop_limit=hop_limit,
     )
 
 
@@ -226,20 +268,21 @@ def sent(c: sqlite3.Connection, delivery_ids: Sequence[DeliveryId]) -> None:
 
 def cancel(
     c: sqlite3.Connection, user_id: UserId, actor: str, message_id: MessageId
-) -> list[DeliveryRow]:
+) -> tuple[Message, list[DeliveryRow]]:
     """Stop every delivery of a message that is not over.
 
     Raises:
         Refused: there is no such message, or it is all over.
     """
-    if messages.load(c, user_id, message_id) is None:
+    message = messages.load(c, user_id, message_id)
+    if message is None:
         raise not_found()
     rows = deliveries.of_message(c, user_id, message_id)
     if all(row.state in ENDS for row in rows):
         raise Refused(ErrorCode.CONFLICT, "There is nothing left to cancel: the message is done.")
     for row in rows:
         stop(c, row, actor)
-    return deliveries.of_message(c, user_id, message_id)
+    return message, rows
 
 
 def interrupt(c: sqlite3.Connection, user_id: UserId, actor: str, run_id: RunId) -> runs.RunRow:
@@ -292,7 +335,11 @@ def remove_host(c: sqlite3.Connection, host_id: HostId) -> None:
         return
     for run in runs.live_of_host(c, host_id):
         ladder.abandon_run(c, run)
-    open_ones = [*deliveries.in_flight(c, host_id), *deliveries.queued(c, host_id, -1)]
+    open_ones = [
+        *deliveries.in_flight(c, host_id),
+        *deliveries.queued(c, host_id, -1),
+        *deliveries.held_of_host(c, host_id),
+    ]
     for row in open_ones:
         _give_up(c, row, "the machine was removed", "host_removed")
     outbox.forget(c, host_id)

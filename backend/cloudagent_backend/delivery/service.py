@@ -5,15 +5,27 @@ What happens inside the transactions: `sending.py` (down), `reports.py` (up), `h
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from cloudagent_backend import crash
-from cloudagent_backend.delivery import handshake, ladder, lending, reports, sending
+from cloudagent_backend.delivery import (
+    decisions,
+    handshake,
+    ladder,
+    lending,
+    relay,
+    reports,
+    sending,
+)
+from cloudagent_backend.delivery.chains import Limits
+from cloudagent_backend.delivery.decisions import Decided
 from cloudagent_backend.delivery.fanout import Fanout
 from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hints import Hints
 from cloudagent_backend.delivery.hub import Hub
-from cloudagent_backend.delivery.reports import Applied, Machine, Reported
+from cloudagent_backend.delivery.machine import Machine
+from cloudagent_backend.delivery.relay import Relay
+from cloudagent_backend.delivery.reports import Applied, Reported
 from cloudagent_backend.delivery.sending import Submission, Submitted
 from cloudagent_backend.store import hosts, messages
 from cloudagent_backend.store.database import Database
@@ -22,14 +34,25 @@ from cloudagent_backend.store.hosts import HostRow
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.events import Finished, Started, Text
-from cloudagent_protocol.frames import Ack, Delta, Hello, ListMessages, RunReport
+from cloudagent_protocol.frames import (
+    Ack,
+    AgentEntry,
+    Delta,
+    FindAgent,
+    FoundAgent,
+    Hello,
+    ListAgents,
+    ListMessages,
+    RunReport,
+)
 from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, MessageId, RunId, UserId
-from cloudagent_protocol.resources import Message, Run, Trace
+from cloudagent_protocol.resources import Chain, ChainDecide, Message, Run, Trace
 
 T = TypeVar("T")
 #: Wraps the work of one transaction.
 Work: TypeAlias = Callable[[sqlite3.Connection], T]
 Once: TypeAlias = Callable[[Work[T]], Work[T]]
+_DEFAULT: Final = Limits()
 
 
 def _as_it_is(work: Work[T]) -> Work[T]:
@@ -58,16 +81,26 @@ class Service:
     Args:
         window: deliveries that may be unfinished on a machine at once.
         backlog_cap: unfinished deliveries per host, above which new ones are refused.
+        limits: what agents may do by themselves before a person is asked.
     """
 
     def __init__(
-        self, database: Database, hub: Hub, fanout: Fanout, *, window: int, backlog_cap: int
+        self,
+        database: Database,
+        hub: Hub,
+        fanout: Fanout,
+        *,
+        window: int,
+        backlog_cap: int,
+        limits: Limits = _DEFAULT,
     ) -> None:
         self._database = database
         self._hub = hub
         self._fanout = fanout
         self._backlog_cap = backlog_cap
         self._window = window
+        self._limits = limits
+        self._relay = Relay(limits, backlog_cap)
         #: Rung when a host has work; the dispatcher listens.
         self.hints = Hints()
 
@@ -89,9 +122,7 @@ class Service:
         def work(c: sqlite3.Connection) -> Submitted:
             done = sending.submit(c, submission, self._backlog_cap)
             # A machine that is here need not wait for the dispatcher and one more commit.
-            for host_id in self._with_helpers(done.hosts):
-                if self._hub.is_ready(host_id):
-                    self._lease(c, host_id)
+            self._lease_ready(c, done.hosts)
             return done
 
         done = await self._write(once(work), "submit")
@@ -108,9 +139,8 @@ class Service:
         """
 
         def work(c: sqlite3.Connection) -> tuple[Trace, set[HostId]]:
-            rows = sending.cancel(c, user_id, actor, message_id)
-            trace = Trace(message_id=message_id, deliveries=[ladder.trace(c, row) for row in rows])
-            return trace, {row.host_id for row in rows}
+            message, rows = sending.cancel(c, user_id, actor, message_id)
+            return ladder.trace_of(c, user_id, message), {row.host_id for row in rows}
 
         trace, told = await self._database.write(work)
         self._changed(user_id, told)
@@ -129,6 +159,29 @@ class Service:
         )
         self._changed(user_id, {run.host_id})
         return run.resource
+
+    async def decide(
+        self,
+        user_id: UserId,
+        by: str,
+        chain_id: MessageId,
+        body: ChainDecide,
+        once: Once[Decided] = _as_it_is,
+    ) -> Chain:
+        """Let a paused chain go on, or stop it.
+
+        Raises:
+            Refused: there is no such chain, or somebody has answered already.
+        """
+
+        def work(c: sqlite3.Connection) -> Decided:
+            decided = decisions.decide(c, user_id, by, chain_id, body, self._limits)
+            self._lease_ready(c, decided.hosts)
+            return decided
+
+        decided = await self._database.write(once(work))
+        self._changed(user_id, decided.hosts)
+        return decided.chain
 
     # --- the machines that people own ---
 
@@ -232,9 +285,11 @@ class Service:
             applied = Applied(count=len(frames))
         else:
             applied = await self._write(
-                lambda c: reports.apply(c, machine, frames), *_steps(frames)
+                lambda c: self._take_in(c, machine, frames), *_steps(frames)
             )
             self._fanout.notify(machine.user_id)
+            for host_id in self._with_helpers(applied.hosts):
+                self._hub.hint(host_id)
             if any(_makes_room(frame) for frame in frames):
                 for one in {machine.host_id, machine.parent_id or machine.host_id}:
                     self.hints.hint(one)
@@ -266,7 +321,40 @@ class Service:
     def _lease(self, c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
         if self._hub.helps(host_id):
             lending.take(c, host_id)
-        return sending.lease(c, host_id, self._window)
+        return sending.lease(c, host_id, self._window, self._limits)
+
+    async def list_agents(self, machine: Machine, query: ListAgents) -> list[AgentEntry] | None:
+        """Whom an agent may message; null if it is not one of the machine's."""
+
+        def work(c: sqlite3.Connection) -> list[AgentEntry] | None:
+            if not reports.is_of(c, machine, query.agent_id):
+                return None
+            return relay.roster(c, machine.user_id, query.agent_id)
+
+        return await self._database.read(work)
+
+    async def find_agent(self, machine: Machine, query: FindAgent) -> FoundAgent | str:
+        """Where a message to another agent goes, or why it may not be sent."""
+
+        def work(c: sqlite3.Connection) -> FoundAgent | str:
+            if not reports.is_of(c, machine, query.agent_id):
+                return f"{query.agent_id} is no agent of this machine"
+            return relay.find(c, machine.user_id, query, self._limits)
+
+        return await self._database.write(work)
+
+    def _take_in(
+        self, c: sqlite3.Connection, machine: Machine, frames: Sequence[Reported]
+    ) -> Applied:
+        applied = reports.apply(c, machine, frames, self._relay)
+        self._lease_ready(c, applied.hosts)
+        return applied
+
+    def _lease_ready(self, c: sqlite3.Connection, host_ids: Iterable[HostId]) -> None:
+        """For machines that are here, so that they need not wait for the dispatcher."""
+        for host_id in self._with_helpers(host_ids):
+            if self._hub.is_ready(host_id):
+                self._lease(c, host_id)
 
     async def _write(self, work: Work[T], *steps: crash.Step) -> T:
         """One transaction; a test may kill the process before its commit, or right after."""

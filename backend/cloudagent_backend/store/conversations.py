@@ -12,6 +12,7 @@ def _resource(row: sqlite3.Row, agent_ids: list[AgentId]) -> Conversation:
     return Conversation(
         id=row["id"],
         title=row["title"],
+        kind="people" if row["pair"] is None else "agents",
         agent_ids=agent_ids,
         created_at=clock.at(row["created_us"]),
         last_message_at=clock.at_or_none(row["last_message_us"]),
@@ -30,22 +31,40 @@ def _resources(c: sqlite3.Connection, rows: list[sqlite3.Row]) -> list[Conversat
 
 
 def create(
-    c: sqlite3.Connection, user_id: UserId, agent_ids: list[AgentId], title: str | None = None
+    c: sqlite3.Connection,
+    user_id: UserId,
+    agent_ids: list[AgentId],
+    title: str | None = None,
+    *,
+    pair: str | None = None,
 ) -> Conversation:
     """A new conversation; the caller has checked that the agents are the user's."""
     conversation_id = new_conversation_id()
     created_us = clock.now_us()
     c.execute(
-        "INSERT INTO conversations (id, user_id, title, created_us) VALUES (?, ?, ?, ?)",
-        (conversation_id, user_id, title, created_us),
+        "INSERT INTO conversations (id, user_id, title, created_us, pair) VALUES (?, ?, ?, ?, ?)",
+        (conversation_id, user_id, title, created_us, pair),
     )
     c.executemany(
         "INSERT INTO conversation_agents (conversation_id, agent_id, position) VALUES (?, ?, ?)",
         [(conversation_id, agent_id, n) for n, agent_id in enumerate(agent_ids)],
     )
     return Conversation(
-        id=conversation_id, title=title, agent_ids=agent_ids, created_at=clock.at(created_us)
+        id=conversation_id,
+        title=title,
+        kind="people" if pair is None else "agents",
+        agent_ids=agent_ids,
+        created_at=clock.at(created_us),
     )
+
+
+def between(c: sqlite3.Connection, user_id: UserId, one: AgentId, other: AgentId) -> ConversationId:
+    """The conversation of two agents of the user's with each other, made if there is none."""
+    pair = " ".join(sorted((one, other)))
+    row = c.execute(
+        "SELECT id FROM conversations WHERE user_id = ? AND pair = ?", (user_id, pair)
+    ).fetchone()
+    return row[0] if row else create(c, user_id, [one, other], pair=pair).id
 
 
 def load(
@@ -93,6 +112,24 @@ def latest_with(c: sqlite3.Connection, user_id: UserId, agent_id: AgentId) -> Co
         (user_id, agent_id),
     ).fetchone()
     return row[0] if row else None
+
+
+def partner(
+    c: sqlite3.Connection, user_id: UserId, conversation_id: ConversationId, agent_id: AgentId
+) -> tuple[bool, AgentId | None]:
+    """Whether the agent takes part in the user's conversation, and with which other agent.
+
+    The other one is null where people talk with agents.
+    """
+    row = c.execute(
+        "SELECT v.pair FROM conversation_agents a JOIN conversations v ON v.id = a.conversation_id"
+        " WHERE a.conversation_id = ? AND a.agent_id = ? AND v.user_id = ?",
+        (conversation_id, agent_id, user_id),
+    ).fetchone()
+    if row is None or row[0] is None:
+        return row is not None, None
+    [other] = [AgentId(one) for one in row[0].split() if one != agent_id]
+    return True, other
 
 
 def contains(

@@ -53,6 +53,12 @@ class DeliveryRow:
     lent_by: HostId | None = None
     #: Whether it was meant for that host and no other.
     pinned: bool = False
+    #: Of a message that one agent sent to another: its chain.
+    chain_id: MessageId | None = None
+    #: Which turn of the chain this is; null until it was given one.
+    turn: int | None = None
+    #: Whether it waits for a person's word about its chain.
+    held: bool = False
 
     def has_rung(self, name: RungName) -> bool:
         return f'{{"rung":"{name.value}"' in self.rungs
@@ -94,6 +100,9 @@ def _row(row: sqlite3.Row) -> DeliveryRow:
         rungs=row["rungs"],
         lent_by=row["lent_by"],
         pinned=bool(row["pinned"]),
+        chain_id=row["chain_id"],
+        turn=row["turn"],
+        held=bool(row["held"]),
     )
 
 
@@ -110,7 +119,8 @@ def insert(c: sqlite3.Connection, row: DeliveryRow, rungs: Iterable[NewRung]) ->
     ladder = _extended("[]", rungs)
     c.execute(
         "INSERT INTO deliveries (id, user_id, host_id, agent_id, conversation_id, message_id, seq,"
-        " state, rungs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " state, outcome, reason, rungs, chain_id, held)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.id,
             row.user_id,
@@ -120,7 +130,11 @@ def insert(c: sqlite3.Connection, row: DeliveryRow, rungs: Iterable[NewRung]) ->
             row.message_id,
             row.seq,
             row.state.value,
+            row.outcome,
+            row.reason,
             ladder,
+            row.chain_id,
+            row.held,
         ),
     )
     return replace(row, rungs=ladder)
@@ -151,11 +165,49 @@ def of_conversation(
 
 
 def queued(c: sqlite3.Connection, host_id: HostId, limit: int) -> list[DeliveryRow]:
+    """What may be leased now, the oldest first."""
     rows = c.execute(
-        "SELECT * FROM deliveries WHERE host_id = ? AND state = 'queued' ORDER BY seq LIMIT ?",
+        "SELECT * FROM deliveries WHERE host_id = ? AND state = 'queued' AND held = 0"
+        " ORDER BY seq LIMIT ?",
         (host_id, limit),
     )
     return [_row(row) for row in rows]
+
+
+def held_of_host(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE host_id = ? AND state = 'queued' AND held = 1", (host_id,)
+    )
+    return [_row(row) for row in rows]
+
+
+def open_of_chain(c: sqlite3.Connection, chain_id: MessageId) -> list[DeliveryRow]:
+    """What is not over of the chain: the first message's, and those between agents."""
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE (chain_id = ?1 OR message_id = ?1)"
+        " AND state IN ('queued', 'leased', 'received', 'running', 'waiting')"
+        " ORDER BY host_id, seq",
+        (chain_id,),
+    )
+    return [_row(row) for row in rows]
+
+
+def give_turn(c: sqlite3.Connection, row: DeliveryRow, turn: int) -> None:
+    c.execute("UPDATE deliveries SET turn = ? WHERE id = ?", (turn, row.id))
+
+
+def hold(c: sqlite3.Connection, row: DeliveryRow, rung: NewRung) -> DeliveryRow:
+    """Keep a queued delivery back until a person has decided about its chain."""
+    c.execute("UPDATE deliveries SET held = 1 WHERE id = ?", (row.id,))
+    return note(c, row, rung)
+
+
+def release(c: sqlite3.Connection, row: DeliveryRow, seq: int) -> DeliveryRow:
+    """Put a held delivery back into the queue; `seq` is its new place in it."""
+    [changed] = c.execute(
+        "UPDATE deliveries SET held = 0, seq = ? WHERE id = ? RETURNING *", (seq, row.id)
+    ).fetchall()
+    return _row(changed)
 
 
 def in_flight(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
@@ -188,7 +240,7 @@ def open_of_agent(c: sqlite3.Connection, agent_id: AgentId) -> list[DeliveryRow]
 def head(c: sqlite3.Connection, host_id: HostId, agent_id: AgentId) -> DeliveryRow | None:
     """What waits longest for this agent, with this host."""
     row = c.execute(
-        "SELECT * FROM deliveries WHERE agent_id = ? AND host_id = ? AND state = 'queued'"
+        "SELECT * FROM deliveries WHERE agent_id = ? AND host_id = ? AND state = 'queued' AND held = 0"
         " ORDER BY seq LIMIT 1",
         (agent_id, host_id),
     ).fetchone()
@@ -324,13 +376,15 @@ def interrupted(c: sqlite3.Connection, delivery_id: DeliveryId, actor: str) -> N
 
 
 def trace(row: DeliveryRow, *, waits_for_host: bool) -> DeliveryTrace:
-    """The delivery as the API shows it; a queued one says if its host is why it waits."""
+    """The delivery as the API shows it; a queued one says why it waits, if there is a reason."""
     return DeliveryTrace.model_validate_json(trace_text(row, waits_for_host=waits_for_host))
 
 
 def trace_text(row: DeliveryRow, *, waits_for_host: bool) -> str:
     """As `trace`, in JSON: most steps of a delivery are only told, and its ladder is text already."""
-    waits = waits_for_host and row.state is DeliveryState.QUEUED
+    reason = row.reason
+    if row.state is DeliveryState.QUEUED and (row.held or waits_for_host):
+        reason = "budget" if row.held else "host_offline"
     fields = {
         "id": row.id,
         "message_id": row.message_id,
@@ -339,7 +393,7 @@ def trace_text(row: DeliveryRow, *, waits_for_host: bool) -> str:
         "run_id": row.run_id,
         "state": row.state.value,
         "outcome": row.outcome,
-        "reason": "host_offline" if waits else row.reason,
+        "reason": reason,
         "attempt": row.attempt,
     }
     return f'{json_text(fields)[:-1]},"rungs":{row.rungs}}}'

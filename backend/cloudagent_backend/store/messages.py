@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cloudagent_backend.store import clock, deliveries
-from cloudagent_protocol.ids import ConversationId, MessageId, UserId
+from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, UserId
 from cloudagent_protocol.resources import Author, DeliverySummary, Message
 
 #: Above every position that SQLite can give.
@@ -20,6 +20,22 @@ class MessagePage:
     more: bool
 
 
+@dataclass(frozen=True)
+class Cause:
+    """A message that an agent works on, as what it then sends depends on it."""
+
+    id: MessageId
+    #: Where it stands.
+    conversation_id: ConversationId
+    author: Author
+    chain_id: MessageId
+    depth: int
+    #: From an agent to this one: where its author worked when it was sent.
+    asked_in: ConversationId | None
+    #: Where this agent works on it; null: it was never given to it.
+    worked_in: ConversationId | None
+
+
 def _resource(row: sqlite3.Row, summaries: list[DeliverySummary]) -> Message:
     auto_published = row["auto_published"]
     return Message(
@@ -32,16 +48,28 @@ def _resource(row: sqlite3.Row, summaries: list[DeliverySummary]) -> Message:
         in_reply_to=row["in_reply_to"],
         run_id=row["run_id"],
         auto_published=None if auto_published is None else bool(auto_published),
+        chain_id=row["chain_id"],
+        depth=row["depth"],
+        caused_by=row["caused_by"],
     )
 
 
-def insert(c: sqlite3.Connection, user_id: UserId, message: Message) -> bool:
-    """Keep the message and note it on its conversation; false if the id is known already."""
+def insert(
+    c: sqlite3.Connection,
+    user_id: UserId,
+    message: Message,
+    asked_in: ConversationId | None = None,
+) -> bool:
+    """Keep the message and note it on its conversation; false if the id is known already.
+
+    Of an agent's message to another one it is kept where its author worked (`asked_in`).
+    """
     created_us = clock.to_us(message.created_at)
     stored = c.execute(
         "INSERT INTO messages (id, conversation_id, user_id, author_type, author_id, author_name,"
-        " text, created_us, in_reply_to, run_id, auto_published)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+        " text, created_us, in_reply_to, run_id, auto_published, chain_id, depth, caused_by,"
+        " asked_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (id) DO NOTHING",
         (
             message.id,
             message.conversation_id,
@@ -54,6 +82,10 @@ def insert(c: sqlite3.Connection, user_id: UserId, message: Message) -> bool:
             message.in_reply_to,
             message.run_id,
             message.auto_published,
+            message.chain_id,
+            message.depth,
+            message.caused_by,
+            asked_in,
         ),
     ).rowcount
     if stored:
@@ -75,6 +107,29 @@ def load_bare(c: sqlite3.Connection, message_id: MessageId) -> Message | None:
     """What was said, without how it fares; whosever it is: for our own steps."""
     row = c.execute("SELECT * FROM messages WHERE id = ?", (message_id,)).fetchone()
     return _resource(row, []) if row else None
+
+
+def cause(
+    c: sqlite3.Connection, user_id: UserId, message_id: MessageId, agent_id: AgentId
+) -> Cause | None:
+    """A message as the cause of what the agent says; null if it is not the user's."""
+    row = c.execute(
+        "SELECT m.*, d.conversation_id AS worked_in FROM messages m"
+        " LEFT JOIN deliveries d ON d.message_id = m.id AND d.agent_id = ?"
+        " WHERE m.id = ? AND m.user_id = ? LIMIT 1",
+        (agent_id, message_id, user_id),
+    ).fetchone()
+    if row is None:
+        return None
+    return Cause(
+        id=row["id"],
+        conversation_id=row["conversation_id"],
+        author=Author(type=row["author_type"], id=row["author_id"], name=row["author_name"]),
+        chain_id=row["chain_id"] or row["id"],
+        depth=row["depth"],
+        asked_in=row["asked_in"],
+        worked_in=row["worked_in"],
+    )
 
 
 def position(

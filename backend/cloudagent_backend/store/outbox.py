@@ -47,6 +47,15 @@ def next_delivery_seq(c: sqlite3.Connection, host_id: HostId, backlog_cap: int) 
     return rows[0][0] if rows else None
 
 
+def renumbered(c: sqlite3.Connection, host_id: HostId) -> int:
+    """The number of a delivery to this host that goes to the end of the queue."""
+    [(seq,)] = c.execute(
+        "UPDATE links SET delivery_seq = delivery_seq + 1 WHERE host_id = ? RETURNING delivery_seq",
+        (host_id,),
+    ).fetchall()
+    return seq
+
+
 def ended(c: sqlite3.Connection, host_id: HostId) -> None:
     """A delivery to this host is over: its backlog is one shorter."""
     c.execute("UPDATE links SET backlog = backlog - 1 WHERE host_id = ?", (host_id,))

@@ -138,12 +138,45 @@ ALTER TABLE host_machines ADD COLUMN former_key_hash BLOB;
 CREATE INDEX host_machines_by_former_key ON host_machines (former_key_hash);
 """
 
+_CHAINS: Final = """
+ALTER TABLE messages ADD COLUMN chain_id TEXT;  -- the message that began it all
+ALTER TABLE messages ADD COLUMN depth INTEGER NOT NULL DEFAULT 0;  -- 0: a person's
+ALTER TABLE messages ADD COLUMN caused_by TEXT;  -- what its author worked on
+ALTER TABLE messages ADD COLUMN asked_in TEXT;  -- to an agent: where its author worked on that
+UPDATE messages SET chain_id = coalesce(in_reply_to, id), caused_by = in_reply_to,
+  depth = author_type = 'agent';
+
+ALTER TABLE conversations ADD COLUMN pair TEXT;  -- of two agents with each other: both ids, in order
+CREATE UNIQUE INDEX conversations_of_pair ON conversations (user_id, pair) WHERE pair IS NOT NULL;
+
+ALTER TABLE deliveries ADD COLUMN chain_id TEXT;  -- null: a person's message, which always goes
+ALTER TABLE deliveries ADD COLUMN turn INTEGER;   -- which turn of its chain it was given
+ALTER TABLE deliveries ADD COLUMN held INTEGER NOT NULL DEFAULT 0;  -- until a person has decided
+CREATE INDEX deliveries_of_chain ON deliveries (chain_id) WHERE chain_id IS NOT NULL;
+DROP INDEX deliveries_queued;
+CREATE INDEX deliveries_queued ON deliveries (host_id, seq) WHERE state = 'queued' AND held = 0;
+
+CREATE TABLE chains (             -- those in which agents have messaged agents
+  id TEXT PRIMARY KEY,            -- the message that began it
+  user_id TEXT NOT NULL,
+  state TEXT NOT NULL DEFAULT 'active',
+  turns INTEGER NOT NULL DEFAULT 0,
+  allowed INTEGER NOT NULL,
+  pauses INTEGER NOT NULL DEFAULT 0,
+  paused_us INTEGER,
+  answers TEXT NOT NULL DEFAULT '[]'  -- JSON
+) STRICT, WITHOUT ROWID;
+CREATE INDEX chains_of_user ON chains (user_id, id);
+CREATE INDEX chains_paused ON chains (user_id, id) WHERE state = 'paused';
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
     _EPHEMERAL_HOSTS,
     _DEVICE_LOGINS,
     delivery_schema.EVENT_NUMBERS,
+    _CHAINS,
 )
 
 

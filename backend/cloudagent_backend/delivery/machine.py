@@ -1,0 +1,38 @@
+"""Who is at the other end of a link, and for which agents it may speak."""
+
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel
+
+from cloudagent_backend.store.agents import AgentRow
+from cloudagent_backend.store.hosts import HostRow
+from cloudagent_protocol.frames import Delta
+from cloudagent_protocol.ids import AgentId, HostId, RunId, UserId
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Who reports."""
+
+    host_id: HostId
+    user_id: UserId
+    name: str
+    #: Of an ephemeral host: the one whose agents it serves, and the one agent if it is only that.
+    parent_id: HostId | None = None
+    only: AgentId | None = None
+    #: Runs whose model is known to have begun to answer: their deltas change nothing that is kept.
+    seen: set[RunId] = field(default_factory=set[RunId])
+    #: Runs of this connection whose text is being shown.
+    live: set[RunId] = field(default_factory=set[RunId])
+
+    @classmethod
+    def of(cls, host: HostRow) -> "Machine":
+        return cls(host.id, host.user_id, host.name, host.parent_id, host.serves)
+
+    def serves(self, agent: AgentRow) -> bool:
+        """Whether it may speak for this agent."""
+        own = agent.host_machine_id == (self.parent_id or self.host_id)
+        return own and self.only in (None, agent.id)
+
+    def changes_nothing(self, frame: BaseModel) -> bool:
+        return isinstance(frame, Delta) and frame.run_id in self.seen
