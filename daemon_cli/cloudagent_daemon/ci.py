@@ -17,7 +17,7 @@ from cloudagent_daemon import daemon
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.link.ephemeral import Backend, RefusedError
 from cloudagent_daemon.link.transport import KeyRejectedError, LinkError, UnreachableError
-from cloudagent_daemon.link.websocket import tls_context
+from cloudagent_daemon.link.way import way_of
 from cloudagent_daemon.runs.once import OneMessage, words
 from cloudagent_protocol.events import Outcome, Reason
 from cloudagent_protocol.resources import EphemeralHost
@@ -82,8 +82,7 @@ async def run(
     """
     job = Job()
     ending = daemon.Ending()
-    tls = tls_context(settings.server_url, settings.ca_file, insecure=settings.insecure)
-    backend = Backend(settings.server_url, tls)
+    backend = Backend(way_of(settings))
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey, signals, ending)

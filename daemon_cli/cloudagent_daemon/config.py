@@ -1,9 +1,12 @@
 """The daemon's settings, and the only reader of its environment: defaults < file < env < flags."""
 
+import errno
 import json
 import os
+import secrets
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
@@ -23,9 +26,19 @@ class ConfigError(Exception):
     `usage` tells a slip on the command line from a file that needs a person.
     """
 
-    def __init__(self, what: str, why: str, next_step: str, *, usage: bool = False) -> None:
+    def __init__(
+        self,
+        what: str,
+        why: str,
+        next_step: str,
+        *,
+        usage: bool = False,
+        replaceable: bool = False,
+    ) -> None:
         super().__init__(f"{what}: {why}")
         self.what, self.why, self.next_step, self.usage = what, why, next_step, usage
+        #: Whether a login may write the file anew.
+        self.replaceable = replaceable
 
 
 class NotLoggedInError(ConfigError):
@@ -104,6 +117,11 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def wants_colour(environ: Mapping[str, str]) -> bool:
+    """Whether colour and movement are welcome on a terminal (no-color.org)."""
+    return not environ.get("NO_COLOR") and environ.get("TERM") not in ("dumb", "", None)
+
+
 def home_dir(environ: Mapping[str, str]) -> Path:
     """`~/.cloudagent`, or where `CLOUDAGENT_HOME` says."""
     return Path(environ.get(HOME_VARIABLE) or "~/.cloudagent").expanduser()
@@ -161,10 +179,14 @@ def read_file(path: Path) -> Stored | None:
         ConfigError: others may read it, or it cannot be understood.
     """
     try:
-        info, text = path.stat(), path.read_text("utf-8")
+        info, text = _read_own(path)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        linked = error.errno == errno.ELOOP
+        why = "it is a symbolic link; it has to be a file of its own" if linked else str(error)
+        raise _unusable(path, why) from error
+    except UnicodeDecodeError as error:
         raise _unusable(path, str(error)) from error
     if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o077:
         raise ConfigError(
@@ -178,6 +200,44 @@ def read_file(path: Path) -> Stored | None:
         raise _unusable(path, f"{type(error).__name__}: {error}") from error
 
 
+def _read_own(path: Path) -> tuple[os.stat_result, str]:
+    """The file's text, and whose it is: of the very file that was read, and no other's by a link."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(handle, encoding="utf-8") as file:
+        return os.fstat(file.fileno()), file.read()
+
+
+def check_writable(path: Path) -> None:
+    """Looks whether a config.json can be kept there, before a key is made that would be lost.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        _write_private(draft, "x" * 4_096)
+    except OSError as error:
+        raise ConfigError(
+            "The machine key could not be kept",
+            f"{path}: {error.strerror or error}",
+            f"make {path.parent} writable, or set ${HOME_VARIABLE} to another folder",
+        ) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """A new file that is 0600 from its first byte on, and on the disk when this returns."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_file(path: Path, stored: Stored) -> None:
     """Replaces a config.json in one step; the file is 0600 from its first byte on."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -189,14 +249,9 @@ def write_file(path: Path, stored: Stored) -> None:
         **asdict(stored.limits),
         "ca_file": stored.ca_file,
     }
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(body, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _write_private(draft, json.dumps(body, indent=2) + "\n")
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -246,5 +301,8 @@ def _limits(values: Mapping[str, Any], where: str) -> Limits:
 
 def _unusable(path: Path, why: str) -> ConfigError:
     return ConfigError(
-        f"{path} cannot be used", why, "cloudagent-daemon login --server URL (writes it anew)"
+        f"{path} cannot be used",
+        why,
+        "cloudagent-daemon login --server URL (writes it anew)",
+        replaceable=True,
     )

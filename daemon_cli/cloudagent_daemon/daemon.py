@@ -15,7 +15,7 @@ from typing import Any, Final
 import anyio
 from anyio.to_thread import run_sync
 
-from cloudagent_daemon import crash, lock, selfcheck, status
+from cloudagent_daemon import crash, lock, selfcheck, status, trust
 from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.control_server import ControlServer
@@ -23,7 +23,8 @@ from cloudagent_daemon.drivers.table import detect
 from cloudagent_daemon.guards import Guards
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.spool import Spool, open_spool
-from cloudagent_daemon.link.websocket import WebSocketTransport, tls_context
+from cloudagent_daemon.link.way import Way, way_of
+from cloudagent_daemon.link.websocket import WebSocketTransport, always
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.paths import Paths, old_state_file, spool_file
 from cloudagent_daemon.runs.once import OneMessage
@@ -79,6 +80,7 @@ class Daemon:
     def __init__(
         self,
         settings: Settings,
+        way: Way,
         spool: Spool,
         say: Callable[[str], None],
         job: OneMessage | None = None,
@@ -87,12 +89,12 @@ class Daemon:
         self._spool = spool
         self._say = say
         self._job = job
+        self._weaknesses = trust.weaknesses(settings.server_url, insecure=settings.insecure)
         self._instance_id = secrets.token_hex(8)
         self._live = LiveRuns()
         self._runtimes: list[Runtime] = []
-        tls = tls_context(settings.server_url, settings.ca_file, insecure=settings.insecure)
         self.client = LinkClient(
-            WebSocketTransport(settings.server_url, settings.machine_key, tls),
+            WebSocketTransport(way, always(settings.machine_key)),
             spool,
             self._hello,
             self._live.all,
@@ -195,7 +197,8 @@ class Daemon:
             "attempt": standing.attempt,
             "next_attempt_at": _time(standing.next_at),
             "server_url": self._settings.server_url,
-            "insecure": self._settings.insecure,
+            "insecure": bool(self._weaknesses),
+            "weaknesses": self._weaknesses,
             "host_id": connection.welcome.host_id if connection else self._settings.host_id,
             "since": _time(standing.since),
             "last_seq": self._spool.marks.accepted,
@@ -317,6 +320,7 @@ async def run(settings: Settings, say: Callable[[str], None], lock_inode: int | 
     """Lives until a signal; returns the exit code.
 
     Raises:
+        ConfigError: the way to the server cannot be used.
         NewerSpoolError, SpoolError: the spool cannot be opened.
     """
     ending = Ending()
@@ -339,6 +343,7 @@ async def live(
     """Until `ending` is requested, by whoever hears of signals, or by the daemon itself.
 
     Raises:
+        ConfigError: the way to the server cannot be used.
         NewerSpoolError, SpoolError: the spool cannot be opened.
     """
     crash.arm(settings.crash_at)
@@ -346,11 +351,12 @@ async def live(
     state_dir = settings.state_dir
     spool_path = spool_file(state_dir) if state_dir else None
     old_state = old_state_file(state_dir) if state_dir else None
+    way = way_of(settings)
     async with (
         open_spool(spool_path, old_state, settings.host_id) as spool,
         anyio.create_task_group() as tasks,
     ):
-        daemon = Daemon(settings, spool, say, job)
+        daemon = Daemon(settings, way, spool, say, job)
         if settings.home and lock_inode is not None:
             paths = Paths(settings.home, settings.profile)
             tasks.start_soon(_publish, daemon, paths)

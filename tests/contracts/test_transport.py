@@ -3,15 +3,18 @@
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import anyio
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Response
 
 from cloudagent_daemon.link.transport import KeyRejectedError, LinkClosedError, Transport
-from cloudagent_daemon.link.websocket import WebSocketTransport
+from cloudagent_daemon.link.way import Way
+from cloudagent_daemon.link.websocket import WebSocketTransport, always
 from cloudagent_protocol.errors import ProtocolError
 from fakes.memory_transport import MemoryTransport
 
@@ -59,15 +62,22 @@ async def over_websocket() -> AsyncGenerator[World]:
         await websocket.wait_closed()
 
     def check(websocket: ServerConnection, _: Any) -> Any:
-        return websocket.respond(401, "no") if refusing.is_set() else None  # type: ignore[arg-type]
+        return _refusal(websocket) if refusing.is_set() else None
 
     with put, take:
         async with serve(
             serve_one, "127.0.0.1", 0, process_request=check, compression=None
         ) as server:
             port = next(iter(server.sockets)).getsockname()[1]
-            transport = WebSocketTransport(f"http://127.0.0.1:{port}", "sk_machine_x")
+            transport = WebSocketTransport(Way(f"http://127.0.0.1:{port}"), always("sk_machine_x"))
             yield World(transport, take.receive, refusing.set)
+
+
+def _refusal(websocket: ServerConnection) -> Response:
+    response = websocket.respond(HTTPStatus.UNAUTHORIZED, '{"detail": "no"}')
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = "application/problem+json"
+    return response
 
 
 @asynccontextmanager

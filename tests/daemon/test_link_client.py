@@ -14,7 +14,8 @@ from cloudagent_daemon.link.backoff import Backoff
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.transport import NotConnectedError
-from cloudagent_daemon.link.websocket import WebSocketTransport
+from cloudagent_daemon.link.way import Way
+from cloudagent_daemon.link.websocket import WebSocketTransport, always
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.events import Finished, Outcome
 from cloudagent_protocol.frames import (
@@ -86,7 +87,7 @@ async def daemon(
             )
 
         client = LinkClient(
-            WebSocketTransport(backend.url, key),
+            WebSocketTransport(Way(backend.url), always(key)),
             spool,
             hello,
             lambda: list(running),

@@ -1,31 +1,59 @@
-"""`login`: a machine key for a profile, verified and kept."""
+"""`login`: a machine key for a profile, approved in the browser or verified, and kept."""
 
 import argparse
+import functools
+import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
-from cloudagent_daemon import config
+from cloudagent_daemon import config, trust
 from cloudagent_daemon.cli import secret
 from cloudagent_daemon.cli.options import (
     NOT_LOGGED_IN,
-    UNREACHABLE,
+    USAGE,
     CommandError,
     Commands,
     Here,
     safe,
 )
+from cloudagent_daemon.config import ConfigError, Stored
+
+if TYPE_CHECKING:
+    from cloudagent_daemon.link.way import Way
 
 _PATH: Final = "/v1/daemon/host"
-_TIMEOUT_S: Final = 15.0
+SCHEMA: Final = "cloudagent.login/1"
+
+
+@dataclass(frozen=True)
+class LoggedIn:
+    """What a login has brought."""
+
+    machine_key: str = field(repr=False)
+    host_id: str
+    host_name: str
+    #: Who approved, by email address; None where a key was given.
+    approved_by: str | None = None
+    known_before: bool = False
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("login", parents=[options], help="keep a machine key")
-    parser.add_argument("--server", required=True, metavar="URL", help="the backend's address")
+    parser = commands.add_parser(
+        "login",
+        parents=[options],
+        help="let this machine in",
+        description="Shows a code that you approve in the browser. Or takes a machine key: from a "
+        "file, from standard input, or typed without being shown (--api-key-file -).",
+    )
+    parser.add_argument("url", nargs="?", metavar="URL", help="the same as --server URL")
+    parser.add_argument(
+        "--server", metavar="URL", help="the backend's address (default: the profile's)"
+    )
     add_key_options(parser)
     add_tls_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
@@ -34,87 +62,215 @@ def add_key_options(parser: argparse.ArgumentParser) -> None:
     keys.add_argument(
         "--api-key-file", metavar="FILE", help="read the machine key from a file, - for stdin"
     )
-    keys.add_argument("--api-key", metavar="KEY", help="the machine key itself (leaves argv)")
+    keys.add_argument(
+        "--api-key", metavar="KEY", help="the machine key itself (stays in your shell's history)"
+    )
 
 
 def add_tls_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--insecure", action="store_true", help="do not check the server's certificate"
-    )
     parser.add_argument("--ca-file", metavar="PEM", help="trust this certificate authority too")
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="do not check the server's certificate, or do without one; never kept",
+    )
+    parser.add_argument(
+        "--i-understand", action="store_true", help="--insecure, and over the internet too"
+    )
+
+
+def check_trust(
+    arguments: argparse.Namespace, server_url: str, again: str, *, usage: bool = True
+) -> None:
+    """Warns of what the connection does not protect from.
+
+    Raises:
+        ConfigError: it protects from too little.
+    """
+    insecure, understood = arguments.insecure, arguments.i_understand
+    warnings = trust.check(
+        server_url, insecure=insecure, understood=understood, again=again, usage=usage
+    )
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def run(arguments: argparse.Namespace) -> int:
     here = Here(arguments)
-    server_url = config.check_server_url(arguments.server)
+    stored = _stored(here)
+    server_url = _server_url(arguments, stored, here)
     again = here.command(f"login --server {server_url}")
-    if arguments.api_key_file:
-        key = secret.read_key(arguments.api_key_file, next_step=again)
-    elif arguments.api_key:
-        key = secret.check(arguments.api_key, next_step=again)
-    else:
-        key = secret.ask(server_url, next_step=again)
-    warn_of(server_url, insecure=arguments.insecure)
-    ca_file = str(Path(arguments.ca_file).expanduser().absolute()) if arguments.ca_file else None
-    host = _verify(server_url, key, again, ca_file=ca_file, insecure=arguments.insecure)
-    stored = config.read_file(here.paths.config)
-    kept = config.Stored(server_url, key, host["id"], ca_file=ca_file)
-    config.write_file(here.paths.config, replace(kept, limits=stored.limits) if stored else kept)
-    who = f"{host['id']} ({host['name']})"
-    print(safe(f"logged in to {server_url} as {who}, profile {here.profile}"))
-    print(f"  next  {here.command('start')}", file=sys.stderr)
+    check_trust(arguments, server_url, again)
+    key = _given_key(arguments, again)
+    ca_file = _ca_file(arguments, stored, server_url)
+    known = stored if stored and stored.server_url == server_url else None
+    config.check_writable(here.paths.config)
+    done = _connect(
+        here,
+        server_url,
+        key,
+        known.machine_key if known else None,
+        again,
+        ca_file=ca_file,
+        insecure=arguments.insecure,
+        quiet=arguments.json,
+    )
+    limits = stored.limits if stored else config.Limits()
+    kept = Stored(server_url, done.machine_key, done.host_id, limits, ca_file)
+    _keep(here, kept, done)
+    _tell(here, kept, done, as_json=arguments.json)
     return 0
 
 
-def warn_of(server_url: str, *, insecure: bool) -> None:
-    """Says what a connection does not protect from."""
-    if insecure:
-        print("warning: the server's certificate is not checked (--insecure)", file=sys.stderr)
-    host = server_url.removeprefix("http://").split("/")[0].rsplit(":", 1)[0]
-    if server_url.startswith("http://") and host not in ("localhost", "127.0.0.1", "[::1]"):
-        print(f"warning: {server_url} is not encrypted; the key can be read", file=sys.stderr)
+def _stored(here: Here) -> Stored | None:
+    """What the profile has now. What cannot be read is replaced; what others may know is not."""
+    try:
+        return config.read_file(here.paths.config)
+    except ConfigError as error:
+        if not error.replaceable:
+            raise
+        print(safe(f"warning: {error}; it is written anew"), file=sys.stderr)
+        return None
 
 
-def _verify(
-    server_url: str, key: str, again: str, *, ca_file: str | None, insecure: bool
-) -> dict[str, Any]:
-    """The host machine that the key belongs to."""
+def _server_url(arguments: argparse.Namespace, stored: Stored | None, here: Here) -> str:
+    named = {url for url in (arguments.url, arguments.server) if url}
+    if len(named) > 1:
+        raise CommandError(
+            "Two servers were named",
+            f"{arguments.url} and --server {arguments.server}",
+            here.command("login --server URL"),
+            USAGE,
+        )
+    if named:
+        return config.check_server_url(named.pop())
+    if stored is None:
+        raise CommandError(
+            "The server's address is missing",
+            f"profile {here.profile} has none yet",
+            here.command("login --server URL"),
+            USAGE,
+        )
+    return stored.server_url
+
+
+def _given_key(arguments: argparse.Namespace, again: str) -> str | None:
+    """The key of the command line; None: the machine shall be let in by a code."""
+    if arguments.api_key or secret.was_in_argv(arguments.api_key_file):
+        print(
+            "warning: --api-key leaves the key in your shell's history; --api-key-file does not",
+            file=sys.stderr,
+        )
+    if arguments.api_key_file:
+        return secret.read_key(arguments.api_key_file, next_step=again)
+    if arguments.api_key:
+        return secret.check(arguments.api_key, next_step=again)
+    if not sys.stderr.isatty():
+        raise CommandError(
+            "The machine key is missing",
+            "there is no terminal where a code could be shown",
+            f"{again} --api-key-file -   (with the key on standard input)",
+            USAGE,
+        )
+    return None
+
+
+def _ca_file(arguments: argparse.Namespace, stored: Stored | None, server_url: str) -> str | None:
+    if arguments.ca_file:
+        return str(Path(arguments.ca_file).expanduser().absolute())
+    return stored.ca_file if stored and stored.server_url == server_url else None
+
+
+def _connect(
+    here: Here,
+    server_url: str,
+    key: str | None,
+    older_key: str | None,
+    again: str,
+    *,
+    ca_file: str | None,
+    insecure: bool,
+    quiet: bool,
+) -> LoggedIn:
+    import anyio
+
+    from cloudagent_daemon.link.way import way_to
+
+    authority = Path(ca_file) if ca_file else None
+    way = way_to(server_url, here.environ, ca_file=authority, insecure=insecure)
+    if key is not None:
+        return anyio.run(_verify, way, key, again)
+    fancy = not quiet and config.wants_colour(here.environ) and sys.stderr.isatty()
+    try:
+        return anyio.run(functools.partial(_by_code, way, older_key, again, fancy=fancy))
+    except KeyboardInterrupt:
+        print("Not logged in: you ended it.", file=sys.stderr)
+        raise
+
+
+async def _by_code(way: "Way", older_key: str | None, again: str, *, fancy: bool) -> LoggedIn:
+    from cloudagent_daemon.cli import device
+
+    done = await device.log_in(way, older_key, device.Talk(fancy=fancy), again)
+    return LoggedIn(
+        done.machine_key, done.host_id, done.host_name, done.approved_by, done.known_before
+    )
+
+
+async def _verify(way: "Way", key: str, again: str) -> LoggedIn:
+    """Asks the backend whose key it is."""
     import httpx2
 
-    from cloudagent_daemon.link.websocket import tls_context
+    from cloudagent_daemon.cli import device
+    from cloudagent_daemon.link import http
 
     try:
-        tls = tls_context(server_url, Path(ca_file) if ca_file else None, insecure=insecure)
-        answer = httpx2.get(
-            server_url + _PATH,
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=_TIMEOUT_S,
-            verify=tls if tls is not None else True,
-        )
+        async with http.client(way) as client:
+            answer = await client.get(_PATH, headers={"Authorization": f"Bearer {key}"})
     except (httpx2.HTTPError, OSError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise CommandError(f"{server_url} cannot be reached", why, again, UNREACHABLE) from error
-    if answer.status_code in (401, 403):
+        raise device.unreachable(way, error) from error
+    if answer.status_code in (401, 403) and http.is_ours(answer):
+        detail = http.body_of(answer).get("detail") or "no reason given"
         raise CommandError(
-            f"{server_url} does not accept this machine key",
-            f"{answer.status_code}, key ending in …{key[-4:]}",
-            "make a new key on the page (Hosts), then log in again",
+            f"{way.server_url} does not accept this machine key",
+            f"{answer.status_code}: {detail} (key ending in …{key[-4:]})",
+            f"{again}   (shows a code to approve instead)",
             NOT_LOGGED_IN,
         )
-    return _host(answer, server_url, again)
+    host = device.host_of(answer)
+    if host is None:
+        raise device.no_backend(way, _PATH, answer)
+    return LoggedIn(key, str(host["id"]), str(host["name"]))
 
 
-def _host(answer: Any, server_url: str, again: str) -> dict[str, Any]:
+def _keep(here: Here, kept: Stored, done: LoggedIn) -> None:
     try:
-        body: Any = answer.json() if answer.status_code == 200 else None
-    except ValueError:
-        body = None
-    if isinstance(body, dict) and {"id", "name"} <= cast("dict[str, Any]", body).keys():
-        return cast("dict[str, Any]", body)
-    kind = answer.headers.get("content-type", "no type")
-    raise CommandError(
-        f"{server_url} is no cloudagent backend",
-        f"{_PATH} answers {answer.status_code} with {kind}",
-        again,
-        UNREACHABLE,
-    )
+        config.write_file(here.paths.config, kept)
+    except OSError as error:
+        what = f"{done.host_name} was let in, but its key could not be kept"
+        why = f"{here.paths.config}: {error.strerror or error}"
+        raise CommandError(
+            what, why, f"remove {done.host_name} in the page, then log in again"
+        ) from error
+
+
+def _tell(here: Here, kept: Stored, done: LoggedIn, *, as_json: bool) -> None:
+    if as_json:
+        shown = {
+            "schema": SCHEMA,
+            "profile": here.profile,
+            "server_url": kept.server_url,
+            "host_id": done.host_id,
+            "host_name": done.host_name,
+            "approved_by": done.approved_by,
+            "known_before": done.known_before,
+        }
+        print(json.dumps(shown))
+        return
+    if done.approved_by:
+        print(safe(f"✓ Approved by {done.approved_by} in the browser"))
+    again = ", as before" if done.known_before else ""
+    profile = f"profile {here.profile}"
+    print(safe(f"✓ This machine is {done.host_name}{again}  {done.host_id} · {profile}"))
+    print(safe(f"✓ Key saved to {here.shown(here.paths.config)} (0600)"), flush=True)
+    print(f"\n  Next: {here.command('start')}", file=sys.stderr)

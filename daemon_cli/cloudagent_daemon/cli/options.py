@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
 from cloudagent_daemon import config, profile
@@ -62,6 +63,12 @@ class Here:
         self.profile = profile.chosen(getattr(arguments, "profile", None), self.environ)
         self.paths = profile.paths_of(self.profile, self.environ)
         self.debug: bool = getattr(arguments, "debug", False)
+
+    def shown(self, path: Path) -> str:
+        """A path for people: with `~` for their home."""
+        home = self.environ.get("HOME")
+        inside = home and path.is_relative_to(home)
+        return f"~/{path.relative_to(home)}" if inside and home else str(path)
 
     def command(self, words: str) -> str:
         """A command line that means this profile, for a person to copy."""

@@ -1,5 +1,6 @@
 """Machine keys on their way in: from files, standard input or a prompt."""
 
+import getpass
 import os
 import sys
 from pathlib import Path
@@ -14,11 +15,15 @@ _PREFIX: Final = "sk_machine_"
 def read_key(path: str, *, next_step: str) -> str:
     """The key in a file, in an inherited descriptor, or (`-`) on standard input.
 
+    At a terminal `-` asks for it without showing it.
+
     Raises:
         CommandError: there is none.
     """
     try:
-        if path == "-":
+        if path == "-" and sys.stdin.isatty():
+            text = getpass.getpass("Machine key (not shown): ")
+        elif path == "-":
             text = sys.stdin.readline()
         elif path.startswith(FDS):
             with os.fdopen(int(path.removeprefix(FDS)), encoding="utf-8") as file:
@@ -31,18 +36,9 @@ def read_key(path: str, *, next_step: str) -> str:
     return check(text, next_step=next_step)
 
 
-def ask(server_url: str, *, next_step: str) -> str:
-    """The key that a person types or pastes; it is not shown."""
-    import getpass
-
-    if not sys.stdin.isatty():
-        raise CommandError(
-            "The machine key is missing",
-            "standard input is no terminal to ask at",
-            f"{next_step} --api-key-file -   (with the key on standard input)",
-            USAGE,
-        )
-    return check(getpass.getpass(f"Machine key for {server_url}: "), next_step=next_step)
+def was_in_argv(path: str | None) -> bool:
+    """Whether it stands for an `--api-key` that `leave_argv` has taken away."""
+    return path is not None and path.startswith(FDS)
 
 
 def check(key: str, *, next_step: str) -> str:

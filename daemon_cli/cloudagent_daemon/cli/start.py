@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cloudagent_daemon import config, lock, profile
 from cloudagent_daemon.cli import once, secret
-from cloudagent_daemon.cli.login import add_key_options, add_tls_options, warn_of
+from cloudagent_daemon.cli.login import add_key_options, add_tls_options, check_trust
 from cloudagent_daemon.cli.options import (
     CONFIGURATION,
     CONFLICT,
@@ -51,7 +51,7 @@ def _kept(arguments: argparse.Namespace, here: Here) -> int:
         ca_file=_path(arguments.ca_file),
         debug=here.debug,
     )
-    warn_of(settings.server_url, insecure=settings.insecure)
+    check_trust(arguments, settings.server_url, here.command("start"), usage=False)
     try:
         with lock.hold(here.paths.lock, here.paths.pid) as inode:
             return _serve(settings, here.paths.logs_dir, inode)
@@ -82,7 +82,7 @@ def _one_shot(arguments: argparse.Namespace, here: Here) -> int:
         ca_file=_path(arguments.ca_file),
         debug=here.debug,
     ) as settings:
-        warn_of(settings.server_url, insecure=settings.insecure)
+        check_trust(arguments, settings.server_url, again)
         if arguments.once:
             return once.run(arguments, here, settings)
         code = _serve(settings, None, None)

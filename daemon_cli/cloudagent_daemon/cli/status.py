@@ -100,9 +100,8 @@ def _facts(report: dict[str, Any]) -> list[str]:
     if report["agents"]:
         lines.append(f"  agents    {len(report['agents'])} registered")
         lines += [f"    {_agent(agent)}" for agent in report["agents"]]
-    if report.get("insecure"):
-        lines.append("! the server's certificate is not checked (--insecure)")
-    return lines + [f"! {note}" for note in report.get("notes", ())]
+    said = (*report.get("weaknesses", ()), *report.get("notes", ()))
+    return lines + [f"! {note}" for note in said]
 
 
 def _runtime(runtime: dict[str, Any]) -> str:

@@ -1,20 +1,20 @@
 """Makes and removes the host of one job, over HTTP with the machine key (protocol.md §8)."""
 
 import platform
-import ssl
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import httpx2
 from pydantic import ValidationError
 
+from cloudagent_daemon.link.http import client, why_no_answer
 from cloudagent_daemon.link.transport import KeyRejectedError, LinkError, UnreachableError
+from cloudagent_daemon.link.way import Way
 from cloudagent_protocol.resources import EphemeralHost, EphemeralHostCreate
 from cloudagent_protocol.version import DISTRIBUTION
 
 _MAKE: Final = "/v1/daemon/ephemeral-hosts"
 _OWN: Final = "/v1/daemon/host"
-_TIMEOUT_S: Final = 10.0
 
 
 class RefusedError(LinkError):
@@ -27,14 +27,13 @@ class RefusedError(LinkError):
 
 @dataclass(frozen=True)
 class Backend:
-    """Where jobs' hosts are made.
+    """Where jobs' hosts are made."""
 
-    Args:
-        tls: how its certificate is checked; None for plain http.
-    """
+    way: Way
 
-    server_url: str
-    tls: ssl.SSLContext | None = None
+    @property
+    def server_url(self) -> str:
+        return self.way.server_url
 
     async def make(self, machine_key: str, hostname: str, agent: str | None) -> EphemeralHost:
         """A host for one message, which serves `agent` (its id or name) or all of the key's.
@@ -72,18 +71,12 @@ class Backend:
     async def _ask(
         self, method: str, path: str, key: str, body: dict[str, Any] | None = None
     ) -> httpx2.Response:
+        headers = {"Authorization": f"Bearer {key}"}
         try:
-            async with httpx2.AsyncClient(
-                timeout=_TIMEOUT_S, verify=self.tls if self.tls is not None else True
-            ) as client:
-                return await client.request(
-                    method,
-                    self.server_url + path,
-                    json=body,
-                    headers={"Authorization": f"Bearer {key}"},
-                )
+            async with client(self.way) as http:
+                return await http.request(method, path, json=body, headers=headers)
         except (httpx2.HTTPError, OSError) as error:
-            why = str(error) or type(error).__name__
+            why = why_no_answer(error, self.way)
             raise UnreachableError(f"{self.server_url} cannot be reached: {why}") from error
 
     def _unusable(self, answer: httpx2.Response) -> LinkError:

@@ -26,7 +26,11 @@ class UnreachableError(LinkError):
 
 
 class KeyRejectedError(LinkError):
-    """401 or 403 instead of a connection."""
+    """401 or 403 instead of a connection; `revoked` where the key was good once."""
+
+    def __init__(self, why: str, *, revoked: bool = False) -> None:
+        super().__init__(why)
+        self.revoked = revoked
 
 
 class LinkClosedError(LinkError):

@@ -2,10 +2,9 @@
 
 import json
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import anyio
 from typing_extensions import override
@@ -14,17 +13,22 @@ from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
     InvalidMessage,
+    InvalidProxyStatus,
     InvalidStatus,
     InvalidURI,
+    ProxyError,
 )
 
+from cloudagent_daemon.link.failures import proxy_refusal, why_not
 from cloudagent_daemon.link.transport import (
     KeyRejectedError,
     LinkClosedError,
     LinkError,
     UnreachableError,
 )
-from cloudagent_protocol.errors import ProtocolError
+from cloudagent_daemon.link.way import Way
+from cloudagent_daemon.proxy import without_secret
+from cloudagent_protocol.errors import ErrorCode, ProtocolError
 from cloudagent_protocol.frames import MAX_FRAME_BYTES
 from cloudagent_protocol.version import DISTRIBUTION
 
@@ -33,36 +37,40 @@ OPEN_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 1.0
 
 
-def tls_context(server_url: str, ca_file: Path | None, *, insecure: bool) -> ssl.SSLContext | None:
-    """How to check the server's certificate; None for plain http."""
-    if not server_url.startswith("https:"):
-        return None
-    context = ssl.create_default_context()
-    if ca_file:
-        context.load_verify_locations(ca_file)
-    if insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+#: Asked anew for each connection: the key may have been replaced meanwhile.
+KeySource: TypeAlias = Callable[[], Awaitable[str]]
+
+
+def always(machine_key: str) -> KeySource:
+    """The source of a key that does not change."""
+
+    async def current() -> str:
+        return machine_key
+
+    return current
 
 
 class WebSocketTransport:
-    """Connections to the daemon's endpoint of `server_url`."""
+    """Connections to the daemon's endpoint of a server."""
 
-    def __init__(
-        self, server_url: str, machine_key: str, tls: ssl.SSLContext | None = None
-    ) -> None:
-        self._server_url = server_url
-        self._url = server_url.replace("http", "ws", 1) + PATH
-        self._headers = {"Authorization": f"Bearer {machine_key}"}
-        self._tls = tls
+    def __init__(self, way: Way, key: KeySource) -> None:
+        self._way = way
+        self._key = key
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator["WebSocketStream"]:
+        stream = WebSocketStream(await self._open(await self._key()))
         try:
-            connection = await _Connect(
-                self._url,
-                additional_headers=self._headers,
+            yield stream
+        finally:
+            await stream.close(1001, "")
+
+    async def _open(self, machine_key: str) -> ClientConnection:
+        server = self._way.server_url
+        try:
+            return await _Connect(
+                server.replace("http", "ws", 1) + PATH,
+                additional_headers={"Authorization": f"Bearer {machine_key}"},
                 user_agent_header=f"cloudagent-daemon/{DISTRIBUTION}",
                 compression=None,
                 max_size=MAX_FRAME_BYTES,
@@ -70,29 +78,40 @@ class WebSocketTransport:
                 close_timeout=CLOSE_TIMEOUT_S,
                 # The link has its own heartbeat, which both ends judge by the same rules.
                 ping_interval=None,
-                ssl=self._tls,
+                **_way_options(self._way),
             )
         except InvalidStatus as error:
-            raise _refusal(self._server_url, error) from error
+            raise _refusal(server, error) from error
         except InvalidMessage as error:
-            raise UnreachableError(f"{self._server_url} does not speak HTTP: {error}") from error
+            raise UnreachableError(f"{server} does not speak HTTP: {error}") from error
+        except InvalidProxyStatus as error:
+            answer = error.response
+            said = f"{answer.status_code} {answer.reason_phrase}".rstrip()
+            raise UnreachableError(proxy_refusal(self._way, said)) from error
+        except ProxyError as error:
+            proxy = without_secret(self._way.proxy or "")
+            raise UnreachableError(f"the proxy {proxy} does not let us through: {error}") from error
         except (InvalidHandshake, InvalidURI) as error:
-            raise UnreachableError(f"{self._server_url} refuses a WebSocket: {error}") from error
+            raise UnreachableError(f"{server} refuses a WebSocket: {error}") from error
         except TimeoutError as error:
             raise UnreachableError(
-                f"{self._server_url} does not answer within {OPEN_TIMEOUT_S:.0f} s"
+                f"{server} does not answer within {OPEN_TIMEOUT_S:.0f} s"
             ) from error
         except ssl.SSLError as error:
-            raise UnreachableError(f"{self._server_url} cannot be trusted: {error}") from error
+            why = why_not(error, self._way)
+            raise UnreachableError(f"{server} cannot be trusted: {why}") from error
         except OSError as error:
-            raise UnreachableError(
-                f"{self._server_url} cannot be reached: {error.strerror or error}"
-            ) from error
-        stream = WebSocketStream(connection)
-        try:
-            yield stream
-        finally:
-            await stream.close(1001, "")
+            why = why_not(error, self._way)
+            raise UnreachableError(f"{server} cannot be reached: {why}") from error
+
+
+def _way_options(way: Way) -> dict[str, Any]:
+    options: dict[str, Any] = {"ssl": way.tls, "proxy": way.proxy}
+    if way.socket:
+        options |= {"unix": True, "path": str(way.socket)}
+    if way.proxy_tls:
+        options["proxy_ssl"] = way.proxy_tls
+    return options
 
 
 class WebSocketStream:
@@ -139,9 +158,13 @@ def _closed(error: ConnectionClosed) -> LinkClosedError:
 def _refusal(server_url: str, error: InvalidStatus) -> LinkError:
     response = error.response
     kind = response.headers.get("Content-Type", "")
-    if response.status_code in (401, 403):
+    problem = _problem(response.body)
+    detail = str(problem.get("detail", ""))
+    # Only a backend rejects a key: an HTML page with a 403 is something in between.
+    if response.status_code in (401, 403) and "json" in kind:
         return KeyRejectedError(
-            f"{response.status_code}: {_detail(response.body) or 'key rejected'}"
+            f"{response.status_code}: {detail or 'key rejected'}",
+            revoked=problem.get("code") == ErrorCode.REVOKED,
         )
     if location := response.headers.get("Location"):
         return UnreachableError(
@@ -154,17 +177,14 @@ def _refusal(server_url: str, error: InvalidStatus) -> LinkError:
         )
     after = response.headers.get("Retry-After", "")
     return UnreachableError(
-        f"{server_url} answers {response.status_code} {response.reason_phrase}"
-        f" {_detail(response.body)}".rstrip(),
+        f"{server_url} answers {response.status_code} {response.reason_phrase} {detail}".rstrip(),
         float(after) if after.isdigit() else None,
     )
 
 
-def _detail(body: bytes | bytearray) -> str:
+def _problem(body: bytes | bytearray) -> dict[str, Any]:
     try:
         problem: Any = json.loads(body)
     except ValueError:
-        return ""
-    if not isinstance(problem, dict):
-        return ""
-    return str(cast("dict[str, Any]", problem).get("detail", ""))
+        return {}
+    return cast("dict[str, Any]", problem) if isinstance(problem, dict) else {}

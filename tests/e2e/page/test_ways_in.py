@@ -63,7 +63,9 @@ def test_from_nothing_to_the_first_conversation(visitor: Visitor, backend: Scrip
     page.get_by_label("What do you call it?").fill("mbp")
     page.get_by_role("button", name="Continue").click()
     login = page.get_by_role("group", name="the log-in command")
-    expect(login).to_have_text(f"uvx cloudagent-daemon login --server {backend.url}")
+    expect(login).to_have_text(
+        f"uvx cloudagent-daemon login --server {backend.url} --api-key-file -"
+    )
     expect(page.get_by_role("group", name="Machine key")).to_have_text(MACHINE_KEY)
     page.get_by_role("button", name="Copy: the machine key").click()
     assert page.evaluate("() => navigator.clipboard.readText()") == MACHINE_KEY

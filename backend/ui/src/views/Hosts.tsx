@@ -216,7 +216,7 @@ function Pairing({ made, renewed }: { made: HostWithKey; renewed: boolean }): Re
       {way === "stay" ? (
         <>
           <p className="muted">Saves the connection on that machine. It asks for the key below, without showing it.</p>
-          <Command label="the log-in command" text={`uvx cloudagent-daemon login --server ${server}`} />
+          <Command label="the log-in command" text={`uvx cloudagent-daemon login --server ${server} --api-key-file -`} />
           <div className="key">
             <span className="key-label">Key</span>
             <code tabIndex={0} role="group" aria-label="Machine key">

@@ -1,0 +1,103 @@
+"""A terminal that a command runs in, and what a person would have seen there."""
+
+import errno
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from anyio.to_thread import run_sync
+
+_SGR = re.compile(r"\x1b\[[0-9;]*m")
+WAIT_S = 30.0
+
+
+class Terminal:
+    """One command in a terminal of 80 to 40 characters."""
+
+    def __init__(self, process: subprocess.Popen[bytes], handle: int) -> None:
+        self.process = process
+        self._handle = handle
+        self.raw = ""
+        self._news = anyio.Event()
+
+    @property
+    def screen(self) -> str:
+        """The lines as they stand in the end: what was written over is gone, and so are colours."""
+        text = _SGR.sub("", self.raw.replace("\r\n", "\n"))
+        lines = [line.rpartition("\r\x1b[K")[2].rstrip() for line in text.split("\n")]
+        return "\n".join(lines).strip("\n") + "\n"
+
+    async def until(self, text: str) -> None:
+        with anyio.fail_after(WAIT_S):
+            while text not in self.raw:
+                await self._news.wait()
+
+    async def ended(self) -> int:
+        """The exit code, once all that it said is here."""
+        with anyio.fail_after(WAIT_S):
+            code = await run_sync(self.process.wait)
+            while self._handle >= 0:
+                await self._news.wait()
+        return code
+
+    def type(self, text: str) -> None:
+        os.write(self._handle, text.encode())
+
+    async def read(self) -> None:
+        while self._handle >= 0:
+            await anyio.wait_readable(self._handle)
+            try:
+                data = os.read(self._handle, 65_536)
+            except OSError as error:
+                if error.errno != errno.EIO:  # the other end is closed
+                    raise
+                data = b""
+            if not data:
+                os.close(self._handle)
+                self._handle = -1
+            self.raw += data.decode(errors="replace")
+            self._news.set()
+            self._news = anyio.Event()
+
+
+@asynccontextmanager
+async def terminal(
+    argv: Sequence[str], env: Mapping[str, str], cwd: Path
+) -> AsyncGenerator[Terminal]:
+    """Runs the command in a terminal of its own; it is killed if it has not ended."""
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        argv,
+        env=dict(env),
+        cwd=cwd,
+        stdin=there,
+        stdout=there,
+        stderr=there,
+        preexec_fn=own_terminal,
+    )
+    os.close(there)
+    running = Terminal(process, here)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(running.read)
+        try:
+            yield running
+        finally:
+            with anyio.CancelScope(shield=True):
+                if process.poll() is None:
+                    process.kill()
+                await run_sync(process.wait)
+            tasks.cancel_scope.cancel()
