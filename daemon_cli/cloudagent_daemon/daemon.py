@@ -31,8 +31,8 @@ from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
-from cloudagent_protocol.frames import Hello, HostReport
-from cloudagent_protocol.resources import Runtime
+from cloudagent_protocol.frames import Heartbeat, Hello, HostReport
+from cloudagent_protocol.resources import Hold, Runtime
 from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Daemon:
             WebSocketTransport(way, always(settings.machine_key)),
             spool,
             self._hello,
-            self._live.all,
+            self._alive,
         )
         self._uplink = SpoolUplink(spool, self.client, self._live)
         self._masks = Masks(settings)
@@ -145,6 +145,7 @@ class Daemon:
         while True:
             changed, refusing = self.guards.changed, self.guards.refusing
             self.queue.hold("guards", held=bool(refusing))
+            self.client.beat()
             for guard in refusing:
                 logger.warning("%s", guard.detail, extra={"action": guard.state})
             await changed.wait()
@@ -251,7 +252,15 @@ class Daemon:
             last_seq=marks.accepted,
             unfinished=await self._spool.held(),
             running=self._live.all(),
+            holds=self._holds(),
         )
+
+    def _alive(self) -> Heartbeat:
+        return Heartbeat(running=self._live.all(), holds=self._holds())
+
+    def _holds(self) -> list[Hold]:
+        """Why nothing is started here at the moment, for the backend."""
+        return [Hold(reason=guard.state, detail=guard.detail) for guard in self.guards.refusing]
 
     async def _introduce(self, ending: Ending) -> None:
         """Looks what agent programs there are, tells the person, and the backend."""

@@ -32,7 +32,7 @@ from cloudagent_protocol.ids import (
     MessageId,
     RunId,
 )
-from cloudagent_protocol.resources import AgentRef, AgentSpec, AgentStatus, Author, Runtime
+from cloudagent_protocol.resources import AgentRef, AgentSpec, AgentStatus, Author, Hold, Runtime
 
 #: Bytes of one frame, after any inflation (RFC 6455 leaves the limit to us).
 MAX_FRAME_BYTES: Final = 1_048_576
@@ -58,6 +58,11 @@ class LiveRun(_Frame):
     delivery_ids: list[DeliveryId]
 
 
+#: Why the machine starts nothing; the first ones count, if there are very many.
+MAX_HOLDS: Final = 100
+Holds: TypeAlias = Annotated[list[Hold], Field(max_length=MAX_HOLDS)]
+
+
 class Hello(_Frame):
     """The daemon's first frame."""
 
@@ -77,6 +82,7 @@ class Hello(_Frame):
     #: Deliveries that the daemon holds and has not finished.
     unfinished: list[DeliveryId] = Field(default_factory=list[DeliveryId])
     running: list[LiveRun] = Field(default_factory=list[LiveRun])
+    holds: Holds = Field(default_factory=list[Hold])
 
 
 class Welcome(_Frame):
@@ -197,10 +203,14 @@ class Ack(_Frame):
 
 
 class Heartbeat(_Frame):
-    """A sign of life, from both ends; the daemon's lists what is alive."""
+    """A sign of life, from both ends; the daemon's lists what is alive, and what waits for room.
+
+    It is no numbered frame, because a daemon must be able to say that its disk is full.
+    """
 
     type: Literal["heartbeat"] = "heartbeat"
     running: list[LiveRun] = Field(default_factory=list[LiveRun])
+    holds: Holds = Field(default_factory=list[Hold])
 
 
 class Delta(_Frame):

@@ -106,6 +106,19 @@ class Runtime(Resource):
     problem: str | None = None
 
 
+class Hold(Resource):
+    """Why a machine starts nothing for now, of one agent or at all; it goes on by itself."""
+
+    #: `memory_low`, `disk_low`, `descriptors_low`: the machine's; `crash_loop`: an agent's.
+    reason: Annotated[str, StringConstraints(max_length=40, pattern=r"^[a-z_]+$")]
+    #: For a person.
+    detail: Annotated[str, StringConstraints(max_length=500)]
+    #: Whose messages wait; null: everybody's.
+    agent_id: Annotated[AgentId, _SENT] | None = None
+    #: When it is tried again, if a time is set.
+    until: AwareDatetime | None = None
+
+
 class HostMachine(Resource):
     id: HostId
     name: str
@@ -115,6 +128,8 @@ class HostMachine(Resource):
     state: HostState
     last_seen_at: AwareDatetime | None = None
     runtimes: list[Runtime] = Field(default_factory=list[Runtime])
+    #: As of its last word; of one that is offline they say nothing.
+    holds: list[Hold] = Field(default_factory=list[Hold])
     key_last_four: str
     created_at: AwareDatetime
     #: Of an ephemeral host: the one whose key made it, and whose agents it serves.

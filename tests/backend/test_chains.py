@@ -135,7 +135,7 @@ class Office:
         [row] = await self.desk.database.read(
             lambda c: deliveries.of_message(c, self.desk.user_id, message_id)
         )
-        return deliveries.trace(row, waits_for_host=False)
+        return deliveries.trace(row)
 
     async def chain(self, message: Message) -> Chain:
         return await self.desk.database.read(

@@ -308,6 +308,13 @@ def test_hosts_are_a_table_or_an_object(own_home: Path, server: Server) -> None:
     assert shown["hosts"][0]["runtimes"][0]["path"] == "/bin/claude"
 
 
+def test_a_host_that_has_no_room_says_so(own_home: Path, server: Server) -> None:
+    low = {"reason": "disk_low", "detail": "3 MB are free\x1b[2J"}
+    server.on("GET", "/v1/host-machines", page(bodies.host(holds=[low])))
+    done = run(own_home, server, "hosts")
+    assert "! mbp: 3 MB are free\ufffd[2J" in done.stderr.decode()
+
+
 def test_trace_tells_each_rung_in_words(own_home: Path, server: Server) -> None:
     rungs = [
         {"rung": "stored", "at": "2026-11-20T12:00:00Z", "actor": "backend"},

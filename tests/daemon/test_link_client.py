@@ -32,7 +32,7 @@ from cloudagent_protocol.frames import (
     encode,
 )
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, HostId, RunId
-from cloudagent_protocol.resources import AgentRef, Runtime
+from cloudagent_protocol.resources import AgentRef, Hold, Runtime
 from fakes.backend import KEY, ScriptedBackend, scripted_backend
 from fakes.memory_transport import MemoryTransport
 
@@ -60,6 +60,7 @@ async def daemon(
     *,
     path: Path | None = None,
     running: tuple[LiveRun, ...] = (),
+    holds: list[Hold] | None = None,
     wall: Callable[[], float] = time.time,
     wait_s: float = 0.0,
     key: str = KEY,
@@ -84,13 +85,14 @@ async def daemon(
                 epoch=marks.epoch,
                 last_seq=marks.accepted,
                 unfinished=await spool.held(),
+                holds=list(holds or ()),
             )
 
         client = LinkClient(
             WebSocketTransport(Way(backend.url), always(key)),
             spool,
             hello,
-            lambda: list(running),
+            lambda: Heartbeat(running=list(running), holds=list(holds or ())),
             backoff=Backoff(spread),
             wall=wall,
             clock_check_s=0.02,
@@ -252,6 +254,31 @@ async def test_heartbeats_go_out_in_silence_and_name_the_live_runs() -> None:
     live = LiveRun(run_id=RunId("run_1"), delivery_ids=[DeliveryId("dlv_1")])
     async with scripted_backend(backend), daemon(backend, running=(live,)):
         assert (await backend.reported(Heartbeat, 2)).running == [live]
+
+
+async def test_what_holds_a_machine_back_is_said_at_once_and_in_the_next_hello() -> None:
+    holds: list[Hold] = []
+    low = Hold(reason="disk_low", detail="3 MB are free")
+    async with scripted_backend() as backend, daemon(backend, holds=holds) as d:
+        connection = await backend.connected()
+        holds.append(low)
+        d.client.beat()
+        assert (await backend.reported(Heartbeat)).holds == [low]
+        connection.cut()
+        assert (await backend.connected(2)).hello.holds == [low]
+
+
+async def test_what_changes_during_the_handshake_is_said_after_it() -> None:
+    holds: list[Hold] = []
+    backend = ScriptedBackend()
+
+    def change(welcome: Welcome) -> Welcome:
+        holds.append(Hold(reason="memory_low", detail="3 MB are available"))
+        return welcome
+
+    backend.edit_welcome = change
+    async with scripted_backend(backend), daemon(backend, holds=holds):
+        assert (await backend.reported(Heartbeat)).holds == holds
 
 
 @pytest.mark.parametrize("code", [CloseCode.REVOKED, CloseCode.UNAUTHORIZED])
@@ -457,7 +484,9 @@ async def test_silence_is_noticed_though_the_network_takes_nothing_either() -> N
     async with open_spool(None) as spool, anyio.create_task_group() as tasks:
         for n in range(150):  # more than the transport takes without being read
             await spool.append(report(f"{n}"))
-        client = LinkClient(transport, spool, hello, list, backoff=Backoff(lambda _, high: high))
+        client = LinkClient(
+            transport, spool, hello, Heartbeat, backoff=Backoff(lambda _, high: high)
+        )
         tasks.start_soon(client.run)
         with anyio.fail_after(5):
             far = await transport.accept()

@@ -8,7 +8,7 @@ from cloudagent_daemon.link.spool import open_spool
 from cloudagent_daemon.runs.ports import Launch
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
 from cloudagent_protocol.events import Finished, Outcome
-from cloudagent_protocol.frames import Hello, RunReport
+from cloudagent_protocol.frames import Heartbeat, Hello, RunReport
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, RunId
 from fakes.memory_transport import MemoryTransport
 
@@ -31,7 +31,7 @@ def ending(detail: str = "") -> RunReport:
 async def test_a_run_is_alive_from_its_launch_to_its_end() -> None:
     async with open_spool(None) as spool:
         transport, live = MemoryTransport(), LiveRuns()
-        uplink = SpoolUplink(spool, LinkClient(transport, spool, no_hello, live.all), live)
+        uplink = SpoolUplink(spool, LinkClient(transport, spool, no_hello, Heartbeat), live)
         await uplink.launched(Launch(RunId("run_1"), DeliveryId("dlv_1"), "l1", 42, 1.0, 1))
         assert [run.delivery_ids for run in live.all()] == [["dlv_1"]]
         await uplink.finish(ending())
@@ -42,7 +42,7 @@ async def test_a_run_is_alive_from_its_launch_to_its_end() -> None:
 async def test_a_full_disk_delays_an_ending_but_does_not_lose_it(tmp_path: Path) -> None:
     async with open_spool(tmp_path / "state.db") as spool:
         transport, live = MemoryTransport(), LiveRuns()
-        uplink = SpoolUplink(spool, LinkClient(transport, spool, no_hello, live.all), live)
+        uplink = SpoolUplink(spool, LinkClient(transport, spool, no_hello, Heartbeat), live)
         await spool._committer.do(lambda c: c.execute("PRAGMA max_page_count = 1").fetchone())
         with anyio.fail_after(10):
             async with anyio.create_task_group() as tasks:

@@ -29,7 +29,7 @@ from cloudagent_protocol.events import (
     Started,
     Text,
 )
-from cloudagent_protocol.frames import Ack, Delta, Hello, RunReport, Send, decode
+from cloudagent_protocol.frames import Ack, Delta, Heartbeat, Hello, RunReport, Send, decode
 from cloudagent_protocol.ids import (
     AgentId,
     DeliveryId,
@@ -147,14 +147,14 @@ class Desk:
 
     async def report(self, *frames: Reported) -> Applied:
         for frame in frames:
-            if not isinstance(frame, Ack | Delta):
+            if not isinstance(frame, Ack | Delta | Heartbeat):
                 self.seq += 1
                 frame.seq = self.seq
         return await self.service.apply(self.machine, frames)
 
     async def rungs(self, message: Message) -> list[str]:
         [row] = await self.rows(message)
-        trace = deliveries.trace(row, waits_for_host=False)
+        trace = deliveries.trace(row)
         return [rung.rung for rung in trace.rungs]
 
     async def rows(self, message: Message) -> list[deliveries.DeliveryRow]:
@@ -213,7 +213,7 @@ class Helper:
 
     async def report(self, *frames: Reported) -> Applied:
         for frame in frames:
-            if not isinstance(frame, Ack | Delta):
+            if not isinstance(frame, Ack | Delta | Heartbeat):
                 self.seq += 1
                 frame.seq = self.seq
         return await self.desk.service.apply(self.machine, frames)

@@ -268,6 +268,8 @@ class _Connection:
                 return frame
             case Delta() | Query():
                 return frame
+            case Heartbeat() if not self._machine.changes_nothing(frame):
+                return frame
             case Heartbeat() | UnknownFrame():
                 return None
             case _:
@@ -298,7 +300,11 @@ class _Connection:
                 await self._send(link, await self._answer(frame))
 
     async def _acknowledge(self, link: Link, applied: Sequence[Reported]) -> None:
-        numbers = [f.seq for f in applied if not isinstance(f, Ack | Delta) and f.seq is not None]
+        numbers = [
+            f.seq
+            for f in applied
+            if not isinstance(f, Ack | Delta | Heartbeat) and f.seq is not None
+        ]
         if numbers:
             await self._send(link, Ack(seq=link.accept(numbers[-1])))
 

@@ -39,6 +39,7 @@ class Greeting:
 def greet(c: sqlite3.Connection, machine: Machine, hello: Hello) -> Greeting:
     """Resume the host's history, or begin a new epoch and reconcile by delivery id."""
     _note_host(c, machine, hello)
+    reports.hold(c, machine, hello.holds)
     link = _resumed(c, machine, hello)
     abandoned: list[RunId] = []
     if link is None:
@@ -115,7 +116,7 @@ def _leave_there(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> N
 
     An interrupt that was under way went down with the old outbox, and is said again.
     """
-    row = ladder.receive(c, row, machine.name)
+    row = reports.receive(c, machine, row)
     if row.interrupted_by and row.state not in states.ENDS:
         interrupt = Interrupt(delivery_id=row.id, actor=row.interrupted_by)
         outbox.put(c, machine.host_id, interrupt)

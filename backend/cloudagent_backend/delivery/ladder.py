@@ -27,11 +27,19 @@ BACKEND = "backend"
 
 
 def trace(c: sqlite3.Connection, row: DeliveryRow) -> DeliveryTrace:
-    return deliveries.trace(row, waits_for_host=_waits_for_host(c, row))
+    return deliveries.trace(row, waits_for=_waits_for(c, row))
 
 
-def _waits_for_host(c: sqlite3.Connection, row: DeliveryRow) -> bool:
-    return row.state is DeliveryState.QUEUED and not _host_online(c, row)
+def _waits_for(c: sqlite3.Connection, row: DeliveryRow) -> str | None:
+    """Why it has not begun, if that has a reason."""
+    if row.state is DeliveryState.QUEUED and not _host_online(c, row):
+        return "host_offline"
+    # What a machine holds back has the rung; a look at the host for all others would be for nothing.
+    if row.state is DeliveryState.RECEIVED and row.has_rung(RungName.WAITING):
+        host = hosts.load_any(c, row.host_id)
+        hold = states.hold_of(host.holds, row.agent_id) if host else None
+        return hold.reason if hold else None
+    return None
 
 
 def trace_of(c: sqlite3.Connection, user_id: UserId, message: Message) -> Trace:
@@ -53,7 +61,7 @@ def _host_online(c: sqlite3.Connection, row: DeliveryRow) -> bool:
 
 
 def tell(c: sqlite3.Connection, row: DeliveryRow) -> None:
-    text = deliveries.trace_text(row, waits_for_host=_waits_for_host(c, row))
+    text = deliveries.trace_text(row, waits_for=_waits_for(c, row))
     events.append(c, row.user_id, EventType.DELIVERY_UPDATED, text)
 
 

@@ -6,8 +6,9 @@ from pydantic import BaseModel
 
 from cloudagent_backend.store.agents import AgentRow
 from cloudagent_backend.store.hosts import HostRow
-from cloudagent_protocol.frames import Delta
+from cloudagent_protocol.frames import Delta, Heartbeat
 from cloudagent_protocol.ids import AgentId, HostId, RunId, UserId
+from cloudagent_protocol.resources import Hold
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Machine:
     seen: set[RunId] = field(default_factory=set[RunId])
     #: Runs of this connection whose text is being shown.
     live: set[RunId] = field(default_factory=set[RunId])
+    #: Why it starts nothing, as it said last on this connection.
+    holds: list[Hold] = field(default_factory=list[Hold])
 
     @classmethod
     def of(cls, host: HostRow) -> "Machine":
@@ -35,4 +38,10 @@ class Machine:
         return own and self.only in (None, agent.id)
 
     def changes_nothing(self, frame: BaseModel) -> bool:
-        return isinstance(frame, Delta) and frame.run_id in self.seen
+        match frame:
+            case Delta():
+                return frame.run_id in self.seen
+            case Heartbeat():
+                return frame.holds == self.holds
+            case _:
+                return False

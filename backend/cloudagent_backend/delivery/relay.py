@@ -265,7 +265,7 @@ class Relay:
         author = agents.load(c, target.user_id, AgentId(lost.author.id))
         if author is None:
             return set()
-        why = deliveries.trace(row, waits_for_host=False).rungs[-1].detail
+        why = deliveries.trace(row).rungs[-1].detail
         quoted = "\n".join(f"> {line}" for line in lost.text[:_QUOTED_CHARS].splitlines())
         notice = Message(
             id=new_message_id(),

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cloudagent_backend.delivery import ladder, states
+from cloudagent_backend.delivery import holds, ladder, states
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.relay import Relay, linked
 from cloudagent_backend.store import (
@@ -40,20 +40,29 @@ from cloudagent_protocol.events import (
     ToolCall,
     UsageReported,
 )
-from cloudagent_protocol.frames import Ack, Delta, HostReport, RunReport, Send, UnknownFrame
+from cloudagent_protocol.frames import (
+    Ack,
+    Delta,
+    Heartbeat,
+    HostReport,
+    RunReport,
+    Send,
+    UnknownFrame,
+)
 from cloudagent_protocol.ids import AgentId, ConversationId, HostId, MessageId, RunId
 from cloudagent_protocol.resources import (
     AgentStatus,
     Author,
     DeliveryState,
     EventType,
+    Hold,
     Message,
     RungName,
     RunState,
 )
 
 #: What can wait in a group. An unknown numbered frame is accepted and otherwise ignored.
-Reported = RunReport | Send | HostReport | Ack | Delta | UnknownFrame
+Reported = RunReport | Send | HostReport | Ack | Delta | Heartbeat | UnknownFrame
 
 
 @dataclass
@@ -83,7 +92,7 @@ def apply(
             applied.error = error
             break
         applied.count += 1
-        if not isinstance(frame, Ack | Delta):
+        if not isinstance(frame, Ack | Delta | Heartbeat):
             accepted = frame.seq or accepted
     if accepted:
         outbox.accepted(c, machine.host_id, accepted)
@@ -105,6 +114,8 @@ def _apply_one(
             acked(c, machine, frame.seq)
         case Delta():
             _begin_to_answer(c, machine, frame)
+        case Heartbeat():
+            hold(c, machine, frame.holds)
         case UnknownFrame():
             pass
 
@@ -113,7 +124,23 @@ def acked(c: sqlite3.Connection, machine: Machine, seq: int) -> None:
     """The machine has all frames up to `seq` on its disk."""
     for delivery_id in outbox.acked(c, machine.host_id, seq):
         if row := deliveries.load(c, delivery_id):
-            ladder.receive(c, row, machine.name)
+            receive(c, machine, row)
+
+
+def receive(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> DeliveryRow:
+    """The machine has it on its disk; it may have said why it will not begin it yet."""
+    known, row = row.state, ladder.receive(c, row, machine.name)
+    held = states.hold_of(machine.holds, row.agent_id) if machine.holds else None
+    if held and row.state is DeliveryState.RECEIVED is not known:
+        row = holds.wait(c, row, machine.name, held)
+        ladder.tell(c, row)
+    return row
+
+
+def hold(c: sqlite3.Connection, machine: Machine, said: Sequence[Hold]) -> None:
+    """The machine starts nothing for these reasons."""
+    machine.holds[:] = said
+    holds.heed(c, machine.user_id, machine.host_id, machine.name, said)
 
 
 def tell_host(c: sqlite3.Connection, machine: Machine) -> None:

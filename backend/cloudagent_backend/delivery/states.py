@@ -6,10 +6,12 @@
 two writers can never both win.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from cloudagent_protocol.events import Outcome, Reason
-from cloudagent_protocol.resources import AgentStatus, DeliveryState, RungName
+from cloudagent_protocol.ids import AgentId
+from cloudagent_protocol.resources import AgentStatus, DeliveryState, Hold, RungName
 
 _S = DeliveryState
 
@@ -69,6 +71,11 @@ def end_of(outcome: Outcome) -> DeliveryState:
 def last_rung(outcome: Outcome) -> RungName:
     """The rung that a run's end puts on the ladder."""
     return RungName(outcome.value)
+
+
+def hold_of(holds: Iterable[Hold], agent_id: AgentId) -> Hold | None:
+    """Why a machine that says this begins nothing of the agent; null if it may."""
+    return next((hold for hold in holds if hold.agent_id in (None, agent_id)), None)
 
 
 def status_after(outcome: Outcome, reason: Reason | None) -> AgentStatus:

@@ -219,6 +219,14 @@ def in_flight(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
     return [_row(row) for row in rows]
 
 
+def received(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
+    """What is on the machine's disk and has not begun."""
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE host_id = ? AND state = 'received' ORDER BY seq", (host_id,)
+    )
+    return [_row(row) for row in rows]
+
+
 def in_flight_count(c: sqlite3.Connection, host_id: HostId) -> int:
     [(count,)] = c.execute(
         "SELECT count(*) FROM deliveries WHERE host_id = ?"
@@ -375,16 +383,16 @@ def interrupted(c: sqlite3.Connection, delivery_id: DeliveryId, actor: str) -> N
     c.execute("UPDATE deliveries SET interrupted_by = ? WHERE id = ?", (actor, delivery_id))
 
 
-def trace(row: DeliveryRow, *, waits_for_host: bool) -> DeliveryTrace:
-    """The delivery as the API shows it; a queued one says why it waits, if there is a reason."""
-    return DeliveryTrace.model_validate_json(trace_text(row, waits_for_host=waits_for_host))
+def trace(row: DeliveryRow, *, waits_for: str | None = None) -> DeliveryTrace:
+    """The delivery as the API shows it; one that waits says for what."""
+    return DeliveryTrace.model_validate_json(trace_text(row, waits_for=waits_for))
 
 
-def trace_text(row: DeliveryRow, *, waits_for_host: bool) -> str:
+def trace_text(row: DeliveryRow, *, waits_for: str | None = None) -> str:
     """As `trace`, in JSON: most steps of a delivery are only told, and its ladder is text already."""
-    reason = row.reason
-    if row.state is DeliveryState.QUEUED and (row.held or waits_for_host):
-        reason = "budget" if row.held else "host_offline"
+    reason = waits_for or row.reason
+    if row.state is DeliveryState.QUEUED and row.held:
+        reason = "budget"
     fields = {
         "id": row.id,
         "message_id": row.message_id,

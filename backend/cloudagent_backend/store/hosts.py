@@ -5,17 +5,23 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+from pydantic import TypeAdapter
 
 from cloudagent_backend.store import clock, keys
 from cloudagent_protocol.ids import AgentId, HostId, UserId, new_host_id
 from cloudagent_protocol.resources import (
     EphemeralHostCreate,
+    Hold,
     HostMachine,
     HostMachineCreate,
     HostMachineWithKey,
     HostState,
     Runtime,
 )
+
+_HOLDS: Final = TypeAdapter(list[Hold])
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class HostRow:
     key_last_four: str
     created_us: int
     deleted_us: int | None
+    #: As of its last word; of one that is offline they say nothing.
+    holds: list[Hold]
     #: The rest is of ephemeral hosts: whose key made it, and whose agents it serves.
     parent_id: HostId | None = None
     #: Its one agent; null: all of the parent's.
@@ -55,6 +63,7 @@ def _row(row: sqlite3.Row) -> HostRow:
         key_last_four=row["key_last_four"],
         created_us=row["created_us"],
         deleted_us=row["deleted_us"],
+        holds=_HOLDS.validate_json(row["holds"]),
         parent_id=row["parent_id"],
         serves=row["serves"],
         takes=row["takes"] or 0,
@@ -71,6 +80,7 @@ def resource(row: HostRow) -> HostMachine:
         state=row.state,
         last_seen_at=clock.at_or_none(row.last_seen_us),
         runtimes=[Runtime.model_validate(one) for one in json.loads(row.runtimes)],
+        holds=[] if row.state is HostState.OFFLINE else row.holds,
         key_last_four=row.key_last_four,
         created_at=clock.at(row.created_us),
         parent_id=row.parent_id,
@@ -249,6 +259,11 @@ def set_state(c: sqlite3.Connection, host_id: HostId, state: HostState) -> None:
 def set_runtimes(c: sqlite3.Connection, host_id: HostId, runtimes: Sequence[Runtime]) -> None:
     text = json.dumps([one.model_dump(exclude_none=True) for one in runtimes])
     c.execute("UPDATE host_machines SET runtimes = ? WHERE id = ?", (text, host_id))
+
+
+def set_holds(c: sqlite3.Connection, host_id: HostId, holds: Sequence[Hold]) -> None:
+    text = _HOLDS.dump_json(list(holds), exclude_none=True).decode()
+    c.execute("UPDATE host_machines SET holds = ? WHERE id = ?", (text, host_id))
 
 
 def all_offline(c: sqlite3.Connection) -> None:

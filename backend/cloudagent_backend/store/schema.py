@@ -170,6 +170,10 @@ CREATE INDEX chains_of_user ON chains (user_id, id);
 CREATE INDEX chains_paused ON chains (user_id, id) WHERE state = 'paused';
 """
 
+_HOLDS: Final = """
+ALTER TABLE host_machines ADD COLUMN holds TEXT NOT NULL DEFAULT '[]';  -- JSON
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
@@ -177,6 +181,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _DEVICE_LOGINS,
     delivery_schema.EVENT_NUMBERS,
     _CHAINS,
+    _HOLDS,
 )
 
 

@@ -15,6 +15,14 @@ export interface Runtime {
   problem?: string | null;
 }
 
+/** Why a machine starts nothing for now, of one agent or at all. */
+export interface Hold {
+  reason: string;
+  detail: string;
+  agent_id?: string | null;
+  until?: string | null;
+}
+
 export interface Host {
   id: string;
   name: string;
@@ -24,6 +32,7 @@ export interface Host {
   state: "online" | "offline" | "draining";
   last_seen_at: string | null;
   runtimes: Runtime[];
+  holds: Hold[];
   key_last_four: string;
   created_at: string;
 }

@@ -105,9 +105,22 @@ export function agentWords(agent: Agent, host: Host | undefined): Words {
   return words[agent.status] ?? { text: agent.status, tone: "quiet" };
 }
 
+const HOLDS: Record<string, string> = {
+  memory_low: "low on memory",
+  disk_low: "low on disk space",
+  descriptors_low: "too many open files",
+  crash_loop: "paused after crashes",
+};
+
+/** What keeps a machine from starting anything: "low on memory". */
+export const holdWords = (reason: string): string => HOLDS[reason] ?? reason.replaceAll("_", " ");
+
 export function hostWords(host: Host | undefined): Words {
   if (host === undefined) return { text: "its machine is gone", tone: "bad" };
-  if (host.state === "online") return { text: "online", tone: "good" };
+  if (host.state === "online") {
+    const low = host.holds.filter((hold) => hold.agent_id == null).map((hold) => holdWords(hold.reason));
+    return low.length > 0 ? { text: low.join(", "), tone: "warn" } : { text: "online", tone: "good" };
+  }
   if (host.state === "draining") return { text: `${host.name} is finishing up`, tone: "warn" };
   if (host.last_seen_at === null) return { text: `${host.name} has not connected yet`, tone: "quiet" };
   return { text: `${host.name} is offline since ${since(host.last_seen_at)}`, tone: "quiet" };
@@ -133,6 +146,10 @@ export function ladder(trace: DeliveryTrace, agent: Agent | undefined, host: Hos
   const end = ending(trace);
   if (end !== null) return { text: [...words, end.text].join(" · "), tone: end.tone, cancellable };
   if (trace.state === "waiting") words.push(has("waiting")?.detail ?? "waiting");
+  else if (trace.state === "received" && trace.reason != null) {
+    words.push(`waits: ${holdWords(trace.reason)}`);
+    return { text: words.join(" · "), tone: "warn", cancellable };
+  }
   else if (has("seen")) words.push("answering");
   else if (has("ready")) words.push("ready");
   else if (!has("started")) words.push("waiting for its turn");

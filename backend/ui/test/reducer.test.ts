@@ -16,6 +16,7 @@ const host: Host = {
   state: "online",
   last_seen_at: at(0),
   runtimes: [],
+  holds: [],
   key_last_four: "abcd",
   created_at: at(0),
 };

@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 
 import { parse } from "../src/router";
 import { emptyRun, type RunView } from "../src/run";
-import { agentWords, duration, ladder, plain, runSummary, since, toolWords } from "../src/words";
+import { agentWords, duration, hostWords, ladder, plain, runSummary, since, toolWords } from "../src/words";
 import type { Agent, DeliveryState, DeliveryTrace, Host } from "../src/wire";
 
 const NOW = "2026-01-01T12:00:00Z";
@@ -15,6 +15,7 @@ const host = (state: Host["state"]): Host => ({
   state,
   last_seen_at: new Date().toISOString(),
   runtimes: [],
+  holds: [],
   key_last_four: "abcd",
   created_at: NOW,
 });
@@ -39,6 +40,7 @@ describe("a ladder in words", () => {
     ["stored · queued", trace("queued", ["stored"])],
     ["on its way to mbp", trace("leased", ["stored", "sent"])],
     ["on mbp · waiting for its turn", trace("received", up)],
+    ["on mbp · waits: low on memory", trace("received", [...up, "waiting"], { reason: "memory_low" })],
     ["on mbp · claude started", trace("running", [...up, "started"])],
     ["on mbp · claude started · answering", trace("running", [...up, "started", "ready", "seen"])],
     ["on mbp · claude started · replied", trace("done", [...up, "started", "replied"], { outcome: "replied" })],
@@ -62,6 +64,16 @@ describe("a ladder in words", () => {
     expect(ladder(trace("running", up), agent, host("online")).cancellable).toBe(false);
     expect(ladder(trace("done", up, { outcome: "replied" }), agent, host("online")).cancellable).toBe(false);
   });
+});
+
+test("a machine without room says so in its own line, and only while it is there", () => {
+  const holds = [
+    { reason: "disk_low", detail: "3 MB are free" },
+    { reason: "crash_loop", detail: "crashed", agent_id: "agent_1" },
+  ];
+  expect(hostWords({ ...host("online"), holds })).toEqual({ text: "low on disk space", tone: "warn" });
+  expect(hostWords({ ...host("offline"), holds }).text).toContain("is offline");
+  expect(hostWords(host("online")).text).toBe("online");
 });
 
 test("durations are short", () => {

@@ -34,3 +34,6 @@ def hosts(
         name = f"{host.name} (a job)" if host.parent_id else host.name
         rows.append((name, host.state, seen, daemon, runtimes or "-", host.id))
     terminal.columns(rows)
+    for host in found:
+        for hold in host.holds:
+            terminal.say(terminal.safe(f"! {host.name}: {hold.detail}"))

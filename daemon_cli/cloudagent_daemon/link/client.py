@@ -20,7 +20,7 @@ from cloudagent_daemon.link.transport import (
     UnreachableError,
 )
 from cloudagent_protocol.errors import CloseCode
-from cloudagent_protocol.frames import Hello, ListMessages, LiveRun
+from cloudagent_protocol.frames import Heartbeat, Hello, ListMessages
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class LinkClient:
 
     Args:
         hello: what to say first; asked anew for each connection.
-        running: the runs whose process is alive.
+        alive: what a heartbeat says of this machine.
         wall: the clock on the wall, Unix seconds.
     """
 
@@ -59,7 +59,7 @@ class LinkClient:
         transport: Transport,
         spool: Spool,
         hello: Callable[[], Awaitable[Hello]],
-        running: Callable[[], list[LiveRun]],
+        alive: Callable[[], Heartbeat],
         *,
         backoff: Backoff | None = None,
         wall: Callable[[], float] = time.time,
@@ -68,7 +68,7 @@ class LinkClient:
         self._transport = transport
         self._spool = spool
         self._hello = hello
-        self._running = running
+        self._alive = alive
         self._backoff = backoff or Backoff()
         self._wall = wall
         self._clock_check_s = clock_check_s
@@ -117,6 +117,11 @@ class LinkClient:
             raise NotConnectedError(answer.error)
         return answer.data or {}
 
+    def beat(self) -> None:
+        """Tells the backend now what a heartbeat says, if it is there; a hello says it too."""
+        if self._connection:
+            self._connection.beat()
+
     async def flush(self) -> None:
         """Returns when the backend has all that the outbox holds; set a deadline."""
         while self._spool.marks.acked < self._spool.marks.last:
@@ -125,10 +130,13 @@ class LinkClient:
     async def _connect(self) -> LinkError:
         try:
             async with self._transport.connect() as stream:
+                hello = await self._hello()
                 connection = await open_connection(
-                    stream, self._spool, self.deltas, await self._hello(), self._running
+                    stream, self._spool, self.deltas, hello, self._alive
                 )
                 self._connection = connection
+                if hello.holds != self._alive().holds:  # something changed during the handshake
+                    connection.beat()
                 self.superseded = False
                 self._show(Standing("connected", self._wall()))
                 logger.info(

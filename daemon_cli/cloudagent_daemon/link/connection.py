@@ -29,7 +29,6 @@ from cloudagent_protocol.frames import (
     Heartbeat,
     Hello,
     ListMessages,
-    LiveRun,
     Numbered,
     Query,
     UnknownFrame,
@@ -60,7 +59,7 @@ class Connection:
     """Made by `open_connection`, used once.
 
     Args:
-        running: the runs whose process is alive, for the heartbeat.
+        alive: what a heartbeat says.
     """
 
     def __init__(
@@ -69,12 +68,13 @@ class Connection:
         spool: Spool,
         deltas: Deltas,
         welcome: Welcome,
-        running: Callable[[], list[LiveRun]],
+        alive: Callable[[], Heartbeat],
     ) -> None:
         self._stream = stream
         self._spool = spool
         self._deltas = deltas
-        self._running = running
+        self._alive = alive
+        self._hurry = anyio.Event()
         self.welcome = welcome
         self.agents = list(welcome.agents)
         self._link = Link(
@@ -108,6 +108,10 @@ class Connection:
             for question in self._questions.values():
                 question.answered.set()
         return self._end or LinkClosedError(CloseCode.NORMAL)
+
+    def beat(self) -> None:
+        """Sends a heartbeat now: what it says has changed."""
+        self._hurry.set()
 
     async def ask(self, query: ListMessages) -> Answer:
         """Puts a question.
@@ -234,11 +238,13 @@ class Connection:
             if self._link.dead(now):
                 why = f"nothing heard for {self._link.silence_s:g} s"
                 raise ProtocolError(why, CloseCode.HEARTBEAT_MISSED)
-            if self._link.heartbeat_due(now):
+            if self._hurry.is_set() or self._link.heartbeat_due(now):
+                self._hurry = anyio.Event()
                 # A network that takes nothing must not hide that nothing comes either.
                 with anyio.move_on_after(self._link.dies_at - now):
-                    await self._send(Heartbeat(running=self._running()))
-            await anyio.sleep(max(0.0, self._link.next_deadline() - time.monotonic()))
+                    await self._send(self._alive())
+            with anyio.move_on_after(max(0.0, self._link.next_deadline() - time.monotonic())):
+                await self._hurry.wait()
 
     async def _send(self, frame: Any) -> None:
         self._link.spoke(time.monotonic())
@@ -250,7 +256,7 @@ async def open_connection(
     spool: Spool,
     deltas: Deltas,
     hello: Hello,
-    running: Callable[[], list[LiveRun]],
+    alive: Callable[[], Heartbeat],
 ) -> Connection:
     """Shakes hands and brings the spool to the history that counts.
 
@@ -267,7 +273,7 @@ async def open_connection(
         raise LinkClosedError(error.close_code, str(error)) from error
     if welcome.drop:
         await spool.drop(welcome.drop)
-    return Connection(stream, spool, deltas, welcome, running)
+    return Connection(stream, spool, deltas, welcome, alive)
 
 
 async def _welcome(stream: FrameStream, hello: Hello) -> Welcome:

@@ -3,8 +3,8 @@
 import { useState, type FormEvent, type ReactNode } from "react";
 
 import { post, remove } from "../api";
-import type { Host, HostWithKey } from "../wire";
-import { driverName, hostWords, since } from "../words";
+import type { Agent, Hold, Host, HostWithKey } from "../wire";
+import { driverName, holdWords, hostWords, plain, since } from "../words";
 import { Command, Confirm, CopyButton, Dot, Failure, Icon, Link } from "./parts";
 import { TopBar } from "./TopBar";
 import { useApp, useAttempt, useSession, useTitle } from "./use";
@@ -76,13 +76,24 @@ function HostCard({ host }: { host: Host }): ReactNode {
       <div className="card-head">
         <Dot tone={words.tone} />
         <h2>{host.name}</h2>
-        <span className="muted">{host.state === "online" ? "online" : words.text.replace(`${host.name} is `, "").replace(`${host.name} `, "")}</span>
+        <span className="muted">{words.text.replace(`${host.name} is `, "").replace(`${host.name} `, "")}</span>
       </div>
       <p className="muted facts">
         {[host.hostname !== host.name && host.hostname, host.os, host.daemon_version && `daemon ${host.daemon_version}`, `key ends in ${host.key_last_four}`]
           .filter(Boolean)
           .join(" · ")}
       </p>
+      {host.state === "online" && host.holds.length > 0 && (
+        <ul className="runtimes holds" aria-label="What waits, and why">
+          {host.holds.map((hold) => (
+            <li key={`${hold.reason} ${hold.agent_id ?? ""}`} className="warn">
+              <Icon name="warn" />
+              <span className="runtime-name">{holdTitle(hold, agents)}</span>
+              <span className="runtime-detail">{plain(hold.detail)}</span>
+            </li>
+          ))}
+        </ul>
+      )}
       <h3>Runtimes</h3>
       {host.runtimes.length === 0 ? (
         <p className="muted">{host.last_seen_at === null ? "Known once it connects." : "No agent program was found."}</p>
@@ -136,6 +147,12 @@ function HostCard({ host }: { host: Host }): ReactNode {
       )}
     </section>
   );
+}
+
+function holdTitle(hold: Hold, agents: readonly Agent[]): string {
+  const agent = agents.find((one) => one.id === hold.agent_id);
+  const words = holdWords(hold.reason);
+  return agent === undefined ? `${words.slice(0, 1).toUpperCase()}${words.slice(1)}` : `${agent.name}: ${words}`;
 }
 
 export function AddHost({ onMenu }: { onMenu: (() => void) | null }): ReactNode {
