@@ -357,6 +357,7 @@ async def live(
     """
     crash.arm(settings.crash_at)
     hide_memory()
+    give_back_memory()
     state_dir = settings.state_dir
     spool_path = spool_file(state_dir) if state_dir else None
     old_state = old_state_file(state_dir) if state_dir else None
@@ -424,6 +425,18 @@ def hide_memory() -> None:
     if sys.platform == "linux":
         pr_set_dumpable = 4
         ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
+
+
+def give_back_memory() -> None:
+    """Has large blocks go back to the system when they are freed.
+
+    By itself glibc keeps them for later once one of their size was freed (mallopt(3), the dynamic
+    M_MMAP_THRESHOLD): an agent that prints tool results of 8 MB on a line then costs 46 MiB instead
+    of 23.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        m_mmap_threshold = -3
+        mallopt(m_mmap_threshold, 1_048_576)
 
 
 def _line(runtime: Runtime) -> str:

@@ -128,6 +128,10 @@ async def connected(session: Session, token: str | None = None) -> AsyncGenerato
         shown = session.token_file.read_text() if token is None else token
         await peer.write(json.dumps({"token": shown}).encode())
         yield peer
+        # In order, as the shim: it reads until the daemon has closed its end too.
+        with suppress(OSError, anyio.BrokenResourceError):
+            await stream.send_eof()
+        await peer.is_cut_off()
 
 
 async def test_tools_are_listed_with_schemas_and_called_with_text_results(tmp_path: Path) -> None:
@@ -235,6 +239,27 @@ async def test_a_send_whose_answer_never_arrived_is_not_sent_again(tmp_path: Pat
     box.heard("a")
     box.heard("b")
     assert await box.call("send_message", {"text": "hi"}, "c") != first
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_a_bridge_that_is_killed_may_have_taken_an_answer_with_it_one_that_ends_has_not(
+    tmp_path: Path, killed: bool
+) -> None:
+    desk = NotedDesk(tmp_path)
+    async with a_bridge(tmp_path) as bridge, a_session(bridge, tmp_path / "r", desk) as session:
+        async with await anyio.open_process(session.command, stderr=None) as shim:
+            assert shim.stdin
+            assert shim.stdout
+            peer = Peer(StapledByteStream(shim.stdin, shim.stdout))
+            await peer.initialize()
+            await peer.call("send_message", {"text": "hi"}, "toolu_1")
+            if killed:
+                shim.kill()
+            await shim.stdin.aclose()
+        async with connected(session) as peer:
+            await peer.initialize()
+            await peer.call("send_message", {"text": "hi"}, "toolu_2")
+    assert len(desk.sent) == (1 if killed else 2)
 
 
 async def test_a_call_under_way_when_the_run_ends_is_finished_first(tmp_path: Path) -> None:

@@ -105,18 +105,39 @@ class Tools:
         self.names = [tool["name"] for tool in self.request("tools/list", {})["tools"]]
 
     def call(self, name: str, arguments: Json, use_id: str) -> Json:
-        meta = {"claudecode/toolUseId": use_id}
-        return self.request("tools/call", {"name": name, "arguments": arguments, "_meta": meta})
+        self.begin(name, arguments, use_id)
+        return self._answer()
 
-    def request(self, method: str, params: Json) -> Json:
-        self._id += 1
-        self._send({"id": self._id, "method": method, "params": params})
+    def begin(self, name: str, arguments: Json, use_id: str) -> None:
+        """Says what to call; `answer` is for what comes of it."""
+        meta = {"claudecode/toolUseId": use_id}
+        self._request("tools/call", {"name": name, "arguments": arguments, "_meta": meta})
+
+    def answer(self) -> Json | None:
+        """The answer to the last request; None if the server is gone."""
         assert self._process.stdout
         while line := self._process.stdout.readline():
             answer = json.loads(line)
             if answer.get("id") == self._id:
                 return answer["result"]
-        raise SystemExit("the MCP server is gone")
+        return None
+
+    def request(self, method: str, params: Json) -> Json:
+        self._request(method, params)
+        return self._answer()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def _request(self, method: str, params: Json) -> None:
+        self._id += 1
+        self._send({"id": self._id, "method": method, "params": params})
+
+    def _answer(self) -> Json:
+        answer = self.answer()
+        if answer is None:
+            raise SystemExit("the MCP server is gone")
+        return answer
 
     def _send(self, message: Json) -> None:
         assert self._process.stdin

@@ -8,6 +8,10 @@ Give it to an agent as `command: [sys.executable, "-I", "-S", agent.py]`. Orders
 ``@@effect N``        the N-th thing that outlives the process
 ``@@answer TEXT``     reply, if the note of an interruption does not say that it was sent before
 ``@@hold``            say so and do nothing more; a later attempt goes on
+``@@children N``      leave so many, each in a session of its own, deaf to SIGTERM
+``@@flood KIND MB``   print so many megabytes: `lines`, one `line`, `stderr`, or `results` of tools
+``@@cut TEXT``        send, and kill the bridge meanwhile; then go on without
+``@@cut_retry TEXT``  the same, and send once more by a new bridge
 ====================  =============================================================================
 
 `FAKE_EFFECTS` gets a JSON line for each thing, in one append. That two processes of a conversation
@@ -19,12 +23,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 
 sys.path.insert(0, __file__.rpartition("/faults/")[0])
 
-from fakes.agent_cli import STATE, Agent, append, effect, exists, main
+from fakes.agent_cli import STATE, Agent, Tools, append, effect, exists, main
 
 TYPE_CHECKING = False  # as in `typing`, which takes as long to import as much of the rest
 if TYPE_CHECKING:
@@ -78,6 +83,50 @@ class RecordedAgent(Agent):
             self.write("held")
             self.text("holding")
             self.do_hang("", earlier)
+
+    def do_children(self, count: str, earlier: list[str]) -> None:
+        for _ in range(int(count)):
+            if os.fork() == 0:
+                # Not by an exec: they keep all that the parent has, its pipes too.
+                os.setsid()
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                while True:
+                    signal.pause()
+
+    def do_flood(self, rest: str, earlier: list[str]) -> None:
+        kind, _, megabytes = rest.partition(" ")
+        for number in range(int(megabytes)):
+            if kind == "results":
+                if number % 8 == 0:
+                    self.tool_result(f"call_{number}", "x" * 8_000_000)
+                continue
+            end = b"" if kind == "line" else b"\n"
+            piece = b"y" * (1_000 - len(end)) + end
+            sys.stdout.flush()
+            stream = 2 if kind == "stderr" else 1
+            for _ in range(20):
+                os.write(stream, piece * 50)
+        if kind == "line":
+            os.write(1, b"\n")
+
+    def do_cut(self, text: str, earlier: list[str]) -> None:
+        use_id = "call_cut"
+        tool = {"type": "tool_use", "id": use_id, "name": "mcp__cloudagent__send_message"}
+        self.assistant({**tool, "input": {"text": text}})
+        assert self.tools
+        self.tools.begin("send_message", {"text": text}, use_id)
+        # How far the call has come by then is a matter of chance, more or less.
+        time.sleep(0.003 * (os.getpid() % 8))
+        self.tools.kill()
+        began = time.monotonic()
+        answer = self.tools.answer()
+        self.write("cut", seconds=time.monotonic() - began, answered=answer is not None)
+        self.tool_result(use_id, "MCP error -32000: Connection closed", is_error=True)
+
+    def do_cut_retry(self, text: str, earlier: list[str]) -> None:
+        self.do_cut(text, earlier)
+        self.tools = Tools(self.config)
+        self.do_answer(text, earlier)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,11 @@ _LISTED = types.ListToolsResult(
 
 
 async def converse(
-    stream: anyio.abc.ByteStream, buffered: BufferedByteReceiveStream, toolbox: Toolbox, name: str
+    stream: anyio.abc.ByteStream,
+    buffered: BufferedByteReceiveStream,
+    toolbox: Toolbox,
+    name: str,
+    reads: Callable[[], bool],
 ) -> None:
     """Serves one agent's connection until it closes.
 
@@ -44,8 +48,15 @@ async def converse(
         buffered: to read from, behind the token line.
         toolbox: does the calls.
         name: names the connection, to tell its calls from those of another.
+        reads: whether the other end, which has said its last, still takes what is written.
     """
     keys: dict[types.RequestId, str] = {}
+    #: Calls whose answers are on their way: the agent has them if it goes on, or leaves in order.
+    answered: list[str] = []
+
+    def heard() -> None:
+        while answered:
+            toolbox.heard(answered.pop())
 
     async def list_tools(
         context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
@@ -55,6 +66,7 @@ async def converse(
     async def call_tool(
         context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
+        heard()
         key = str((params.meta or {}).get(_TOOL_USE_ID) or f"{name}:{context.request_id}")
         if context.request_id is not None:
             keys[context.request_id] = key
@@ -65,7 +77,7 @@ async def converse(
 
     def written(request: types.RequestId) -> None:
         if key := keys.pop(request, None):
-            toolbox.heard(key)
+            answered.append(key)
 
     server: Server[Any] = Server(
         "cloudagent", version=DISTRIBUTION, on_list_tools=list_tools, on_call_tool=call_tool
@@ -73,6 +85,9 @@ async def converse(
     await server.run(
         _Reader(buffered), _Writer(stream, written), server.create_initialization_options()
     )
+    # One that was killed may have taken an answer with it; one that is done waits for our end.
+    if reads():
+        heard()
 
 
 class _Stream:

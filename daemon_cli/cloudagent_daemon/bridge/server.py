@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -157,7 +158,8 @@ class Bridge:
                 await self.warm_up()
                 from cloudagent_daemon.bridge.rpc import converse
 
-                await converse(stream, buffered, session.toolbox, name)
+                sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 (no Django here)
+                await converse(stream, buffered, session.toolbox, name, lambda: _is_read(sock))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 logger.debug("an agent left the bridge", extra={"action": "bridge"})
             finally:
@@ -200,6 +202,15 @@ async def _read_token(buffered: BufferedByteReceiveStream) -> str:
 
 def _refuse(why: str, pid: int | None) -> None:
     logger.warning("bridge: connection refused: %s", why, extra={"action": "bridge", "pid": pid})
+
+
+def _is_read(sock: socket.socket) -> bool:
+    """Whether the peer could still read: it may have shut down its writing, or be gone altogether."""
+    try:
+        sock.send(b"")  # carries nothing, and fails (EPIPE) where nobody reads
+    except OSError:
+        return False
+    return True
 
 
 def _descends(pid: int, ancestors: frozenset[int]) -> bool:

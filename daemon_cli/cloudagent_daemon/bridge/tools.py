@@ -144,7 +144,7 @@ class Toolbox:
                 self._idle.set()
 
     def heard(self, key: str) -> None:
-        """The answer to this call is on its way to the agent."""
+        """The answer to this call has reached the agent."""
         self._unheard = {what: call for what, call in self._unheard.items() if call != key}
 
     async def idle(self) -> None:

@@ -1,0 +1,99 @@
+"""Rows of the fault matrix in which the agent is at fault: deaf, a flood, cut off from its tools."""
+
+import time
+from pathlib import Path
+
+import psutil
+
+from e2e.harness import Process, processes_with
+from faults.history import Done, Effect, Reply, Spawned
+from faults.site import Site, count, site
+from faults.sizes import AGENTS, DEADLINE_S, FULL, MARKS, MESSAGES, ROUNDS, seeded
+
+pytestmark = MARKS
+MB = 1_048_576
+#: Of each kind; the row says 400 of any.
+FLOOD_MB = 400 if FULL else 32
+
+
+def alive(place: Site) -> list[psutil.Process]:
+    """The processes of this site's agents."""
+    return [psutil.Process(pid) for pid in processes_with(f"FAKE_STATE={place.home / 'agents'}")]
+
+
+def live_runs(place: Site) -> list[str]:
+    return [
+        run["id"]
+        for one in place.places
+        for run in place.backend.call("GET", f"/v1/conversations/{one.conversation}/runs")["data"]
+        if run["state"] != "finished"
+    ]
+
+
+@seeded
+def test_row11_an_agent_deaf_to_sigterm_with_30_sessions_is_gone_within_15_s_of_a_stop(
+    tmp_path: Path, seed: int
+) -> None:
+    with site(tmp_path, AGENTS) as place, place.daemon():
+        for _ in range(ROUNDS):
+            with place.backend.follow() as events:
+                place.post(AGENTS, "@@ignore TERM", "@@children 30", "@@hold")
+                place.post(MESSAGES // ROUNDS - AGENTS)
+                place.until_held(events, AGENTS)
+            left = alive(place)
+            assert len(left) > 30 * AGENTS
+            began = time.monotonic()
+            for run in live_runs(place):
+                place.backend.call("POST", f"/v1/runs/{run}/interrupt")
+            _, survivors = psutil.wait_procs(left, timeout=15 - (time.monotonic() - began))
+            assert not survivors
+            place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        outcomes = [record.outcome for record in history if isinstance(record, Done)]
+        assert outcomes.count("cancelled") == AGENTS * ROUNDS
+        assert count(history, Spawned) == (MESSAGES // ROUNDS) * ROUNDS
+    assert not alive(place)
+
+
+def high_water_mb(daemon: Process) -> float:
+    """The most memory that it ever had."""
+    status = Path(f"/proc/{daemon.popen.pid}/status").read_text()
+    [kilobytes] = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(kilobytes) * 1_024 / MB
+
+
+def test_row14_floods_of_output_cost_the_daemon_32_mib_at_most_and_end_with_a_status(
+    tmp_path: Path,
+) -> None:
+    with site(tmp_path, AGENTS) as place, place.daemon() as daemon:
+        place.post(MESSAGES // 2)
+        place.settle(deadline_s=DEADLINE_S)
+        before = high_water_mb(daemon)
+        for kind in ("lines", "line", "stderr", "results"):
+            place.post(1, f"@@flood {kind} {FLOOD_MB}", "@@answer that was much #1")
+            place.post(1)
+            place.settle(deadline_s=DEADLINE_S)
+            grown = high_water_mb(daemon) - before
+            assert grown <= 32, f"{grown:.0f} MiB for {FLOOD_MB} MB of {kind}"
+        history = place.judge()
+        assert count(history, Reply) == count(history, Effect) == len(place.recorder.posts)
+
+
+@seeded
+def test_row17_a_bridge_killed_in_a_call_is_an_error_within_2_s_and_one_message_at_most(
+    tmp_path: Path, seed: int
+) -> None:
+    with site(tmp_path, AGENTS) as place, place.daemon():
+        for number in range(MESSAGES):
+            text = f"cut {number} #1"
+            place.post(
+                1, *([f"@@cut {text}", f"@@say {text}"], [f"@@cut_retry {text}"])[number % 2]
+            )
+        place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        outcomes = [record.outcome for record in history if isinstance(record, Done)]
+        assert set(outcomes) <= {"replied", "auto_published"}
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES
+        cuts = [line for line in place.recorder.lines() if line["what"] == "cut"]
+        assert len(cuts) == MESSAGES
+        assert all(cut["seconds"] <= 2 for cut in cuts)
