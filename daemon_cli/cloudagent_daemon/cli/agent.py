@@ -84,6 +84,12 @@ def run_list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def known_agents(here: Here) -> dict[str, str]:
+    """Names of agents by id, from what lies on this machine."""
+    told = {agent["id"]: agent["name"] for agent in look(here)["agents"]}
+    return {one["id"]: one["name"] for one in _identities(here.paths.agents_dir)} | told
+
+
 def _identities(agents_dir: Path) -> Iterator[dict[str, Any]]:
     for file in sorted(agents_dir.glob("*/.meta/identity.json")):
         if file.parent.parent.parent == agents_dir and file.parent.parent.name != _ARCHIVE:

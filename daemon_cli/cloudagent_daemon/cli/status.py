@@ -66,6 +66,11 @@ def _stopped(here: Here) -> dict[str, Any]:
     }
 
 
+def headline(here: Here, report: dict[str, Any], now: float) -> str:
+    """The first line of `status`: whether it runs, and is connected."""
+    return _lines(here, report, now)[0]
+
+
 def _lines(here: Here, report: dict[str, Any], now: float) -> list[str]:
     name, server = f"{here.profile:9}", report["server_url"]
     lasting = duration(now - _unix(report["since"])) if report["since"] else ""

@@ -159,13 +159,17 @@ class RunQueue:
     async def _run(self, waiting: Waiting, tasks: anyio.abc.TaskGroup) -> None:
         deliver = waiting.deliver
         stop = self._stops[deliver.delivery_id]
+        about = {"agent_id": deliver.agent.id, "delivery_id": deliver.delivery_id}
+        attempt = waiting.attempts + 1
+        began = {"action": "run_started", **about, "attempt": attempt}
+        logger.info("%s begins to work", deliver.agent.name, extra=began)
         try:
-            await self._runner.run(deliver, attempt=waiting.attempts + 1, stop=stop)
+            outcome = await self._runner.run(deliver, attempt=attempt, stop=stop)
+            ended = {"action": "run_ended", **about, "outcome": outcome.value}
+            logger.info("%s is done", deliver.agent.name, extra=ended)
         except Exception as error:
             # The edge of a run's task: a fault of ours ends this run, not the daemon.
-            logger.exception(
-                "a run failed", extra={"action": "run_failed", "delivery_id": deliver.delivery_id}
-            )
+            logger.exception("a run failed", extra={"action": "run_failed", **about})
             ending = Finished(
                 at=datetime.now(UTC),
                 outcome=Outcome.FAILED,

@@ -78,7 +78,8 @@ class Runner:
             run = _Run(self._settings, self._bridge, self._uplink, self._masks, deliver, workspace)
             return await run.go(attempt, stop, earlier)
         except Exception as error:
-            logger.exception("a run failed", extra={"action": "run", "id": deliver.delivery_id})
+            about = {"agent_id": deliver.agent.id, "delivery_id": deliver.delivery_id}
+            logger.exception("a run failed", extra={"action": "run_failed", **about})
             return await self._give_up(deliver, error)
 
     async def _settled(
