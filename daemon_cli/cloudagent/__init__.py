@@ -28,11 +28,13 @@ if TYPE_CHECKING:
         WaitTimeoutError,
     )
     from cloudagent.turn import Delta, TurnEvent, TurnResult
+    from cloudagent_protocol.resources import DeliveryMode
 
 _HOMES: Final = {
     "cloudagent.client": ("AgentHandle", "CloudAgent", "Turn"),
     "cloudagent.async_client": ("AsyncAgentHandle", "AsyncCloudAgent", "AsyncTurn"),
     "cloudagent.turn": ("Delta", "TurnEvent", "TurnResult"),
+    "cloudagent_protocol.resources": ("DeliveryMode",),
     "cloudagent.errors": (
         "APIError",
         "AmbiguousNameError",
@@ -65,6 +67,7 @@ __all__ = [
     "ConfigurationError",
     "ConflictError",
     "ConnectionFailedError",
+    "DeliveryMode",
     "Delta",
     "InvalidRequestError",
     "NotFoundError",

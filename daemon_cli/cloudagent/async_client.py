@@ -34,6 +34,7 @@ from cloudagent_protocol.resources import (
     AgentUpdate,
     Conversation,
     ConversationCreate,
+    DeliveryMode,
     Event,
     EventType,
     HostMachine,
@@ -140,13 +141,16 @@ class AsyncAgentHandle(Agent):
         *,
         conversation_id: str | None = None,
         host_machine_id: str | None = None,
+        mode: DeliveryMode = DeliveryMode.QUEUE,
         idempotency_key: str | None = None,
     ) -> AsyncTurn:
         """Send a message and follow what comes of it.
 
-        With `host_machine_id`, the ephemeral machine of a CI job, it runs there or nowhere.
+        It takes its place after what was sent before; with `interrupt` before all that has not begun,
+        and what runs in its conversation is stopped. With `host_machine_id`, the ephemeral machine of
+        a CI job, it runs there or nowhere.
         """
-        body = turn.message_body(text, conversation_id, host_machine_id)
+        body = turn.message_body(text, conversation_id, host_machine_id, mode)
         return await _send(self.transport, self.id, body, idempotency_key)
 
     async def interrupt(self) -> list[Run]:

@@ -32,6 +32,7 @@ from cloudagent_protocol.resources import (
     AgentUpdate,
     Conversation,
     ConversationCreate,
+    DeliveryMode,
     Event,
     EventType,
     HostMachine,
@@ -144,13 +145,16 @@ class AgentHandle(Agent):
         *,
         conversation_id: str | None = None,
         host_machine_id: str | None = None,
+        mode: DeliveryMode = DeliveryMode.QUEUE,
         idempotency_key: str | None = None,
     ) -> Turn:
         """Send a message and follow what comes of it.
 
-        With `host_machine_id`, the ephemeral machine of a CI job, it runs there or nowhere.
+        It takes its place after what was sent before; with `interrupt` before all that has not begun,
+        and what runs in its conversation is stopped. With `host_machine_id`, the ephemeral machine of
+        a CI job, it runs there or nowhere.
         """
-        body = turn.message_body(text, conversation_id, host_machine_id)
+        body = turn.message_body(text, conversation_id, host_machine_id, mode)
         return _send(self.transport, self.id, body, idempotency_key)
 
     def interrupt(self) -> list[Run]:

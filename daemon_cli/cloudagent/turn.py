@@ -19,6 +19,7 @@ from cloudagent_protocol.errors import ErrorCode, Problem
 from cloudagent_protocol.events import Finished, Outcome, RunEvent, Text, Usage
 from cloudagent_protocol.resources import (
     AgentMessageCreate,
+    DeliveryMode,
     DeliveryState,
     DeliveryTrace,
     Event,
@@ -222,15 +223,22 @@ def _outcome(trace: DeliveryTrace) -> Outcome:
 
 
 def message_body(
-    text: str, conversation_id: str | None = None, host_machine_id: str | None = None
+    text: str,
+    conversation_id: str | None = None,
+    host_machine_id: str | None = None,
+    mode: DeliveryMode = DeliveryMode.QUEUE,
 ) -> AgentMessageCreate:
     """The body of a message to an agent.
 
     Raises:
         InvalidRequestError: the text is blank or too long, as the server would say too.
     """
-    where = {"conversation_id": conversation_id, "host_machine_id": host_machine_id}
-    sent = {"text": text, **{name: value for name, value in where.items() if value is not None}}
+    said = {
+        "conversation_id": conversation_id,
+        "host_machine_id": host_machine_id,
+        "mode": None if mode is DeliveryMode.QUEUE else mode,
+    }
+    sent = {"text": text, **{name: value for name, value in said.items() if value is not None}}
     try:
         return AgentMessageCreate.model_validate(sent)
     except ValidationError as error:

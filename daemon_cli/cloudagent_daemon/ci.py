@@ -218,7 +218,7 @@ def result(job: Job, watched: OneMessage, server_url: str) -> dict[str, Any]:
         "delivery_id": frame.delivery_ids[0] if frame else None,
         "run_id": frame.run_id if frame else None,
         "outcome": finished.outcome.value if finished else None,
-        "reason": finished.reason.value if finished and finished.reason else None,
+        "reason": str(finished.reason) if finished and finished.reason else None,
         "detail": (finished.detail if finished else job.why) or None,
         "reply": turn.reply,
         "usage": turn.usage.model_dump(exclude_none=True) if turn.usage else None,

@@ -31,7 +31,7 @@ from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
-from cloudagent_protocol.frames import Heartbeat, Hello, HostReport
+from cloudagent_protocol.frames import Capability, Heartbeat, Hello, HostReport
 from cloudagent_protocol.resources import Hold, Runtime
 from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
 
@@ -253,6 +253,7 @@ class Daemon:
             unfinished=await self._spool.held(),
             running=self._live.all(),
             holds=self._holds(),
+            capabilities=list(Capability),
         )
 
     def _alive(self) -> Heartbeat:

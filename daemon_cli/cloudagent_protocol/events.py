@@ -8,7 +8,15 @@ stores or shows them is idempotent on (run, seq). A type that this version does 
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+)
 
 #: What JavaScript counts exactly, and every database keeps.
 MAX_NUMBER: Final = 2**53
@@ -48,6 +56,21 @@ class Reason(StrEnum):
     DAEMON_STOPPED = "daemon_stopped"
     AGENT_UNKNOWN = "agent_unknown"
     INTERNAL = "internal"
+    # why a message waits, or ended, without a run
+    HOST_OFFLINE = "host_offline"
+    NOT_STEERABLE = "not_steerable"  # its driver takes nothing into a turn that is under way
+    TOO_LARGE = "too_large"  # the message and its agent's settings do not fit into one frame
+    HOST_REMOVED = "host_removed"
+    BACKLOG_FULL = "backlog_full"
+    HOP_LIMIT = "hop_limit"  # agents have passed it on too often
+    CHAIN_PAUSED = "chain_paused"  # a person decides whether the agents go on
+
+
+#: A reason of a newer peer is kept as it is.
+AnyReason: TypeAlias = Annotated[
+    Reason | Annotated[str, StringConstraints(max_length=100)],
+    Field(union_mode="left_to_right"),
+]
 
 
 class Usage(BaseModel):
@@ -123,7 +146,7 @@ class Retry(_Event):
 
     type: Literal["retry"] = "retry"
     attempt: int
-    reason: Reason
+    reason: AnyReason
     delay_s: float = 0.0
     detail: str = ""
 
@@ -140,9 +163,11 @@ class Finished(_Event):
 
     type: Literal["finished"] = "finished"
     outcome: Outcome
-    reason: Reason | None = None
+    reason: AnyReason | None = None
     #: For a person: what happened and what to do. For `silent`, the agent's own reason.
     detail: str = ""
+    #: Who asked for the stop, where somebody did: a person's name.
+    stopped_by: str | None = None
     exit_code: int | None = None
     stderr_tail: str = ""
     session_id: str | None = None

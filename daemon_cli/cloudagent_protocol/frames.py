@@ -9,6 +9,7 @@ docs/protocol.md tells the whole story; tests/golden/frames holds one example of
 
 import json
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, TypeAlias, cast
 
 from pydantic import (
@@ -23,7 +24,7 @@ from pydantic import (
 )
 
 from cloudagent_protocol.errors import CloseCode, ProtocolError
-from cloudagent_protocol.events import RunEvent
+from cloudagent_protocol.events import AnyReason, RunEvent
 from cloudagent_protocol.ids import (
     AgentId,
     ConversationId,
@@ -32,7 +33,15 @@ from cloudagent_protocol.ids import (
     MessageId,
     RunId,
 )
-from cloudagent_protocol.resources import AgentRef, AgentSpec, AgentStatus, Author, Hold, Runtime
+from cloudagent_protocol.resources import (
+    AgentRef,
+    AgentSpec,
+    AgentStatus,
+    Author,
+    DeliveryMode,
+    Hold,
+    Runtime,
+)
 
 #: Bytes of one frame, after any inflation (RFC 6455 leaves the limit to us).
 MAX_FRAME_BYTES: Final = 1_048_576
@@ -63,6 +72,13 @@ MAX_HOLDS: Final = 100
 Holds: TypeAlias = Annotated[list[Hold], Field(max_length=MAX_HOLDS)]
 
 
+class Capability(StrEnum):
+    """What a daemon can do that not every daemon of this protocol version can."""
+
+    #: It stops what runs in the conversation of a delivery that interrupts, by itself.
+    INTERRUPT_MODE = "interrupt_mode"
+
+
 class Hello(_Frame):
     """The daemon's first frame."""
 
@@ -83,6 +99,8 @@ class Hello(_Frame):
     unfinished: list[DeliveryId] = Field(default_factory=list[DeliveryId])
     running: list[LiveRun] = Field(default_factory=list[LiveRun])
     holds: Holds = Field(default_factory=list[Hold])
+    #: Members of `Capability`; a newer daemon's may be unknown here.
+    capabilities: list[str] = Field(default_factory=list[str])
 
 
 class Welcome(_Frame):
@@ -130,8 +148,9 @@ class Deliver(Numbered):
 
     type: Literal["deliver"] = "deliver"
     delivery_id: DeliveryId
-    #: Order for the agent; unlike `seq` it survives a new epoch.
+    #: Order for the agent; unlike `seq` it survives a new epoch. One that interrupts is below zero.
     delivery_seq: int
+    mode: DeliveryMode = DeliveryMode.QUEUE
     agent: AgentSpec
     #: `conversation_id` in it is the one that the agent works in.
     message: DeliveredMessage
@@ -183,6 +202,17 @@ class Send(Numbered):
     caused_by: MessageId | None = None
     auto_published: bool = False
     sent_at: AwareDatetime
+
+
+class DeliveryReport(Numbered):
+    """Why a delivery that lies on the machine waits, if for more than its turn; a rung `waiting`."""
+
+    type: Literal["delivery_report"] = "delivery_report"
+    delivery_id: DeliveryId
+    at: AwareDatetime
+    reason: AnyReason
+    #: For a person.
+    detail: str = ""
 
 
 class HostReport(Numbered):
@@ -324,7 +354,16 @@ class UnknownFrame(_Frame):
 
 
 FromDaemon: TypeAlias = (
-    Hello | RunReport | Send | HostReport | Ack | Heartbeat | Delta | Query | UnknownFrame
+    Hello
+    | RunReport
+    | Send
+    | DeliveryReport
+    | HostReport
+    | Ack
+    | Heartbeat
+    | Delta
+    | Query
+    | UnknownFrame
 )
 FromBackend: TypeAlias = (
     Welcome | Deliver | Interrupt | AgentsChanged | Ack | Heartbeat | Answer | UnknownFrame
@@ -339,6 +378,7 @@ _Tagged: TypeAlias = Annotated[
     | AgentsChanged
     | RunReport
     | Send
+    | DeliveryReport
     | HostReport
     | Ack
     | Heartbeat
@@ -357,6 +397,7 @@ _TYPES: Final = frozenset(
         "agents_changed",
         "run_report",
         "send",
+        "delivery_report",
         "host_report",
         "ack",
         "heartbeat",

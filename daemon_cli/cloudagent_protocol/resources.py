@@ -285,6 +285,17 @@ class DeliveryState(StrEnum):
     DEAD = "dead"
 
 
+class DeliveryMode(StrEnum):
+    """How a message takes its place among what its agent has still to do."""
+
+    #: After everything that was sent to the agent before.
+    QUEUE = "queue"
+    #: Into the turn that is under way in its conversation; where the driver cannot, as `queue`.
+    STEER = "steer"
+    #: Next, before all that has not begun; what runs in its conversation is stopped.
+    INTERRUPT = "interrupt"
+
+
 class Author(Resource):
     type: Literal["user", "agent", "system"]
     id: str
@@ -294,9 +305,11 @@ class Author(Resource):
 class DeliverySummary(Resource):
     id: DeliveryId
     agent_id: AgentId
-    #: Order of delivery for its agent: a later message has a larger number.
+    #: Its place: of what waits for an agent, the smallest number begins next. A later message has a
+    #: larger one, and one that interrupts a smaller one than all before it.
     seq: int
     state: DeliveryState
+    mode: DeliveryMode = DeliveryMode.QUEUE
 
 
 class Message(Resource):
@@ -327,7 +340,7 @@ class AgentMessageCreate(Body):
     text: MessageText
     conversation_id: Annotated[ConversationId, _SENT] | None = None
     host_machine_id: Annotated[HostId, _SENT] | None = None
-    mode: Literal["queue"] = "queue"
+    mode: DeliveryMode = DeliveryMode.QUEUE
 
 
 class MessageCreate(Body):
@@ -335,7 +348,7 @@ class MessageCreate(Body):
 
     text: MessageText
     agent_id: Annotated[AgentId, _SENT] | None = None
-    mode: Literal["queue"] = "queue"
+    mode: DeliveryMode = DeliveryMode.QUEUE
 
 
 # --- where a message is ---------------------------------------------------------------
@@ -367,7 +380,10 @@ class Rung(Resource):
     at: AwareDatetime
     #: `backend`, a host's name, an agent's name, or a person's.
     actor: str
+    #: For a person.
     detail: str | None = None
+    #: For a program: a member of `Reason`, where something waits, failed, or was cut off.
+    reason: str | None = None
 
 
 class DeliveryTrace(Resource):
@@ -377,9 +393,12 @@ class DeliveryTrace(Resource):
     agent_id: AgentId
     run_id: RunId | None = None
     state: DeliveryState
+    mode: DeliveryMode = DeliveryMode.QUEUE
     outcome: str | None = None
     reason: str | None = None
     attempt: int = 0
+    #: Who asked to stop it, while that is not done yet.
+    interrupted_by: str | None = None
     rungs: list[Rung]
 
 

@@ -21,6 +21,7 @@ from cloudagent_backend.app import create_app
 from cloudagent_backend.config import Settings
 from cloudagent_backend.delivery import sending
 from cloudagent_backend.delivery.machine import Machine
+from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.store import keys
 from cloudagent_protocol.frames import Ack
 from cloudagent_protocol.resources import Message
@@ -121,7 +122,7 @@ async def things_of(backend: Backend, person: Person) -> Things:
         message = Message.model_validate((await client.post(path, json={"text": "hi"})).json())
         [token] = (await client.get("/v1/tokens")).json()["data"]
     service, host = backend.world.service, person.host
-    await backend.world.database.write(lambda c: sending.lease(c, host.id, 32))
+    await backend.world.database.write(lambda c: sending.lease(c, ReadyHost(host.id), 32))
     run = Run(message)
     started = run.started()
     started.seq = 1

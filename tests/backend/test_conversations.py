@@ -151,7 +151,7 @@ async def test_nobody_gets_nothing(tmp_path: Path) -> None:
         {"text": "a\x00b"},
         {"text": "\ud800"},
         {"text": "x" * (MAX_TEXT_CHARS + 1)},
-        {"text": "x", "mode": "steer"},
+        {"text": "x", "mode": "shout"},
         {"text": "x", "unknown": 1},
         {"text": 7},
     ],

@@ -10,8 +10,10 @@ from typing import Any
 import anyio
 import pytest
 
+from cloudagent_backend.delivery import sending
 from cloudagent_backend.delivery.errors import Refused
 from cloudagent_backend.delivery.hub import Session
+from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.store import (
     agents,
     clock,
@@ -28,6 +30,7 @@ from cloudagent_protocol.frames import (
     Ack,
     AgentsChanged,
     Deliver,
+    DeliveryReport,
     Delta,
     HostReport,
     Interrupt,
@@ -35,7 +38,7 @@ from cloudagent_protocol.frames import (
     UnknownFrame,
 )
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, RunId, new_message_id
-from cloudagent_protocol.resources import Runtime
+from cloudagent_protocol.resources import DeliveryMode, Runtime
 from fakes.desk import Desk, Run, add_host, open_desk
 
 
@@ -116,6 +119,111 @@ async def test_no_more_is_leased_than_the_window_has_room_for(tmp_path: Path) ->
         await desk.report(Ack(seq=2), run.started(), run.finished())
         await desk.lease(window=2)
         assert await desk.state(sent[2]) == "leased"
+
+
+async def test_the_thousand_messages_of_one_agent_do_not_hold_up_the_first_of_another(
+    tmp_path: Path,
+) -> None:
+    async with open_desk(tmp_path, backlog_cap=2_000) as desk:
+        other = await desk.add_agent("backend")
+
+        def flood(c: Any) -> None:
+            for n in range(1_000):
+                sending.submit(c, desk.submission(f"{n}"), 2_000)
+
+        await desk.database.write(flood)
+        assert len(await desk.lease(window=8)) == 8
+        first = await desk.say("and now the other", agent_id=other)
+        await desk.say("and once more", agent_id=other)
+        [*_, ninth] = await desk.lease(window=8)
+        assert (ninth.message.id, ninth.agent.id) == (first.id, other)
+        assert len(await desk.lease(window=8)) == 9
+
+
+async def test_a_message_that_interrupts_goes_before_what_waits(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        queued = [await desk.say(f"{n}") for n in range(2)]
+        urgent = await desk.say("stop, this first", mode=DeliveryMode.INTERRUPT)
+        more_urgent = await desk.say("no, this", mode=DeliveryMode.INTERRUPT)
+        frames = await desk.lease()
+        assert [frame.message.id for frame in frames] == [
+            one.id for one in (more_urgent, urgent, *queued)
+        ]
+        assert [frame.mode for frame in frames] == ["interrupt", "interrupt", "queue", "queue"]
+        numbers = [frame.delivery_seq for frame in frames]
+        assert numbers == sorted(numbers)
+
+
+async def test_a_message_that_interrupts_is_leased_though_the_window_is_full(
+    tmp_path: Path,
+) -> None:
+    async with open_desk(tmp_path) as desk:
+        running = await desk.say()
+        for n in range(3):
+            await desk.say(f"{n}")
+        assert len(await desk.lease(window=2)) == 2
+        await desk.report(Ack(seq=2), Run(running).started())
+        await desk.say("stop", mode=DeliveryMode.INTERRUPT)
+        [frame] = await desk.lease(window=2)
+        assert (frame.mode, frame.seq) == ("interrupt", 3)
+
+
+async def test_who_interrupts_what_is_shown_before_it_has_stopped(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        running = await desk.say()
+        await desk.receive_all()
+        run = Run(running)
+        await desk.report(run.started())
+        await desk.say("stop", mode=DeliveryMode.INTERRUPT)
+        [frame] = await desk.lease()
+        assert isinstance(frame, Deliver)
+        told = [json.loads(row.data) for row in await desk.log() if row.type == "delivery.updated"]
+        shown = [one for one in told if one["id"] == running.deliveries[0].id][-1]
+        assert (shown["state"], shown["interrupted_by"]) == ("running", "ana")
+        await desk.report(
+            run.finished(Outcome.CANCELLED, reason=Reason.INTERRUPTED, stopped_by="ana")
+        )
+        [row] = await desk.rows(running)
+        last = json.loads(row.rungs)[-1]
+        assert (row.state, last["actor"], last["reason"]) == ("cancelled", "ana", "interrupted")
+
+
+async def test_a_daemon_that_does_not_know_the_mode_is_told_what_to_stop(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        running = await desk.say()
+        await desk.receive_all()
+        await desk.report(Run(running).started())
+        await desk.say("stop", mode=DeliveryMode.INTERRUPT)
+        old = ReadyHost(desk.machine.host_id, interrupts=False)
+        await desk.database.write(lambda c: sending.lease(c, old, 32))
+        deliver, interrupt = await desk.outbox()
+        assert isinstance(deliver, Deliver)
+        assert isinstance(interrupt, Interrupt)
+        assert interrupt.delivery_id == running.deliveries[0].id
+
+
+async def test_a_machine_says_why_a_message_waits(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say(mode=DeliveryMode.STEER)
+        await desk.receive_all()
+        note = DeliveryReport(
+            delivery_id=message.deliveries[0].id,
+            at=clock.at(clock.now_us()),
+            reason=Reason.NOT_STEERABLE,
+            detail="queued: claude_code cannot be steered while it works",
+        )
+        await desk.report(note)
+        [row] = await desk.rows(message)
+        last = json.loads(row.rungs)[-1]
+        assert (row.state, last["rung"], last["actor"]) == ("received", "waiting", "mbp")
+        assert last["reason"] == "not_steerable"
+        log = await desk.log()
+        await desk.report(Run(message).finished())
+        await desk.report(note)
+        assert (await desk.rungs(message))[-1] == "replied"
+        assert len(await desk.log()) > len(log)
+        other, _ = await _stranger(desk)
+        assert (await desk.service.apply(other, [note])).error is not None
 
 
 async def test_an_ack_puts_the_message_on_the_machine_even_before_it_was_noted_as_sent(
@@ -492,7 +600,7 @@ async def test_who_follows_is_told_at_once_of_a_message_that_is_given_up(tmp_pat
             assert (await anext(rows)).type == "ping"
             with anyio.fail_after(5):
                 async with anyio.create_task_group() as tg:
-                    tg.start_soon(desk.service.lease, [desk.machine.host_id])
+                    tg.start_soon(desk.service.lease, [ReadyHost(desk.machine.host_id)])
                     assert json.loads((await anext(rows)).data)["state"] == "dead"
 
 
@@ -520,8 +628,10 @@ async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
 
         def work(c: Any) -> list[str]:
             c.set_trace_callback(statements.append)
-            deliveries.in_flight_count(c, desk.machine.host_id)
-            deliveries.queued(c, desk.machine.host_id, 5)
+            deliveries.waiting_agents(c, desk.machine.host_id)
+            deliveries.queued(c, desk.machine.host_id, desk.agent_id, 5)
+            deliveries.in_flight_by_agent(c, desk.machine.host_id)
+            deliveries.open_of_host(c, desk.machine.host_id)
             deliveries.in_flight(c, desk.machine.host_id)
             deliveries.open_of_agent(c, desk.agent_id)
             deliveries.of_message(c, desk.user_id, MessageId("msg_1"))
@@ -539,7 +649,11 @@ async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
                 f"{row['detail']} in {sql}"
                 for sql in statements
                 for row in c.execute(f"EXPLAIN QUERY PLAN {sql}")
-                if (row["detail"].startswith("SCAN") and "json_each" not in row["detail"])
+                if (
+                    row["detail"].startswith("SCAN")
+                    and "json_each" not in row["detail"]
+                    and row["detail"] != "SCAN waiting"  # rows of the query's own, one per agent
+                )
                 or ("TEMP B-TREE" in row["detail"] and "json_each" not in sql)
             ]
 

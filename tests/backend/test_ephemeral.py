@@ -10,12 +10,13 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from cloudagent_backend.delivery.errors import Refused
+from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.store import agents, clock, conversations, hosts
 from cloudagent_protocol.errors import CloseCode, ErrorCode
-from cloudagent_protocol.events import Reason
+from cloudagent_protocol.events import Outcome, Reason
 from cloudagent_protocol.frames import Interrupt, ListMessages
 from cloudagent_protocol.ids import AgentId, ConversationId
-from cloudagent_protocol.resources import AgentCreate, Driver, EphemeralHost
+from cloudagent_protocol.resources import AgentCreate, DeliveryMode, Driver, EphemeralHost
 from fakes.daemon import connection
 from fakes.desk import Desk, Run, add_helper, open_desk
 from fakes.server import Backend, running_backend
@@ -47,9 +48,28 @@ async def test_it_takes_one_message_of_its_parents_queue_and_answers_it(tmp_path
         applied = await helper.report(run.started(), run.send("Done."), run.finished())
         assert applied.error is None
         assert await desk.state(first) == "done"
-        await desk.service.lease([helper.host.id])
+        await desk.service.lease([ReadyHost(helper.host.id)])
         assert await helper.delivered() == []
         assert await desk.state(second) == "queued"
+
+
+async def test_a_message_that_interrupts_stops_what_a_job_does_in_its_conversation(
+    tmp_path: Path,
+) -> None:
+    async with open_desk(tmp_path) as desk:
+        first = await desk.say("one")
+        helper = await add_helper(desk)
+        await helper.connect()
+        await helper.receive_all()
+        run = Run(first)
+        await helper.report(run.started())
+        urgent = await desk.say("stop, this first", mode=DeliveryMode.INTERRUPT)
+        [interrupt] = await helper.frames()
+        assert isinstance(interrupt, Interrupt)
+        assert (interrupt.delivery_id, interrupt.actor) == (first.deliveries[0].id, "ana")
+        assert await desk.lease() == []
+        await helper.report(run.finished(Outcome.CANCELLED, stopped_by="ana"))
+        assert [frame.message.id for frame in await desk.lease()] == [urgent.id]
 
 
 async def test_a_message_goes_to_the_waiting_job_before_the_agents_own_machine(
@@ -289,7 +309,7 @@ async def test_one_that_stays_away_is_removed_and_one_that_came_back_is_not(
         assert [row.id for row in left] == [back.host.id]
         assert never.host.id not in {row.id for row in left}
         # The message has gone back, and on to the job that is still there.
-        await desk.service.lease([back.host.id])
+        await desk.service.lease([ReadyHost(back.host.id)])
         assert await back.delivered() == ["one"]
 
 

@@ -119,6 +119,16 @@ def test_send_wait_json_prints_the_agents_message_and_how_it_ended(
     assert (reply["outcome"], reply["sent"]) == ("replied", "msg_1")
 
 
+def test_the_mode_of_a_message_is_the_servers_to_obey(own_home: Path, server: Server) -> None:
+    serve_agent(server)
+    path = "/v1/agents/agent_1/messages"
+    assert run(own_home, server, "send", "shop", "stop", "--mode", "interrupt").returncode == 0
+    assert run(own_home, server, "send", "shop", "go on").returncode == 0
+    sent = [request.body for request in server.sent("POST", path)]
+    assert sent == [{"text": "stop", "mode": "interrupt"}, {"text": "go on"}]
+    assert run(own_home, server, "send", "shop", "x", "--mode", "loudly").returncode == 2
+
+
 def test_a_silent_agent_is_no_failure(own_home: Path, server: Server) -> None:
     serve_agent(server, begin_turn, lambda s: end_turn(s, "silent", detail="nothing to add"))
     done = run(own_home, server, "send", "shop", "hello", "--wait")

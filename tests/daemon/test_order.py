@@ -7,7 +7,7 @@ from cloudagent_daemon.link.tables import Waiting
 from cloudagent_daemon.runs.order import Order
 from cloudagent_protocol.frames import Deliver, DeliveredMessage
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, MessageId
-from cloudagent_protocol.resources import AgentSpec, Author
+from cloudagent_protocol.resources import AgentSpec, Author, DeliveryMode
 
 
 def waiting(seq: int, agent: str = "a", conversation: str = "c") -> Waiting:
@@ -15,6 +15,7 @@ def waiting(seq: int, agent: str = "a", conversation: str = "c") -> Waiting:
         Deliver(
             delivery_id=DeliveryId(f"dlv_{seq}"),
             delivery_seq=seq,
+            mode=DeliveryMode.INTERRUPT if seq < 0 else DeliveryMode.QUEUE,
             agent=AgentSpec(id=AgentId(agent), name=agent, driver="scripted"),
             message=DeliveredMessage(
                 id=MessageId(f"msg_{seq}"),
@@ -77,6 +78,34 @@ def test_a_long_line_of_one_agent_does_not_keep_another_waiting() -> None:
     assert started(order) == [50]
 
 
+def test_the_last_place_is_kept_for_an_agent_that_has_none() -> None:
+    order = Order(3)
+    for seq in range(1, 10):
+        order.put(waiting(seq, "busy", f"conversation {seq}"))
+    assert started(order) == [1, 2]
+    order.put(waiting(50, "other", "conversation 50"))
+    order.put(waiting(51, "other", "conversation 51"))
+    assert started(order) == [50]
+    order.ended(DeliveryId("dlv_50"))
+    assert started(order) == [51]
+
+
+def test_what_interrupts_starts_next_of_its_agent_and_before_other_agents() -> None:
+    order = Order(2)
+    order.put(waiting(1, "busy", "shared"))
+    assert started(order) == [1]
+    order.put(waiting(2, "fresh", "shared"))
+    order.put(waiting(3, "busy", "shared"))
+    order.put(waiting(-1, "busy", "shared"))
+    assert started(order) == []
+    running = order.running_in(ConversationId("shared"))
+    assert running
+    assert running.delivery_seq == 1
+    order.ended(DeliveryId("dlv_1"))
+    assert started(order) == [-1]
+    assert order.running_in(ConversationId("elsewhere")) is None
+
+
 def test_what_was_removed_does_not_start() -> None:
     order = Order(5)
     order.put(waiting(1))
@@ -108,6 +137,7 @@ def test_every_delivery_starts_once_and_never_two_of_a_conversation(
             running[seq] = wanted[seq][1]
             starts.append(seq)
         assert 0 < len(running) <= 3
+        assert len(running) < 3 or len({agents[seq] for seq in running}) > 1
         over = data.draw(st.sampled_from(sorted(running)))
         del running[over]
         order.ended(DeliveryId(f"dlv_{over}"))

@@ -15,17 +15,18 @@ import psutil
 
 from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.tables import Leftover
-from cloudagent_daemon.runs.ports import Launch, StopSignal
+from cloudagent_daemon.runs.ports import Launch, Said, StopSignal
 from cloudagent_daemon.runs.queue import MAX_ATTEMPTS, RunQueue
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import (
     Deliver,
     DeliveredMessage,
+    DeliveryReport,
     Delta,
     Interrupt,
     ListMessages,
     RunReport,
-    Send,
+    decode,
 )
 from cloudagent_protocol.ids import (
     AgentId,
@@ -34,14 +35,20 @@ from cloudagent_protocol.ids import (
     MessageId,
     new_run_id,
 )
-from cloudagent_protocol.resources import AgentSpec, Author
+from cloudagent_protocol.resources import AgentSpec, Author, DeliveryMode
 
 
-def delivery(number: int, conversation: str = "conv_1", agent: str = "agent_1") -> Deliver:
+def delivery(
+    number: int,
+    conversation: str = "conv_1",
+    agent: str = "agent_1",
+    mode: DeliveryMode = DeliveryMode.QUEUE,
+) -> Deliver:
     return Deliver(
         seq=number,
         delivery_id=DeliveryId(f"dlv_{number}"),
-        delivery_seq=number,
+        delivery_seq=-number if mode is DeliveryMode.INTERRUPT else number,
+        mode=mode,
         agent=AgentSpec(id=AgentId(agent), name="Ada", driver="scripted"),
         message=DeliveredMessage(
             id=MessageId(f"msg_{number}"),
@@ -112,7 +119,7 @@ class World:
 
     # --- the uplink ---
 
-    async def report(self, frame: RunReport | Send) -> None:
+    async def report(self, frame: Said) -> None:
         await self.spool.append(frame)
 
     async def finish(self, frame: RunReport) -> None:
@@ -227,6 +234,63 @@ async def test_a_run_that_is_interrupted_is_told_by_whom() -> None:
         await spool.receive([Interrupt(seq=2, delivery_id=DeliveryId("dlv_1"), actor="Ana")], 2)
         await world.until_ended(1)
         assert world.stopped == [("dlv_1", "Ana", False)]
+
+
+async def test_a_message_that_interrupts_stops_its_conversation_and_runs_next() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        await spool.receive([delivery(1), delivery(2), delivery(3, "conv_3", "agent_3")], 3)
+        await world.until(1, 3)
+        await spool.receive([delivery(4, mode=DeliveryMode.INTERRUPT)], 4)
+        await world.until(1, 3, 4)
+        assert world.stopped == [("dlv_1", "Ana", False)]
+        world.end(4)
+        await world.until(1, 3, 4, 2)
+
+
+async def test_what_was_launched_is_stopped_even_if_the_daemon_dies_before_it_does_so(
+    tmp_path: Path,
+) -> None:
+    async with open_spool(tmp_path / "state.db") as spool:
+        await spool.receive([delivery(1), delivery(2)], 2)
+        await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 2**22 - 1, 1.0), 1)
+        await spool.receive([delivery(3, mode=DeliveryMode.INTERRUPT)], 3)
+    async with open_spool(tmp_path / "state.db") as spool, queue_over(spool) as world:
+        await world.until(3)
+        world.end(3)
+        await world.until(3, 1, 2)
+        assert world.stopped == [("dlv_1", "Ana", False)]
+
+
+async def test_a_message_to_two_agents_does_not_interrupt_itself() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        one = delivery(1, mode=DeliveryMode.INTERRUPT)
+        other = delivery(2, agent="agent_2", mode=DeliveryMode.INTERRUPT)
+        other.message.id = one.message.id
+        await spool.receive([one], 1)
+        await world.until(1)
+        await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 2**22 - 1, 1.0), 1)
+        await spool.receive([other], 2)
+        await anyio.wait_all_tasks_blocked()
+        assert world.stopped == []
+        world.end(1)
+        await world.until(1, 2)
+
+
+async def test_a_message_that_is_to_steer_is_queued_and_its_trace_says_so() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        await spool.receive([delivery(1, mode=DeliveryMode.STEER)], 1)
+        await world.until(1)
+        assert await spool.frames_after(0, 10) == [], "there was nothing to steer"
+        await spool.receive([delivery(2, mode=DeliveryMode.STEER)], 2)
+        with anyio.fail_after(5):
+            await spool.grown_beyond(0)
+        [(_, text)] = await spool.frames_after(0, 10)
+        frame = decode(text)
+        assert isinstance(frame, DeliveryReport)
+        assert (frame.delivery_id, frame.reason) == ("dlv_2", Reason.NOT_STEERABLE)
+        assert frame.detail == "queued: scripted cannot be steered while it works"
+        world.end(1)
+        await world.until(1, 2)
 
 
 async def test_what_the_backend_drops_is_not_run() -> None:

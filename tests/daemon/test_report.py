@@ -4,9 +4,10 @@ import anyio
 import pytest
 from typing_extensions import override
 
+from cloudagent_daemon.runs.ports import Said
 from cloudagent_daemon.runs.report import Reporter, now
 from cloudagent_protocol.events import Finished, Outcome, Reason, Retry, RunEvent, Stderr, Text
-from cloudagent_protocol.frames import MAX_FRAME_BYTES, RunReport, Send, encode
+from cloudagent_protocol.frames import MAX_FRAME_BYTES, encode
 from cloudagent_protocol.ids import new_run_id
 from fakes.runs import RecordedUplink, a_delivery
 
@@ -43,7 +44,7 @@ class _SlowUplink(RecordedUplink):
     """It keeps an event, but its answer never comes."""
 
     @override
-    async def report(self, frame: RunReport | Send) -> None:
+    async def report(self, frame: Said) -> None:
         await super().report(frame)
         if not self.finished:
             await anyio.sleep_forever()

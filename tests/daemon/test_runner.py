@@ -10,16 +10,16 @@ import pytest
 from typing_extensions import override
 
 from cloudagent_daemon.mask import Masks
-from cloudagent_daemon.runs.ports import StopSignal
+from cloudagent_daemon.runs.ports import Said, StopSignal
 from cloudagent_daemon.runs.runner import _Run
 from cloudagent_daemon.runs.workspace import TurnRecord, Workspace
 from cloudagent_protocol.events import Outcome, Reason, Retry, Started, Stderr, Text, ToolResult
-from cloudagent_protocol.frames import RunReport, Send
+from cloudagent_protocol.frames import RunReport
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId
 from fakes.runs import KEY, RecordedUplink, a_world, alive
 
 
-def is_text(frame: RunReport | Send) -> bool:
+def is_text(frame: Said) -> bool:
     return isinstance(frame, RunReport) and isinstance(frame.event, Text)
 
 

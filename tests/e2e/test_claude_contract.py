@@ -7,9 +7,9 @@ import anyio
 import pytest
 
 from cloudagent_daemon.process import find_tree
-from cloudagent_daemon.runs.ports import StopSignal
+from cloudagent_daemon.runs.ports import Said, StopSignal
 from cloudagent_protocol.events import Finished, Outcome, Reason, Retry, Text, ToolCall, ToolResult
-from cloudagent_protocol.frames import RunReport, Send
+from cloudagent_protocol.frames import RunReport
 from e2e.real_cli import claude_environment
 from fakes.model import StubModel
 from fakes.runs import RecordedUplink, World, a_world
@@ -126,9 +126,9 @@ async def test_a_refused_permission_is_told_and_the_turn_goes_on(tmp_path: Path)
     assert seen.end.outcome is Outcome.REPLIED
 
 
-def is_tool_call(frame: RunReport | Send) -> bool:
+def is_tool_call(frame: Said) -> bool:
     return isinstance(frame, RunReport) and isinstance(frame.event, ToolCall)
 
 
-def is_finished(frame: RunReport | Send) -> bool:
+def is_finished(frame: Said) -> bool:
     return isinstance(frame, RunReport) and isinstance(frame.event, Finished)

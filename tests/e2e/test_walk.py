@@ -106,6 +106,23 @@ def test_a_backend_that_was_killed_and_restarted_goes_on_where_it_was(tmp_path) 
                 assert texts.count("survived") == 1
 
 
+def test_a_message_that_interrupts_goes_next_and_what_waited_follows(tmp_path) -> None:
+    with running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted")
+        with running_daemon(tmp_path / "laptop", backend.url, key), backend.follow() as events:
+            first = backend.send(agent_id, "@@sleep 60\n@@say too late")
+            conversation_id = first["conversation_id"]
+            events.delivery(first["id"], "running")
+            backend.send(agent_id, "@@say what waited", conversation_id)
+            urgent = {"text": "@@say what was urgent", "mode": "interrupt"}
+            backend.call("POST", f"/v1/conversations/{conversation_id}/messages", urgent)
+            stopped = events.delivery(first["id"], "cancelled")["rungs"][-1]
+            assert (stopped["actor"], stopped["reason"]) == ("ana", "interrupted")
+            replies = [events.reply(conversation_id)["text"] for _ in range(2)]
+            assert replies == ["what was urgent", "what waited"]
+
+
 def test_stop_ends_a_run_and_says_who_did_it(tmp_path) -> None:
     with running_backend(tmp_path / "server") as backend:
         host_id, key = backend.create_host()

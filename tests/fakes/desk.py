@@ -14,7 +14,7 @@ from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hub import Hub, Session
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.reports import Applied, Reported
-from cloudagent_backend.delivery.sending import Submission
+from cloudagent_backend.delivery.sending import ReadyHost, Submission
 from cloudagent_backend.delivery.service import Service
 from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, users
 from cloudagent_backend.store.database import Database, open_database
@@ -121,9 +121,14 @@ class Desk:
     def author(self) -> Author:
         return Author(type="user", id=self.user_id, name="ana")
 
-    async def say(self, text: str = "fix the login test", **where: Any) -> Message:
-        where = where or {"agent_id": self.agent_id}
-        return await self.service.submit(Submission(self.user_id, self.author, text, **where))
+    async def say(self, text: str = "fix the login test", **more: Any) -> Message:
+        return await self.service.submit(self.submission(text, **more))
+
+    def submission(self, text: str, **more: Any) -> Submission:
+        """To the agent, if nobody else is named."""
+        if not {"agent_id", "conversation_id"} & more.keys():
+            more["agent_id"] = self.agent_id
+        return Submission(self.user_id, self.author, text, **more)
 
     async def add_agent(self, name: str) -> AgentId:
         """Another agent on the same host."""
@@ -133,7 +138,7 @@ class Desk:
     async def lease(self, window: int = 32) -> list[Any]:
         """Lease, and give the frames that lie in the outbox then."""
         host_id = self.machine.host_id
-        await self.database.write(lambda c: sending.lease(c, host_id, window))
+        await self.database.write(lambda c: sending.lease(c, ReadyHost(host_id), window))
         return await self.outbox()
 
     async def outbox(self) -> list[Any]:
@@ -193,7 +198,7 @@ class Helper:
         self.desk.hub.attach(session)
         await self.desk.service.greet(self.machine, hello(instance_id=session.instance_id))
         session.ready = True
-        await self.desk.service.lease([self.host.id])
+        await self.desk.service.lease([ReadyHost(self.host.id)])
         return session
 
     async def leave(self, session: Session) -> None:

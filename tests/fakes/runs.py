@@ -14,7 +14,7 @@ import psutil
 from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Limits, Settings
 from cloudagent_daemon.mask import Masks
-from cloudagent_daemon.runs.ports import Launch, StopSignal, UplinkError
+from cloudagent_daemon.runs.ports import Launch, Said, StopSignal, UplinkError
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_protocol.events import Finished, Outcome
 from cloudagent_protocol.frames import (
@@ -44,7 +44,7 @@ class RecordedUplink:
     """An uplink that keeps what it is given, as the spool would."""
 
     def __init__(self) -> None:
-        self.frames: list[RunReport | Send] = []
+        self.frames: list[Said] = []
         self.deltas: list[Delta] = []
         self.launches: list[Launch] = []
         self.finished: list[RunReport] = []
@@ -53,7 +53,7 @@ class RecordedUplink:
         self.queries: list[ListMessages] = []
         self._news = anyio.Event()
 
-    async def report(self, frame: RunReport | Send) -> None:
+    async def report(self, frame: Said) -> None:
         encode(frame)  # every frame must fit the wire
         self.frames.append(frame)
         self._news.set()
@@ -76,7 +76,7 @@ class RecordedUplink:
             raise UplinkError("The backend cannot be reached now; try again later.")
         return self.history
 
-    async def until(self, wanted: Callable[[RunReport | Send], bool]) -> RunReport | Send:
+    async def until(self, wanted: Callable[[Said], bool]) -> Said:
         """The first frame that is wanted, there already or still to come."""
         with anyio.fail_after(20):
             while True:

@@ -8,13 +8,15 @@ import pytest
 from cloudagent_protocol import frames
 from cloudagent_protocol.content import MAX_TEXT_CHARS
 from cloudagent_protocol.errors import CloseCode, ProtocolError
+from cloudagent_protocol.events import Finished, Reason
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "frames" / "v1"
+#: `deliver.json` is a type's first example, `deliver.interrupt.json` a further one.
 KINDS = sorted(path.stem for path in GOLDEN.glob("*.json"))
 
 
 def test_every_frame_type_has_a_golden_example() -> None:
-    assert set(KINDS) == set(frames._TYPES)
+    assert {kind for kind in KINDS if "." not in kind} == set(frames._TYPES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,6 +41,25 @@ def test_a_run_event_of_an_unknown_type_is_kept_whole() -> None:
     golden = json.loads((GOLDEN / "run_report.json").read_text())
     golden["event"] = {"type": "dreamt", "seq": 2, "at": "2026-11-20T09:00:00Z", "of": ["sheep"]}
     assert json.loads(frames.encode(frames.decode(json.dumps(golden)))) == golden
+
+
+def test_a_reason_of_a_newer_peer_is_kept() -> None:
+    golden = json.loads((GOLDEN / "run_report.json").read_text())
+    golden["event"] = {
+        "type": "finished",
+        "seq": 2,
+        "at": "2026-11-20T09:00:00Z",
+        "outcome": "failed",
+        "reason": "moon_phase",
+        "detail": "",
+        "stderr_tail": "",
+    }
+    assert json.loads(frames.encode(frames.decode(json.dumps(golden)))) == golden
+    golden["event"]["reason"] = "crashed"
+    frame = frames.decode(json.dumps(golden))
+    assert isinstance(frame, frames.RunReport)
+    assert isinstance(frame.event, Finished)
+    assert frame.event.reason is Reason.CRASHED
 
 
 def _report(kind: str, **event: object) -> str:

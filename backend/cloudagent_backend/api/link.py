@@ -25,6 +25,7 @@ from cloudagent_protocol.errors import CloseCode, ErrorCode, ProtocolError
 from cloudagent_protocol.frames import (
     Ack,
     Answer,
+    DeliveryReport,
     Delta,
     FindAgent,
     Frame,
@@ -85,7 +86,7 @@ async def daemon_link(websocket: WebSocket) -> None:
     except WebSocketDisconnect:
         return
     else:
-        session = Session(host.id, hello.instance_id, host.parent_id)
+        session = Session(host.id, hello.instance_id, host.parent_id, hello.capabilities)
         await _Connection(world, websocket, machine, session).serve(hello, protocol)
 
 
@@ -255,7 +256,7 @@ class _Connection:
     async def _judge(self, link: Link, frame: Frame) -> _Inbound | None:
         """What of a frame is left for the store; a duplicate is only acknowledged anew."""
         match frame:
-            case RunReport() | Send() | HostReport():
+            case RunReport() | Send() | DeliveryReport() | HostReport():
                 return frame if await self._is_fresh(link, frame.seq) else None
             case UnknownFrame(seq=int(seq)):
                 return frame if await self._is_fresh(link, seq) else None

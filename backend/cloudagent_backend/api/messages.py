@@ -47,6 +47,10 @@ async def send_to_agent(
     one. The answer is sent when the message is on the disk; `deliveries` says how it fares.
     With `host_machine_id`, the machine of a job, it begins a conversation of its own and runs there
     or nowhere.
+
+    `mode` says how it takes its place: `queue` after what was sent before, `interrupt` before all
+    that has not begun, and what runs in the conversation is stopped, `steer` into the turn that is
+    under way (where the driver cannot, as `queue`, and the trace says so).
     """
     submission = Submission(
         user.user_id,
@@ -55,6 +59,7 @@ async def send_to_agent(
         agent_id,
         body.conversation_id,
         body.host_machine_id,
+        body.mode,
     )
     return await world.service.submit(submission, lambda work: once(work, _message_of))
 
@@ -68,7 +73,14 @@ async def send_to_conversation(
     once: Once,
 ) -> Message:
     """Send a message into a conversation, to all of its agents or the one named."""
-    submission = Submission(user.user_id, _author(user), body.text, body.agent_id, conversation_id)
+    submission = Submission(
+        user.user_id,
+        _author(user),
+        body.text,
+        body.agent_id,
+        conversation_id,
+        mode=body.mode,
+    )
     return await world.service.submit(submission, lambda work: once(work, _message_of))
 
 

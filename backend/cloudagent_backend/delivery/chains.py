@@ -17,6 +17,7 @@ from cloudagent_backend.delivery import ladder
 from cloudagent_backend.delivery.errors import not_found
 from cloudagent_backend.store import chains, deliveries, events, messages
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
+from cloudagent_protocol.events import Reason
 from cloudagent_protocol.ids import MessageId, UserId
 from cloudagent_protocol.resources import (
     Chain,
@@ -62,7 +63,8 @@ def tell_paused(c: sqlite3.Connection, rows: Iterable[DeliveryRow]) -> None:
 def hold(c: sqlite3.Connection, row: DeliveryRow) -> None:
     """Keep a queued delivery back until a person has decided."""
     detail = "the agents have had all turns of this chain; a person decides whether they go on"
-    ladder.tell(c, deliveries.hold(c, row, NewRung(RungName.WAITING, ladder.BACKEND, detail)))
+    rung = NewRung(RungName.WAITING, ladder.BACKEND, detail, reason=Reason.CHAIN_PAUSED.value)
+    ladder.tell(c, deliveries.hold(c, row, rung))
 
 
 def tell(c: sqlite3.Connection, user_id: UserId, chain_id: MessageId) -> None:

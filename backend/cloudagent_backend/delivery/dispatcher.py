@@ -2,16 +2,17 @@
 
 import logging
 import sqlite3
+import time
 from datetime import timedelta
 from typing import Final
 
 import anyio
 
 from cloudagent_backend.delivery.hub import Hub
+from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.delivery.service import Service
 from cloudagent_backend.store import clock, events
 from cloudagent_backend.store.database import Database
-from cloudagent_protocol.ids import HostId
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +44,21 @@ class Dispatcher:
         """Until cancelled."""
         async with anyio.create_task_group() as tg:
             tg.start_soon(self._trim)
+            looked_at = time.monotonic()
             while True:
-                hinted = await self._service.hints.take(self._poll_s)
-                if hinted is None:
-                    await self._serve(self._hub.ready())
+                # Whether hints came or not: one that was lost must not wait for the others to end.
+                left_s = looked_at + self._poll_s - time.monotonic()
+                hinted = await self._service.hints.take(max(0.0, left_s))
+                if time.monotonic() - looked_at >= self._poll_s:
+                    looked_at = time.monotonic()
+                    await self._serve(self._hub.all_ready())
                 else:
-                    await self._serve([one for one in hinted if self._hub.is_ready(one)])
+                    found = [self._hub.ready(host_id) for host_id in hinted]
+                    await self._serve([one for one in found if one])
 
-    async def _serve(self, host_ids: list[HostId]) -> None:
-        for start in range(0, len(host_ids), _HOSTS_AT_ONCE):
-            some = host_ids[start : start + _HOSTS_AT_ONCE]
+    async def _serve(self, ready: list[ReadyHost]) -> None:
+        for start in range(0, len(ready), _HOSTS_AT_ONCE):
+            some = ready[start : start + _HOSTS_AT_ONCE]
             try:
                 await self._service.lease(some)
             except sqlite3.Error:

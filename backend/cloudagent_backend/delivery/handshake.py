@@ -10,6 +10,7 @@ from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_backend.store.outbox import LinkRow
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.errors import ProtocolError
+from cloudagent_protocol.events import Reason
 from cloudagent_protocol.frames import Hello, Interrupt
 from cloudagent_protocol.ids import DeliveryId, HostId, RunId, UserId
 from cloudagent_protocol.link import resume
@@ -131,7 +132,7 @@ def _take_back(c: sqlite3.Connection, row: DeliveryRow) -> list[RunId]:
         if not runs.has_live(c, run.host_id, run.agent_id):
             ladder.show_agent(c, run.user_id, run.agent_id, AgentStatus.IDLE)
     detail = "the machine no longer knows this message; it is sent again"
-    rung = NewRung(RungName.INTERRUPTED, ladder.BACKEND, detail)
+    rung = NewRung(RungName.INTERRUPTED, ladder.BACKEND, detail, reason=Reason.DAEMON_STOPPED.value)
     # Nothing was lost where nothing had begun: a delivery that was only under way says nothing.
     began = [rung] if row.state is not DeliveryState.LEASED else []
     moved = ladder.move(c, row, DeliveryState.QUEUED, *began)
@@ -144,7 +145,7 @@ def _take_back(c: sqlite3.Connection, row: DeliveryRow) -> list[RunId]:
             DeliveryState.CANCELLED,
             actor=row.interrupted_by,
             detail="stopped before it began",
-            reason="interrupted",
+            reason=Reason.INTERRUPTED,
         )
     else:
         ladder.tell(c, moved)

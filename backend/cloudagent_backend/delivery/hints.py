@@ -16,10 +16,10 @@ class Hints:
         self._hosts.add(host_id)
         self._rung.set()
 
-    async def take(self, timeout_s: float) -> set[HostId] | None:
-        """The hosts that were hinted at, waiting for the first; null when none came in time."""
+    async def take(self, timeout_s: float) -> set[HostId]:
+        """The hosts that were hinted at, waiting for the first; none when none came in time."""
         with anyio.move_on_after(timeout_s):
             await self._rung.wait()
         self._rung = anyio.Event()
         hosts, self._hosts = self._hosts, set()
-        return hosts or None
+        return hosts

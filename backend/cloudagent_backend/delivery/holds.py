@@ -31,4 +31,6 @@ def heed(
 
 def wait(c: sqlite3.Connection, row: DeliveryRow, host_name: str, hold: Hold) -> DeliveryRow:
     """Put on the ladder why it is not begun."""
-    return deliveries.note(c, row, NewRung(RungName.WAITING, host_name, hold.detail))
+    return deliveries.note(
+        c, row, NewRung(RungName.WAITING, host_name, hold.detail, reason=hold.reason)
+    )

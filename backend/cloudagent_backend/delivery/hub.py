@@ -2,15 +2,17 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Final
 
 import anyio
 
+from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.store import outbox
 from cloudagent_backend.store.database import Database
 from cloudagent_backend.store.outbox import OutboxRow
 from cloudagent_protocol.errors import CloseCode
+from cloudagent_protocol.frames import Capability
 from cloudagent_protocol.ids import HostId
 from cloudagent_protocol.link import Link
 
@@ -28,9 +30,17 @@ class Session:
     Whoever serves the connection sends what `outgoing` yields, and closes when `closed` is set.
     """
 
-    def __init__(self, host_id: HostId, instance_id: str, parent_id: HostId | None = None) -> None:
+    def __init__(
+        self,
+        host_id: HostId,
+        instance_id: str,
+        parent_id: HostId | None = None,
+        capabilities: Collection[str] = (),
+    ) -> None:
         self.id = f"ses_{secrets.token_hex(12)}"
         self.host_id = host_id
+        #: Members of `Capability`, of the daemon's own version.
+        self.capabilities = frozenset(capabilities)
         #: Names one life of the daemon's process (`hello.instance_id`).
         self.instance_id = instance_id
         #: Of an ephemeral host: the one whose agents it serves.
@@ -131,9 +141,9 @@ class Hub:
         if session := self._sessions.get(host_id):
             session.hint()
 
-    def ready(self) -> list[HostId]:
+    def all_ready(self) -> list[ReadyHost]:
         """The hosts that can take work."""
-        return [host_id for host_id, session in self._sessions.items() if session.ready]
+        return [one for host_id in self._sessions if (one := self.ready(host_id))]
 
     def helpers(self, host_id: HostId) -> list[HostId]:
         """Ephemeral hosts that can take work of this host's agents."""
@@ -149,9 +159,12 @@ class Hub:
         """The host is gone for good."""
         self._allowed.pop(host_id, None)
 
-    def is_ready(self, host_id: HostId) -> bool:
+    def ready(self, host_id: HostId) -> ReadyHost | None:
+        """The host, if it can take work."""
         session = self._sessions.get(host_id)
-        return session is not None and session.ready
+        if session is None or not session.ready:
+            return None
+        return ReadyHost(host_id, Capability.INTERRUPT_MODE in session.capabilities)
 
     def disconnect(self, host_id: HostId, code: CloseCode) -> None:
         """Close the host's connection, if there is one: its key was revoked or changed."""

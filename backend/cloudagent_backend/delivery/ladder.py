@@ -10,7 +10,7 @@ from cloudagent_backend.store import agents, clock, deliveries, events, hosts, o
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.events import Outcome, Reason
-from cloudagent_protocol.ids import AgentId, HostId, UserId
+from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, UserId
 from cloudagent_protocol.resources import (
     AgentRef,
     AgentStatus,
@@ -65,6 +65,12 @@ def tell(c: sqlite3.Connection, row: DeliveryRow) -> None:
     events.append(c, row.user_id, EventType.DELIVERY_UPDATED, text)
 
 
+def tell_of(c: sqlite3.Connection, delivery_id: DeliveryId) -> None:
+    """Tell a delivery as it now is."""
+    if row := deliveries.load(c, delivery_id):
+        tell(c, row)
+
+
 def move(
     c: sqlite3.Connection,
     row: DeliveryRow,
@@ -113,11 +119,11 @@ def close(
     *,
     actor: str,
     detail: str,
-    reason: str,
+    reason: Reason,
 ) -> None:
     """End a delivery by the backend's own decision, and tell it."""
-    rung = NewRung(RungName(target.value), actor, detail)
-    if moved := move(c, row, target, rung, outcome=target.value, reason=reason):
+    rung = NewRung(RungName(target.value), actor, detail, reason=reason.value)
+    if moved := move(c, row, target, rung, outcome=target.value, reason=reason.value):
         tell(c, moved)
 
 

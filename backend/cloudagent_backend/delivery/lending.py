@@ -14,10 +14,10 @@ from cloudagent_backend.delivery import ladder
 from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, runs
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_backend.store.hosts import HostRow
+from cloudagent_protocol.events import Reason
 from cloudagent_protocol.ids import AgentId, HostId
 from cloudagent_protocol.resources import AgentStatus, DeliveryState, EventType, RungName
 
-_REASON: Final = "host_removed"
 #: An agent is known to have had it.
 _BEGUN: Final = frozenset({DeliveryState.RUNNING, DeliveryState.WAITING})
 
@@ -78,8 +78,7 @@ def remove(c: sqlite3.Connection, helper: HostRow) -> None:
     cut_off = runs.live_of_host(c, helper.id)
     for run in cut_off:
         ladder.abandon_run(c, run)
-    left = [*deliveries.in_flight(c, helper.id), *deliveries.queued(c, helper.id, -1)]
-    for row in [*left, *deliveries.held_of_host(c, helper.id)]:
+    for row in deliveries.open_of_host(c, helper.id):
         if row.state in _BEGUN:
             _end(c, row, f"{helper.name} was removed while the agent was at work on it")
         elif row.pinned:
@@ -102,7 +101,8 @@ def remove_host(c: sqlite3.Connection, helper: HostRow) -> None:
 
 
 def _end(c: sqlite3.Connection, row: DeliveryRow, detail: str) -> None:
-    ladder.close(c, row, DeliveryState.DEAD, actor=ladder.BACKEND, detail=detail, reason=_REASON)
+    why = Reason.HOST_REMOVED
+    ladder.close(c, row, DeliveryState.DEAD, actor=ladder.BACKEND, detail=detail, reason=why)
 
 
 def _give_back(c: sqlite3.Connection, row: DeliveryRow, helper: HostRow) -> None:
@@ -110,7 +110,9 @@ def _give_back(c: sqlite3.Connection, row: DeliveryRow, helper: HostRow) -> None
     had_it = row.state is not DeliveryState.QUEUED and row.has_rung(RungName.RECEIVED)
     if row.state is not DeliveryState.QUEUED:
         detail = f"{helper.name} was removed before the agent is known to have begun"
-        rungs = [NewRung(RungName.INTERRUPTED, ladder.BACKEND, detail)] if had_it else []
+        why = Reason.HOST_REMOVED.value
+        rung = NewRung(RungName.INTERRUPTED, ladder.BACKEND, detail, reason=why)
+        rungs = [rung] if had_it else []
         queued = ladder.move(c, row, DeliveryState.QUEUED, *rungs)
         if queued is None:
             return
@@ -123,7 +125,7 @@ def _give_back(c: sqlite3.Connection, row: DeliveryRow, helper: HostRow) -> None
             DeliveryState.CANCELLED,
             actor=row.interrupted_by,
             detail="stopped before it began",
-            reason="interrupted",
+            reason=Reason.INTERRUPTED,
         )
     else:
         ladder.tell(c, row)

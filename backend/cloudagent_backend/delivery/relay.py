@@ -226,7 +226,7 @@ class Relay:
         """A delivery, queued if it may be, told with its message."""
         user_id, chain_id = target.user_id, message.chain_id or message.id
         chain = chains.begin(c, user_id, chain_id, self.limits.turns)
-        why, reason = refusal(message.depth, self.limits.hops), "hop_limit"
+        why, reason = refusal(message.depth, self.limits.hops), Reason.HOP_LIMIT.value
         if message.author.type == "system":
             why = None  # a notice of ours is no hop of the agents'
         if target.deleted_us is not None:
@@ -234,15 +234,16 @@ class Relay:
         row: DeliveryRow | None = None
         if chain.state is ChainState.STOPPED:
             by = chain.last_answer.by if chain.last_answer else ladder.BACKEND
-            rung = NewRung(RungName.CANCELLED, by, "the chain was stopped")
-            row = _ended(c, message, target, where, rung, Reason.INTERRUPTED.value)
+            why_so = Reason.INTERRUPTED.value
+            rung = NewRung(RungName.CANCELLED, by, "the chain was stopped", reason=why_so)
+            row = _ended(c, message, target, where, rung, why_so)
         elif why is None:
             try:
                 row = sending.queue(c, message, target, self.backlog_cap, worked_in=where)
             except Refused as refused:
-                why, reason = refused.detail, "backlog_full"
+                why, reason = refused.detail, Reason.BACKLOG_FULL.value
         if row is None:
-            rung = NewRung(RungName.DEAD, ladder.BACKEND, why)
+            rung = NewRung(RungName.DEAD, ladder.BACKEND, why, reason=reason)
             row = _ended(c, message, target, where, rung, reason)
         message.deliveries = [sending.summary(row)]
         events.append(c, user_id, EventType.MESSAGE_CREATED, message)

@@ -34,6 +34,7 @@ from cloudagent_protocol.events import (
     Finished,
     Outcome,
     Ready,
+    Reason,
     RunEvent,
     Started,
     Text,
@@ -42,6 +43,7 @@ from cloudagent_protocol.events import (
 )
 from cloudagent_protocol.frames import (
     Ack,
+    DeliveryReport,
     Delta,
     Heartbeat,
     HostReport,
@@ -62,7 +64,7 @@ from cloudagent_protocol.resources import (
 )
 
 #: What can wait in a group. An unknown numbered frame is accepted and otherwise ignored.
-Reported = RunReport | Send | HostReport | Ack | Delta | Heartbeat | UnknownFrame
+Reported = RunReport | Send | DeliveryReport | HostReport | Ack | Delta | Heartbeat | UnknownFrame
 
 
 @dataclass
@@ -107,6 +109,8 @@ def _apply_one(
             _report(c, machine, frame, applied)
         case Send():
             applied.hosts |= _send(c, machine, frame, relay)
+        case DeliveryReport():
+            _waits(c, machine, frame)
         case HostReport():
             hosts.set_runtimes(c, machine.host_id, frame.runtimes)
             tell_host(c, machine)
@@ -118,6 +122,21 @@ def _apply_one(
             hold(c, machine, frame.holds)
         case UnknownFrame():
             pass
+
+
+def _waits(c: sqlite3.Connection, machine: Machine, frame: DeliveryReport) -> None:
+    row = deliveries.load(c, frame.delivery_id)
+    if row is None:
+        return
+    if row.host_id != machine.host_id:
+        raise ProtocolError(f"{frame.delivery_id} is not a delivery to this host")
+    row = ladder.receive(c, row, machine.name)
+    if row.state in states.ENDS:
+        return
+    at_us = min(clock.to_us(frame.at), clock.now_us())
+    detail = frame.detail or None
+    rung = NewRung(RungName.WAITING, machine.name, detail, at_us, str(frame.reason))
+    ladder.tell(c, deliveries.note(c, row, rung))
 
 
 def acked(c: sqlite3.Connection, machine: Machine, seq: int) -> None:
@@ -277,7 +296,8 @@ def _started(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Starte
         rungs = [NewRung(RungName.STARTED, machine.name, None, at_us)]
         if event.attempt > 1:
             detail = f"cut off; attempt {event.attempt} goes on"
-            rungs.insert(0, NewRung(RungName.INTERRUPTED, machine.name, detail, at_us))
+            why = Reason.DAEMON_STOPPED.value
+            rungs.insert(0, NewRung(RungName.INTERRUPTED, machine.name, detail, at_us, why))
         row = ladder.receive(c, row, machine.name)
         moved = ladder.move(
             c, row, DeliveryState.RUNNING, *rungs, attempt=event.attempt, run_id=run.id
@@ -343,10 +363,12 @@ def _note(c: sqlite3.Connection, run: RunRow, name: RungName, at_us: int) -> Non
 
 def _finished(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Finished) -> None:
     at_us = _time_of(event)
-    reason = event.reason.value if event.reason else None
+    reason = str(event.reason) if event.reason else None
     for row in _deliveries(c, run):
-        actor = (row.interrupted_by if event.outcome is Outcome.CANCELLED else None) or machine.name
-        rung = NewRung(states.last_rung(event.outcome), actor, event.detail or reason, at_us)
+        stopped_by = event.stopped_by or row.interrupted_by
+        actor = (stopped_by if event.outcome is Outcome.CANCELLED else None) or machine.name
+        last = states.last_rung(event.outcome)
+        rung = NewRung(last, actor, event.detail or reason, at_us, reason)
         row = ladder.receive(c, row, machine.name)
         if moved := ladder.move(
             c,

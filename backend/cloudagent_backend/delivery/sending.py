@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cloudagent_backend.delivery import chains, ladder, lending
+from cloudagent_backend.delivery import chains, ladder, lending, shares
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused, not_found
 from cloudagent_backend.delivery.machine import Machine
@@ -39,6 +39,7 @@ from cloudagent_protocol.ids import (
 )
 from cloudagent_protocol.resources import (
     Author,
+    DeliveryMode,
     DeliveryState,
     DeliverySummary,
     EventType,
@@ -65,6 +66,16 @@ class Submission:
     conversation_id: ConversationId | None = None
     #: The ephemeral host that it is meant for; no other machine will do.
     host_id: HostId | None = None
+    mode: DeliveryMode = DeliveryMode.QUEUE
+
+
+@dataclass(frozen=True)
+class ReadyHost:
+    """A host that can take work now."""
+
+    id: HostId
+    #: Whether its daemon stops by itself what a message interrupts.
+    interrupts: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,15 +101,25 @@ def submit(c: sqlite3.Connection, submission: Submission, backlog_cap: int) -> S
         created_at=clock.at(clock.now_us()),
         chain_id=message_id,
     )
-    rows = [queue(c, message, agent, backlog_cap) for agent in targets]
+    rows = [queue(c, message, agent, backlog_cap, mode=submission.mode) for agent in targets]
     if submission.host_id:
         rows = [_pin(c, row, submission.host_id) for row in rows]
     message.deliveries = [summary(row) for row in rows]
     messages.insert(c, user_id, message)
     events.append(c, user_id, EventType.MESSAGE_CREATED, message)
+    if submission.mode is DeliveryMode.INTERRUPT:
+        _stop_helpers(c, message, {agent.host_machine_id for agent in targets})
     for row in rows:
         ladder.tell(c, row)
     return Submitted(message, {row.host_id for row in rows})
+
+
+def _stop_helpers(c: sqlite3.Connection, message: Message, owns: set[HostId]) -> None:
+    """A conversation is with one machine at a time: its own waits until a helper is done with it."""
+    for own in owns:
+        for row in deliveries.lent(c, own):
+            if row.conversation_id == message.conversation_id and row.message_id != message.id:
+                stop(c, row, message.author.name)
 
 
 def _targets(
@@ -128,7 +149,9 @@ def _targets(
 
 
 def summary(row: DeliveryRow) -> DeliverySummary:
-    return DeliverySummary(id=row.id, agent_id=row.agent_id, seq=row.seq, state=row.state)
+    return DeliverySummary(
+        id=row.id, agent_id=row.agent_id, seq=row.seq, state=row.state, mode=row.mode
+    )
 
 
 def queue(
@@ -138,6 +161,7 @@ def queue(
     backlog_cap: int,
     *,
     worked_in: ConversationId | None = None,
+    mode: DeliveryMode = DeliveryMode.QUEUE,
 ) -> DeliveryRow:
     """A queued delivery of the message, not told yet; to be worked on in its conversation or another.
 
@@ -146,7 +170,9 @@ def queue(
     """
     host = hosts.load_any(c, agent.host_machine_id)
     name = host.name if host else agent.host_machine_id
-    seq = outbox.next_delivery_seq(c, agent.host_machine_id, backlog_cap)
+    seq = outbox.next_delivery_seq(
+        c, agent.host_machine_id, backlog_cap, in_front=mode is DeliveryMode.INTERRUPT
+    )
     if seq is None:
         raise Refused(
             ErrorCode.BACKLOG_FULL,
@@ -156,7 +182,9 @@ def queue(
     rungs = [NewRung(RungName.STORED, ladder.BACKEND)]
     if not agents.reachable(c, agent):
         detail = f"{name} is offline; it is delivered when the machine is back"
-        rungs.append(NewRung(RungName.WAITING, ladder.BACKEND, detail))
+        rungs.append(
+            NewRung(RungName.WAITING, ladder.BACKEND, detail, reason=Reason.HOST_OFFLINE.value)
+        )
     row = DeliveryRow(
         id=new_delivery_id(),
         user_id=agent.user_id,
@@ -166,6 +194,7 @@ def queue(
         message_id=message.id,
         seq=seq,
         chain_id=message.chain_id if message.depth else None,
+        mode=mode,
     )
     return deliveries.insert(c, row, rungs)
 
@@ -192,7 +221,7 @@ def _pin(c: sqlite3.Connection, row: DeliveryRow, host_id: HostId) -> DeliveryRo
 
 
 def lease(
-    c: sqlite3.Connection, host_id: HostId, window: int, limits: Limits = _DEFAULT
+    c: sqlite3.Connection, host: ReadyHost, window: int, limits: Limits = _DEFAULT
 ) -> list[DeliveryRow]:
     """Number frames for as many queued deliveries as the host's window has room for.
 
@@ -200,14 +229,11 @@ def lease(
     """
     done: list[DeliveryRow] = []
     known: dict[AgentId, AgentRow | None] = {}
-    room = window - deliveries.in_flight_count(c, host_id)
-    while room > 0 and (rows := deliveries.queued(c, host_id, room)):
-        rows = lending.in_turn(c, host_id, rows)
+    while rows := _due(c, host.id, window):
         free = [row for row in rows if chains.may_go(c, row)]
         for row in free:
-            _lease_one(c, row, known, limits)
+            _lease_one(c, host, row, known, limits)
         done += rows
-        room -= len(free)
         if len(free) == len(rows):
             break
     chains.tell_paused(c, done)
@@ -216,6 +242,7 @@ def lease(
 
 def _lease_one(
     c: sqlite3.Connection,
+    host: ReadyHost,
     row: DeliveryRow,
     known: dict[AgentId, AgentRow | None],
     limits: Limits,
@@ -224,16 +251,51 @@ def _lease_one(
         known[row.agent_id] = agents.load(c, row.user_id, row.agent_id)
     agent, message = known[row.agent_id], messages.load_bare(c, row.message_id)
     if agent is None or message is None:
-        _give_up(c, row, "the agent was removed", Reason.AGENT_UNKNOWN.value)
+        _give_up(c, row, "the agent was removed", Reason.AGENT_UNKNOWN)
     elif leased := ladder.move(c, row, DeliveryState.LEASED):
         try:
-            outbox.put(c, row.host_id, _deliver(row, agent, message, limits.hops))
+            outbox.put(c, host.id, _deliver(row, agent, message, limits.hops))
         except ProtocolError:
             detail = "the message and its agent's settings do not fit into one frame"
-            _give_up(c, leased, detail, "too_large")
+            _give_up(c, leased, detail, Reason.TOO_LARGE)
+        else:
+            if row.mode is DeliveryMode.INTERRUPT:
+                _make_way(c, row, message, told=not host.interrupts)
 
 
-def _give_up(c: sqlite3.Connection, row: DeliveryRow, detail: str, reason: str) -> None:
+def _due(c: sqlite3.Connection, host_id: HostId, window: int) -> list[DeliveryRow]:
+    waiting = deliveries.waiting_agents(c, host_id)
+    if not waiting:
+        return []
+    in_flight = deliveries.in_flight_by_agent(c, host_id)
+    room = max(1, window - in_flight.total())
+    queued = [row for one in waiting for row in deliveries.queued(c, host_id, one, room)]
+    lines: dict[AgentId, list[DeliveryRow]] = {}
+    for row in lending.in_turn(c, host_id, queued):
+        lines.setdefault(row.agent_id, []).append(row)
+    return shares.allot(window, in_flight, lines)
+
+
+def _make_way(c: sqlite3.Connection, row: DeliveryRow, message: Message, *, told: bool) -> None:
+    """Note for people what a message interrupts: what runs on the host in its conversation.
+
+    The machine judges by itself what that is when the message arrives; one that cannot is `told`.
+    """
+    for other in deliveries.in_flight(c, row.host_id):
+        if (
+            other.conversation_id == row.conversation_id
+            and other.message_id != row.message_id
+            and other.state in {DeliveryState.RUNNING, DeliveryState.WAITING}
+            and other.interrupted_by is None
+        ):
+            deliveries.interrupted(c, other.id, message.author.name)
+            if told:
+                interrupt = Interrupt(delivery_id=other.id, actor=message.author.name)
+                outbox.put(c, row.host_id, interrupt)
+            ladder.tell_of(c, other.id)
+
+
+def _give_up(c: sqlite3.Connection, row: DeliveryRow, detail: str, reason: Reason) -> None:
     ladder.close(c, row, DeliveryState.DEAD, actor=ladder.BACKEND, detail=detail, reason=reason)
 
 
@@ -242,6 +304,7 @@ def _deliver(row: DeliveryRow, agent: AgentRow, message: Message, hop_limit: int
     return Deliver(
         delivery_id=row.id,
         delivery_seq=row.seq,
+        mode=row.mode,
         agent=agents.spec(agent),
         message=DeliveredMessage(
             id=message.id,
@@ -308,11 +371,12 @@ def stop(c: sqlite3.Connection, row: DeliveryRow, actor: str, *, detail: str = "
         return
     if row.state is DeliveryState.QUEUED:
         ladder.close(
-            c, row, DeliveryState.CANCELLED, actor=actor, detail=detail, reason="interrupted"
+            c, row, DeliveryState.CANCELLED, actor=actor, detail=detail, reason=Reason.INTERRUPTED
         )
     elif row.interrupted_by is None:
         deliveries.interrupted(c, row.id, actor)
         outbox.put(c, row.host_id, Interrupt(delivery_id=row.id, actor=actor))
+        ladder.tell_of(c, row.id)
 
 
 def change_agents(c: sqlite3.Connection, host_id: HostId) -> None:
@@ -335,11 +399,6 @@ def remove_host(c: sqlite3.Connection, host_id: HostId) -> None:
         return
     for run in runs.live_of_host(c, host_id):
         ladder.abandon_run(c, run)
-    open_ones = [
-        *deliveries.in_flight(c, host_id),
-        *deliveries.queued(c, host_id, -1),
-        *deliveries.held_of_host(c, host_id),
-    ]
-    for row in open_ones:
-        _give_up(c, row, "the machine was removed", "host_removed")
+    for row in deliveries.open_of_host(c, host_id):
+        _give_up(c, row, "the machine was removed", Reason.HOST_REMOVED)
     outbox.forget(c, host_id)

@@ -26,7 +26,7 @@ from cloudagent_backend.delivery.hub import Hub
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.relay import Relay
 from cloudagent_backend.delivery.reports import Applied, Reported
-from cloudagent_backend.delivery.sending import Submission, Submitted
+from cloudagent_backend.delivery.sending import ReadyHost, Submission, Submitted
 from cloudagent_backend.store import hosts, messages
 from cloudagent_backend.store.database import Database
 from cloudagent_backend.store.deliveries import DeliveryRow
@@ -264,10 +264,10 @@ class Service:
             self._fanout.run_finished(machine.user_id, run_id)
         self._fanout.notify(machine.user_id)
 
-    async def lease(self, host_ids: Sequence[HostId]) -> None:
+    async def lease(self, ready: Sequence[ReadyHost]) -> None:
         """Put queued deliveries on their way, as far as these hosts have room."""
         rows = await self._write(
-            lambda c: [row for one in host_ids for row in self._lease(c, one)], "lease"
+            lambda c: [row for one in ready for row in self._lease(c, one)], "lease"
         )
         for host_id in {row.host_id for row in rows}:
             self._hub.hint(host_id)
@@ -318,10 +318,10 @@ class Service:
         """These hosts, each after the ephemeral ones that help it: a job waits for its work."""
         return [one for host_id in host_ids for one in (*self._hub.helpers(host_id), host_id)]
 
-    def _lease(self, c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
-        if self._hub.helps(host_id):
-            lending.take(c, host_id)
-        return sending.lease(c, host_id, self._window, self._limits)
+    def _lease(self, c: sqlite3.Connection, host: ReadyHost) -> list[DeliveryRow]:
+        if self._hub.helps(host.id):
+            lending.take(c, host.id)
+        return sending.lease(c, host, self._window, self._limits)
 
     async def list_agents(self, machine: Machine, query: ListAgents) -> list[AgentEntry] | None:
         """Whom an agent may message; null if it is not one of the machine's."""
@@ -353,8 +353,8 @@ class Service:
     def _lease_ready(self, c: sqlite3.Connection, host_ids: Iterable[HostId]) -> None:
         """For machines that are here, so that they need not wait for the dispatcher."""
         for host_id in self._with_helpers(host_ids):
-            if self._hub.is_ready(host_id):
-                self._lease(c, host_id)
+            if ready := self._hub.ready(host_id):
+                self._lease(c, ready)
 
     async def _write(self, work: Work[T], *steps: crash.Step) -> T:
         """One transaction; a test may kill the process before its commit, or right after."""

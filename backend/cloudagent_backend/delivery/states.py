@@ -9,7 +9,7 @@ two writers can never both win.
 from collections.abc import Iterable
 from typing import Final
 
-from cloudagent_protocol.events import Outcome, Reason
+from cloudagent_protocol.events import AnyReason, Outcome, Reason
 from cloudagent_protocol.ids import AgentId
 from cloudagent_protocol.resources import AgentStatus, DeliveryState, Hold, RungName
 
@@ -78,7 +78,7 @@ def hold_of(holds: Iterable[Hold], agent_id: AgentId) -> Hold | None:
     return next((hold for hold in holds if hold.agent_id in (None, agent_id)), None)
 
 
-def status_after(outcome: Outcome, reason: Reason | None) -> AgentStatus:
+def status_after(outcome: Outcome, reason: AnyReason | None) -> AgentStatus:
     """What an agent shows when its only live run has ended so."""
     if outcome is Outcome.FAILED and reason is Reason.RUNTIME_MISSING:
         return AgentStatus.RUNTIME_MISSING

@@ -6,6 +6,7 @@
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -14,6 +15,7 @@ from cloudagent_backend.store import clock
 from cloudagent_backend.store.text import json_text
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, HostId, MessageId, UserId
 from cloudagent_protocol.resources import (
+    DeliveryMode,
     DeliveryState,
     DeliverySummary,
     DeliveryTrace,
@@ -26,6 +28,7 @@ LAST: Final = "~"
 
 #: Faster than the enumeration's own look-up.
 _STATE: Final = {state.value: state for state in DeliveryState}
+_MODE: Final = {mode.value: mode for mode in DeliveryMode}
 
 
 @dataclass(slots=True)
@@ -38,9 +41,11 @@ class DeliveryRow:
     agent_id: AgentId
     conversation_id: ConversationId
     message_id: MessageId
-    #: Order for the agent, and for its host: rises with every delivery to that host.
+    #: Order for the agent: rises with every delivery to its host, but for those that interrupt,
+    #: whose numbers fall from -1.
     seq: int
     state: DeliveryState = DeliveryState.QUEUED
+    mode: DeliveryMode = DeliveryMode.QUEUE
     outcome: str | None = None
     reason: str | None = None
     attempt: int = 0
@@ -72,6 +77,7 @@ class NewRung:
     actor: str
     detail: str | None = None
     at_us: int | None = None
+    reason: str | None = None
 
     def json(self, not_before: str) -> str:
         """As JSON text; no earlier than the rung below it, whatever a machine's clock says."""
@@ -79,6 +85,8 @@ class NewRung:
         fields = {"rung": self.name.value, "at": max(at, not_before), "actor": self.actor}
         if self.detail:
             fields["detail"] = self.detail
+        if self.reason:
+            fields["reason"] = self.reason
         return json_text(fields)
 
 
@@ -92,6 +100,7 @@ def _row(row: sqlite3.Row) -> DeliveryRow:
         message_id=row["message_id"],
         seq=row["seq"],
         state=_STATE[row["state"]],
+        mode=_MODE[row["mode"]],
         outcome=row["outcome"],
         reason=row["reason"],
         attempt=row["attempt"],
@@ -119,8 +128,8 @@ def insert(c: sqlite3.Connection, row: DeliveryRow, rungs: Iterable[NewRung]) ->
     ladder = _extended("[]", rungs)
     c.execute(
         "INSERT INTO deliveries (id, user_id, host_id, agent_id, conversation_id, message_id, seq,"
-        " state, outcome, reason, rungs, chain_id, held)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " state, outcome, reason, mode, rungs, chain_id, held)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.id,
             row.user_id,
@@ -132,6 +141,7 @@ def insert(c: sqlite3.Connection, row: DeliveryRow, rungs: Iterable[NewRung]) ->
             row.state.value,
             row.outcome,
             row.reason,
+            row.mode.value,
             ladder,
             row.chain_id,
             row.held,
@@ -164,14 +174,38 @@ def of_conversation(
     return [_row(row) for row in rows]
 
 
-def queued(c: sqlite3.Connection, host_id: HostId, limit: int) -> list[DeliveryRow]:
-    """What may be leased now, the oldest first."""
+def waiting_agents(c: sqlite3.Connection, host_id: HostId) -> list[AgentId]:
+    """Agents of the host for whom something is queued; one step in the index each."""
     rows = c.execute(
-        "SELECT * FROM deliveries WHERE host_id = ? AND state = 'queued' AND held = 0"
-        " ORDER BY seq LIMIT ?",
-        (host_id, limit),
+        "WITH RECURSIVE waiting (agent_id) AS ("
+        " SELECT min(agent_id) FROM deliveries WHERE host_id = ?1 AND state = 'queued' AND held = 0"
+        " UNION ALL SELECT (SELECT min(agent_id) FROM deliveries WHERE host_id = ?1"
+        " AND state = 'queued' AND held = 0 AND agent_id > waiting.agent_id) FROM waiting"
+        " WHERE waiting.agent_id IS NOT NULL)"
+        " SELECT agent_id FROM waiting WHERE agent_id IS NOT NULL",
+        (host_id,),
+    )
+    return [agent_id for (agent_id,) in rows]
+
+
+def queued(
+    c: sqlite3.Connection, host_id: HostId, agent_id: AgentId, limit: int
+) -> list[DeliveryRow]:
+    """What waits for the agent, in its order."""
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE host_id = ? AND agent_id = ? AND state = 'queued'"
+        " AND held = 0 ORDER BY seq LIMIT ?",
+        (host_id, agent_id, limit),
     )
     return [_row(row) for row in rows]
+
+
+def open_of_host(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
+    """Everything of the host that is not over."""
+    free = c.execute(
+        "SELECT * FROM deliveries WHERE host_id = ? AND state = 'queued' AND held = 0", (host_id,)
+    )
+    return [*in_flight(c, host_id), *map(_row, free), *held_of_host(c, host_id)]
 
 
 def held_of_host(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
@@ -227,13 +261,14 @@ def received(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
     return [_row(row) for row in rows]
 
 
-def in_flight_count(c: sqlite3.Connection, host_id: HostId) -> int:
-    [(count,)] = c.execute(
-        "SELECT count(*) FROM deliveries WHERE host_id = ?"
+def in_flight_by_agent(c: sqlite3.Connection, host_id: HostId) -> Counter[AgentId]:
+    """How many deliveries each agent of the host has in flight."""
+    rows = c.execute(
+        "SELECT agent_id FROM deliveries WHERE host_id = ?"
         " AND state IN ('leased', 'received', 'running', 'waiting')",
         (host_id,),
-    ).fetchall()
-    return count
+    )
+    return Counter(agent_id for (agent_id,) in rows)
 
 
 def open_of_agent(c: sqlite3.Connection, agent_id: AgentId) -> list[DeliveryRow]:
@@ -267,6 +302,16 @@ def busy(c: sqlite3.Connection, own: HostId, besides: HostId) -> set[Conversatio
     return {row[0] for row in rows}
 
 
+def lent(c: sqlite3.Connection, own: HostId) -> list[DeliveryRow]:
+    """What ephemeral hosts have in flight of this host's agents."""
+    rows = c.execute(
+        "SELECT * FROM deliveries WHERE lent_by = ?"
+        " AND state IN ('leased', 'received', 'running', 'waiting')",
+        (own,),
+    )
+    return [_row(row) for row in rows]
+
+
 def hand_over(
     c: sqlite3.Connection, row: DeliveryRow, host_id: HostId, *, pinned: bool
 ) -> DeliveryRow | None:
@@ -294,13 +339,13 @@ def summaries(
     """What a message shows of its deliveries, for many messages in one query."""
     found: dict[MessageId, list[DeliverySummary]] = {message_id: [] for message_id in message_ids}
     rows = c.execute(
-        "SELECT message_id, id, agent_id, seq, state FROM deliveries"
+        "SELECT message_id, id, agent_id, seq, state, mode FROM deliveries"
         " WHERE message_id IN (SELECT value FROM json_each(?)) ORDER BY id",
         (json.dumps(message_ids),),
     )
-    for message_id, delivery_id, agent_id, seq, state in rows:
+    for message_id, delivery_id, agent_id, seq, state, mode in rows:
         found[message_id].append(
-            DeliverySummary(id=delivery_id, agent_id=agent_id, seq=seq, state=DeliveryState(state))
+            DeliverySummary(id=delivery_id, agent_id=agent_id, seq=seq, state=state, mode=mode)
         )
     return found
 
@@ -400,8 +445,10 @@ def trace_text(row: DeliveryRow, *, waits_for: str | None = None) -> str:
         "agent_id": row.agent_id,
         "run_id": row.run_id,
         "state": row.state.value,
+        "mode": row.mode.value,
         "outcome": row.outcome,
         "reason": reason,
         "attempt": row.attempt,
+        "interrupted_by": row.interrupted_by if row.outcome is None else None,
     }
     return f'{json_text(fields)[:-1]},"rungs":{row.rungs}}}'

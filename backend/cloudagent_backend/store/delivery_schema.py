@@ -138,3 +138,14 @@ UPDATE event_logs SET trimmed = last_id
     WHERE NOT EXISTS (SELECT 1 FROM events WHERE events.user_id = event_logs.user_id);
 ALTER TABLE event_logs DROP COLUMN last_id;
 """
+
+# How a message takes its place, and a line of its own for each agent.
+MODES: Final = """
+ALTER TABLE deliveries ADD COLUMN mode TEXT NOT NULL DEFAULT 'queue';
+-- The smallest number given so far: those of deliveries that interrupt count down from -1.
+ALTER TABLE links ADD COLUMN front_seq INTEGER NOT NULL DEFAULT 0;
+DROP INDEX deliveries_queued;
+CREATE INDEX deliveries_queued ON deliveries (host_id, agent_id, seq)
+    WHERE state = 'queued' AND held = 0;
+CREATE INDEX deliveries_held ON deliveries (host_id) WHERE state = 'queued' AND held = 1;
+"""

@@ -36,15 +36,25 @@ def link(c: sqlite3.Connection, host_id: HostId) -> LinkRow | None:
     return LinkRow(*row) if row else None
 
 
-def next_delivery_seq(c: sqlite3.Connection, host_id: HostId, backlog_cap: int) -> int | None:
-    """The number of a new delivery to this host; null if its backlog is full."""
+def next_delivery_seq(
+    c: sqlite3.Connection, host_id: HostId, backlog_cap: int, *, in_front: bool = False
+) -> int | None:
+    """The number of a new delivery to this host; null if its backlog is full.
+
+    It is larger than all before it, or (`in_front`) smaller.
+    """
+    rising, falling = (0, -1) if in_front else (1, 0)
     rows = c.execute(
-        "INSERT INTO links (host_id, epoch, delivery_seq, backlog) VALUES (?, ?, 1, 1)"
-        " ON CONFLICT (host_id) DO UPDATE SET delivery_seq = delivery_seq + 1,"
-        " backlog = backlog + 1 WHERE backlog < ? RETURNING delivery_seq",
-        (host_id, new_epoch(), backlog_cap),
+        "INSERT INTO links (host_id, epoch, delivery_seq, front_seq, backlog)"
+        " VALUES (?, ?, ?, ?, 1) ON CONFLICT (host_id) DO UPDATE SET"
+        " delivery_seq = delivery_seq + excluded.delivery_seq,"
+        " front_seq = front_seq + excluded.front_seq,"
+        " backlog = backlog + 1 WHERE backlog < ? RETURNING delivery_seq, front_seq",
+        (host_id, new_epoch(), rising, falling, backlog_cap),
     ).fetchall()
-    return rows[0][0] if rows else None
+    if not rows:
+        return None
+    return rows[0]["front_seq" if in_front else "delivery_seq"]
 
 
 def renumbered(c: sqlite3.Connection, host_id: HostId) -> int:

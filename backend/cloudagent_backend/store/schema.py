@@ -182,6 +182,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     delivery_schema.EVENT_NUMBERS,
     _CHAINS,
     _HOLDS,
+    delivery_schema.MODES,
 )
 
 

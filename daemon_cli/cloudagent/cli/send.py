@@ -1,6 +1,6 @@
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -21,6 +21,13 @@ def send(
     agent: Annotated[str, typer.Argument(help="Name or id.", autocompletion=complete_agents)],
     text: Annotated[str, typer.Argument(help="The message; - reads it from standard input.")],
     wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the answer.")] = False,
+    mode: Annotated[
+        Literal["queue", "steer", "interrupt"],
+        typer.Option(
+            help="queue: after what was sent before. interrupt: next, and what runs is stopped. "
+            "steer: into the turn under way, where the driver can.",
+        ),
+    ] = "queue",
     timeout: Annotated[
         float | None, typer.Option(min=0.1, help="Wait at most this long, in seconds.")
     ] = None,
@@ -43,9 +50,9 @@ def send(
         handle = ca.agents.get(agent)
         host_id = _job_host(ca, host) if host else None
         if wait or timeout is not None:
-            _send_and_wait(handle, body, host_id, timeout, as_json=as_json)
+            _send_and_wait(handle, body, host_id, mode, timeout, as_json=as_json)
         else:
-            sent = ca.messages.create(handle.id, _body(body, host_id))
+            sent = ca.messages.create(handle.id, _body(body, host_id, mode))
             _send_only(sent, agent, as_json=as_json)
 
 
@@ -77,13 +84,15 @@ def _send_and_wait(
     agent: "AgentHandle",
     text: str,
     host_id: str | None,
+    mode: str,
     timeout_s: float | None,
     *,
     as_json: bool,
 ) -> None:
     from cloudagent.errors import WaitTimeoutError
+    from cloudagent_protocol.resources import DeliveryMode
 
-    turn = agent.send(text, host_machine_id=host_id)
+    turn = agent.send(text, host_machine_id=host_id, mode=DeliveryMode(mode))
     try:
         result = _follow(turn, timeout_s, quiet=as_json or not sys.stderr.isatty())
     except (WaitTimeoutError, KeyboardInterrupt) as stopped:
@@ -142,10 +151,11 @@ def _reply(result: "TurnResult") -> dict[str, Any]:
     }
 
 
-def _body(text: str, host_id: str | None) -> Any:
+def _body(text: str, host_id: str | None, mode: str) -> Any:
     from cloudagent.turn import message_body
+    from cloudagent_protocol.resources import DeliveryMode
 
-    return message_body(text, host_machine_id=host_id)
+    return message_body(text, host_machine_id=host_id, mode=DeliveryMode(mode))
 
 
 def _shown(text: str) -> str:

@@ -32,7 +32,7 @@ class Deltas:
         self._news = anyio.Event()
 
     def add(self, delta: Delta) -> None:
-        """A piece that came; one that does not join on is left out (docs/protocol.md §4)."""
+        """A piece that came; one that does not join on is left out (docs/protocol.md §5)."""
         block = self._blocks.get(delta.run_id)
         if block is None or delta.block > block.first.block:
             if delta.offset:

@@ -18,7 +18,14 @@ from cloudagent_daemon.link.committer import Committer, committing
 from cloudagent_daemon.link.tables import Change, Leftover, Watermarks
 from cloudagent_protocol.errors import CloseCode, ProtocolError
 from cloudagent_protocol.events import Finished
-from cloudagent_protocol.frames import MAX_FRAME_BYTES, HostReport, Numbered, RunReport, Send
+from cloudagent_protocol.frames import (
+    MAX_FRAME_BYTES,
+    DeliveryReport,
+    HostReport,
+    Numbered,
+    RunReport,
+    Send,
+)
 from cloudagent_protocol.ids import DeliveryId
 from cloudagent_protocol.link import resume
 
@@ -74,7 +81,7 @@ class Spool:
 
     # --- outbox ---
 
-    async def append(self, frame: RunReport | Send | HostReport) -> int:
+    async def append(self, frame: RunReport | Send | DeliveryReport | HostReport) -> int:
         """Keeps a frame for the backend until it is acked; returns its number.
 
         Raises:

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from cloudagent_daemon.link.committer import SpoolError
 from cloudagent_protocol.frames import Deliver, Interrupt, Numbered, decode
 from cloudagent_protocol.ids import DeliveryId
+from cloudagent_protocol.resources import DeliveryMode
 
 SCHEMA_VERSION: Final = 1
 #: Finished deliveries that are remembered, so that a repeated one is no second run.
@@ -238,6 +239,8 @@ def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
     if unfinished:
         return
     if ending is None:
+        if frame.mode is DeliveryMode.INTERRUPT:
+            _make_way(c, frame)
         c.execute(
             "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET changed = excluded.changed, frame = excluded.frame,"
@@ -246,6 +249,24 @@ def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
         )
     elif not c.execute("SELECT 1 FROM outbox WHERE body = ?", (ending,)).fetchone():
         append(c, ending)
+
+
+def _make_way(c: sqlite3.Connection, frame: Deliver) -> None:
+    """What has begun in the conversation is to be stopped, even if the daemon dies before it is.
+
+    Not the same message to another agent: that is no work of before.
+    """
+    begun = c.execute(
+        "SELECT id FROM inbox WHERE finished_at IS NULL AND attempts > 0 AND interrupted_by IS NULL"
+        " AND json_extract(frame, '$.message.conversation_id') = ?"
+        " AND json_extract(frame, '$.message.id') <> ?",
+        (frame.message.conversation_id, frame.message.id),
+    ).fetchall()
+    for (delivery_id,) in begun:
+        c.execute(
+            "UPDATE inbox SET interrupted_by = ?, changed = ? WHERE id = ?",
+            (frame.message.author.name, _next_change(c), delivery_id),
+        )
 
 
 def _next_change(c: sqlite3.Connection) -> int:

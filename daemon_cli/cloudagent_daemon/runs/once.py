@@ -9,7 +9,7 @@ from typing import Any, Final
 import anyio
 
 from cloudagent_daemon.link.client import LinkClient
-from cloudagent_daemon.runs.ports import Launch, StopSignal, Uplink
+from cloudagent_daemon.runs.ports import Launch, Said, StopSignal, Uplink
 from cloudagent_daemon.runs.queue import Runs
 from cloudagent_protocol.events import Finished, Outcome, Usage, UsageReported
 from cloudagent_protocol.frames import Deliver, Delta, ListMessages, RunReport, Send
@@ -137,7 +137,7 @@ class OneMessage:
         agent = deliver.agent.model_copy(update={"cwd": str(self._cwd)})
         return deliver.model_copy(update={"agent": agent})
 
-    def said(self, frame: RunReport | Send) -> None:
+    def said(self, frame: Said) -> None:
         match frame:
             case Send():
                 self.turn.reply = frame.text
@@ -197,7 +197,7 @@ class _Uplink:
     watcher: OneMessage
     inner: Uplink = field(repr=False)
 
-    async def report(self, frame: RunReport | Send) -> None:
+    async def report(self, frame: Said) -> None:
         await self.inner.report(frame)
         self.watcher.said(frame)
 
@@ -222,7 +222,7 @@ def _told(turn: Turn, event: Finished) -> str:
     if turn.usage:
         coming, going = turn.usage.input_tokens, turn.usage.output_tokens
         spent = f", {short(coming)} tokens in, {short(going)} out"
-    reason = ": ".join(filter(None, (event.reason and event.reason.value, event.detail)))
+    reason = ": ".join(filter(None, (event.reason and str(event.reason), event.detail)))
     match event.outcome:
         case Outcome.REPLIED | Outcome.AUTO_PUBLISHED:
             return f"completed in{lasted}{spent}"

@@ -1,11 +1,15 @@
 """Which delivery may run next; a rule without I/O.
 
 Per agent, deliveries start in the order of their seq. Per conversation one run is alive, whoever
-runs it. What is left is fair between agents: the one that was served longest ago comes first.
+runs it. What is left is fair between agents: what interrupts comes first, then the agent that was
+served longest ago; and the last free place goes only to an agent that has none, so that the many
+messages of one never hold up the first message of another.
 """
 
 from cloudagent_daemon.link.tables import Waiting
+from cloudagent_protocol.frames import Deliver
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId
+from cloudagent_protocol.resources import DeliveryMode
 
 
 class Order:
@@ -18,7 +22,7 @@ class Order:
     def __init__(self, max_runs: int) -> None:
         self._max_runs = max_runs
         self._waiting: dict[AgentId, dict[DeliveryId, Waiting]] = {}
-        self._running: dict[DeliveryId, ConversationId] = {}
+        self._running: dict[DeliveryId, Deliver] = {}
         self._served: dict[AgentId, int] = {}
         self._starts = 0
 
@@ -49,32 +53,48 @@ class Order:
         free = self._free()
         if not free:
             return None
-        chosen = min(free, key=lambda head: self._served.get(head.deliver.agent.id, 0))
-        self._start(chosen)
-        return chosen
+        return self._start(min(free, key=self._urgency))
+
+    def running_in(self, conversation_id: ConversationId) -> Deliver | None:
+        """What runs in a conversation."""
+        running = self._running.values()
+        return next(
+            (one for one in running if one.message.conversation_id == conversation_id), None
+        )
 
     @property
     def may_start(self) -> bool:
         """Whether `next` has something."""
         return bool(self._free())
 
-    def _free(self) -> list[Waiting]:
+    def _free(self) -> list[Deliver]:
         if self.running >= self._max_runs:
             return []
-        busy = set(self._running.values())
+        busy = {deliver.message.conversation_id for deliver in self._running.values()}
+        at_work = {deliver.agent.id for deliver in self._running.values()}
+        last_place = self.running == self._max_runs - 1
         heads = (
-            min(line.values(), key=lambda waiting: waiting.deliver.delivery_seq)
+            min(line.values(), key=lambda waiting: waiting.deliver.delivery_seq).deliver
             for line in self._waiting.values()
         )
-        return [head for head in heads if head.deliver.message.conversation_id not in busy]
+        return [
+            head
+            for head in heads
+            if head.message.conversation_id not in busy
+            and not (last_place and head.agent.id in at_work)
+        ]
 
     def ended(self, delivery_id: DeliveryId) -> None:
         """Its run is over."""
         self._running.pop(delivery_id, None)
 
-    def _start(self, chosen: Waiting) -> None:
-        deliver = chosen.deliver
+    def _urgency(self, head: Deliver) -> tuple[bool, int]:
+        return head.mode is not DeliveryMode.INTERRUPT, self._served.get(head.agent.id, 0)
+
+    def _start(self, deliver: Deliver) -> Waiting:
+        waiting = self._waiting[deliver.agent.id][deliver.delivery_id]
         self._starts += 1
         self._served[deliver.agent.id] = self._starts
         self.remove(deliver.delivery_id)
-        self._running[deliver.delivery_id] = deliver.message.conversation_id
+        self._running[deliver.delivery_id] = deliver
+        return waiting

@@ -42,6 +42,8 @@ class Verdict:
     detail: str = ""
     #: A text to be sent in the agent's name, because it sent nothing itself.
     publish: str | None = None
+    #: Who asked for the stop that ended it.
+    stopped_by: str | None = None
 
 
 #: What a person can do about a failure whose cause lies outside.
@@ -93,7 +95,8 @@ def _stopped(facts: Facts, actor: str) -> Verdict:
     if facts.daemon_stops:
         detail = "The daemon on the agent's machine was stopped during the turn."
         return Verdict(Outcome.CANCELLED, Reason.DAEMON_STOPPED, detail)
-    return Verdict(Outcome.CANCELLED, Reason.INTERRUPTED, f"Stopped by {actor}.")
+    detail = f"Stopped by {actor}."
+    return Verdict(Outcome.CANCELLED, Reason.INTERRUPTED, detail, stopped_by=actor)
 
 
 def _refused(end: TurnEnd, reason: Reason) -> Verdict:

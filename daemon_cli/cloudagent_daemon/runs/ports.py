@@ -1,12 +1,15 @@
 """What a run needs of the link and the spool, and what may stop it."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import anyio
 
-from cloudagent_protocol.frames import Delta, ListMessages, RunReport, Send
+from cloudagent_protocol.frames import DeliveryReport, Delta, ListMessages, RunReport, Send
 from cloudagent_protocol.ids import DeliveryId, RunId
+
+#: What a machine says of its work.
+Said: TypeAlias = RunReport | Send | DeliveryReport
 
 
 class UplinkError(Exception):
@@ -29,7 +32,7 @@ class Launch:
 class Uplink(Protocol):
     """What a run needs of the link and the spool."""
 
-    async def report(self, frame: RunReport | Send) -> None:
+    async def report(self, frame: Said) -> None:
         """Keeps the frame until the backend has it; durable on disk when this returns."""
         ...
 

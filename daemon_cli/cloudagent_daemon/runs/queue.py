@@ -17,8 +17,9 @@ from cloudagent_daemon.process import end_leftover
 from cloudagent_daemon.runs.order import Order
 from cloudagent_daemon.runs.ports import StopSignal, Uplink
 from cloudagent_protocol.events import Finished, Outcome, Reason
-from cloudagent_protocol.frames import Deliver, RunReport
+from cloudagent_protocol.frames import Deliver, DeliveryReport, RunReport
 from cloudagent_protocol.ids import DeliveryId, new_run_id
+from cloudagent_protocol.resources import DeliveryMode
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,29 @@ class RunQueue:
             await self._uplink.finish(_only_report(waiting.deliver, ending))
         else:
             self.order.put(waiting)
+            await self._meet(waiting.deliver)
         self._notify()
+
+    async def _meet(self, new: Deliver) -> None:
+        """What a new delivery means for the one that runs in its conversation.
+
+        One that has been launched was marked with the new one's receipt, and is told to stop by that;
+        here is met what was not yet.
+        """
+        running = self.order.running_in(new.message.conversation_id)
+        if running is None or running.message.id == new.message.id:
+            return
+        if new.mode is DeliveryMode.INTERRUPT:
+            self._stops[running.delivery_id].request(new.message.author.name)
+        elif new.mode is DeliveryMode.STEER:
+            await self._uplink.report(
+                DeliveryReport(
+                    delivery_id=new.delivery_id,
+                    at=datetime.now(UTC),
+                    reason=Reason.NOT_STEERABLE,
+                    detail=f"queued: {running.agent.driver} cannot be steered while it works",
+                )
+            )
 
     def _forget(self, delivery_id: DeliveryId) -> None:
         self.order.remove(delivery_id)
@@ -206,6 +229,7 @@ def _without_a_run(waiting: Waiting) -> Finished | None:
             outcome=Outcome.CANCELLED,
             reason=Reason.INTERRUPTED,
             detail=f"Stopped by {waiting.interrupted_by} before the agent could begin.",
+            stopped_by=waiting.interrupted_by,
         )
     if waiting.handled_before:
         return Finished(

@@ -394,6 +394,7 @@ class _Run:
             outcome=verdict.outcome,
             reason=verdict.reason,
             detail=verdict.detail,
+            stopped_by=verdict.stopped_by,
             exit_code=seen.exit_code,
             stderr_tail=seen.stderr_tail,
             session_id=seen.end.session_id if seen.end else None,

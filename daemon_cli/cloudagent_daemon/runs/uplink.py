@@ -12,7 +12,15 @@ from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.tables import Leftover
 from cloudagent_daemon.link.transport import NotConnectedError
 from cloudagent_daemon.runs.ports import Launch, UplinkError
-from cloudagent_protocol.frames import Delta, HostReport, ListMessages, LiveRun, RunReport, Send
+from cloudagent_protocol.frames import (
+    DeliveryReport,
+    Delta,
+    HostReport,
+    ListMessages,
+    LiveRun,
+    RunReport,
+    Send,
+)
 from cloudagent_protocol.ids import RunId
 
 logger = logging.getLogger(__name__)
@@ -45,7 +53,7 @@ class SpoolUplink:
         self._client = client
         self._live = live
 
-    async def report(self, frame: RunReport | Send | HostReport) -> None:
+    async def report(self, frame: RunReport | Send | DeliveryReport | HostReport) -> None:
         await self._keep(lambda: self._spool.append(frame))
         if isinstance(frame, RunReport):
             self._client.deltas.reported(frame)
