@@ -125,6 +125,9 @@ def load(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings
         "chain_turns": _count(found, "CHAIN_TURNS", 1),
         "public_url": found.get(f"{PREFIX}PUBLIC_URL"),
         "open_signup": _flag(found.get(f"{PREFIX}OPEN_SIGNUP")),
+        "backlog_cap": _count(found, "BACKLOG_CAP", 1),
+        "silence_s": (silence_s := _count(found, "SILENCE_S", 2)),
+        "heartbeat_s": silence_s and silence_s * HEARTBEAT_S / SILENCE_S,
         "crash_at": found.get(CRASH_VARIABLE),
     }
     changes |= {name: value for name, value in flags.items() if value is not None}

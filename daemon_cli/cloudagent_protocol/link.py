@@ -107,8 +107,8 @@ class Link:
     # --- receiving ---
 
     def heard(self, now: float) -> None:
-        """Anything at all came in."""
-        self._heard_at = now
+        """Anything at all came in, if only a part of a frame; an earlier time changes nothing."""
+        self._heard_at = max(self._heard_at, now)
 
     def receive(self, seq: int) -> Fresh | Duplicate:
         """Judge a numbered frame that came in.

@@ -20,6 +20,8 @@ class MemoryStream:
         self._incoming = incoming
         self.other: MemoryStream | None = None
         self.closed: LinkClosedError | None = None
+        #: Whole messages only come here.
+        self.heard_at = 0.0
 
     async def send(self, text: str | bytes) -> None:
         if self.closed:

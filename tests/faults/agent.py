@@ -7,6 +7,7 @@ Give it to an agent as `command: [sys.executable, "-I", "-S", agent.py]`. Orders
 ``@@is KEY PLACE``    which message this is, and a name of its conversation; first of all orders
 ``@@effect N``        the N-th thing that outlives the process
 ``@@answer TEXT``     reply, if the note of an interruption does not say that it was sent before
+``@@answer_with N T`` the same, with N characters before the text
 ``@@hold``            say so and do nothing more; a later attempt goes on
 ``@@children N``      leave so many, each in a session of its own, deaf to SIGTERM
 ``@@flood KIND MB``   print so many megabytes: `lines`, one `line`, `stderr`, or `results` of tools
@@ -75,6 +76,10 @@ class RecordedAgent(Agent):
     def do_answer(self, text: str, earlier: list[str]) -> None:
         if f"> {text}" not in self.prompt.splitlines():
             self.do_reply(text, earlier)
+
+    def do_answer_with(self, rest: str, earlier: list[str]) -> None:
+        size, _, number = rest.partition(" ")
+        self.do_answer(f"{'z' * int(size)} {number}", earlier)
 
     def do_hold(self, rest: str, earlier: list[str]) -> None:
         mark = f"{STATE}/{self.key}.held"

@@ -5,8 +5,8 @@
             ...
         proxy.reset()                                        # RST to both sides, now
 
-Bytes toxics (`Latency`, `Bandwidth`, `Slicer`, `Stall`, `LimitData`) act on any TCP stream.
-Message toxics (`Duplicate`, `Replay`) and the record `seen` need WebSocket messages. Toxics are put
+Bytes toxics (`Latency`, `Bandwidth`, `Slicer`, `Loss`, `Stall`, `LimitData`) act on any TCP stream.
+Message toxics (`Duplicate`, `Replay`, `Gap`) and the record `seen` need WebSocket messages. Toxics are put
 on and taken off while connections are open; `docs/testing.md` has a table of them.
 """
 
@@ -64,6 +64,26 @@ class Slicer:
 
 
 @dataclass(eq=False)
+class Loss:
+    """Each chunk is lost with this chance: it, and all behind it, come when it was sent again.
+
+    As TCP shows loss: a lost segment comes `rto_s` later; if it is lost again, twice as long after.
+    """
+
+    rate: float
+    rto_s: float = 1.0
+
+
+@dataclass(eq=False)
+class Gap:
+    """The next so many numbered frames vanish, and what follows does not."""
+
+    frames: int = 1
+    #: When each of them came, Unix seconds.
+    lost_at: list[float] = field(default_factory=list[float])
+
+
+@dataclass(eq=False)
 class Stall:
     """Half-open: the sockets stay, nothing passes, not even an end. What waited passes afterwards."""
 
@@ -87,7 +107,9 @@ class Replay:
     """Once a new connection is welcomed, the numbered frames of older ones are sent again in it."""
 
 
-Toxic: TypeAlias = Latency | Bandwidth | Slicer | Stall | LimitData | Duplicate | Replay
+Toxic: TypeAlias = (
+    Latency | Bandwidth | Slicer | Loss | Stall | LimitData | Duplicate | Replay | Gap
+)
 
 
 @dataclass(eq=False)
@@ -240,6 +262,15 @@ class Proxy:
             if not self._news.wait_for(lambda: wanted(self), deadline_s):
                 tail = [(s.connection, s.direction, s.frame.get("type")) for s in self.seen[-20:]]
                 raise AssertionError(f"not within {deadline_s} s; last frames: {tail}")
+
+    def never(self, unwanted: Callable[["Proxy"], bool], for_s: float) -> None:
+        """Looks on for so long.
+
+        Raises:
+            AssertionError: it was seen.
+        """
+        with self._news:
+            assert not self._news.wait_for(lambda: unwanted(self), for_s), "it came all the same"
 
     def count(self, kind: str, *, connection: int | None = None) -> int:
         """How many frames of a type came to the proxy."""
@@ -412,6 +443,11 @@ class Proxy:
             del older[:-_REPLAYED]
             if self._active(flow, Duplicate):
                 out.append(message.raw)
+            for gap in self._active(flow, Gap):
+                if len(gap.lost_at) < gap.frames:
+                    gap.lost_at.append(time.time())
+                    self._tell()
+                    out.clear()
         if frame.get("type") == "welcome":
             connection.welcomed = True
             return out + self._replay(flow)
@@ -434,6 +470,7 @@ class Proxy:
             toxic.seconds + self._random.uniform(-toxic.jitter_s, toxic.jitter_s)
             for toxic in self._active(flow, Latency)
         ]
+        delays += [self._lost_for(loss) for loss in self._active(flow, Loss)]
         if delays:
             await anyio.sleep(max(0.0, arrived + sum(delays) - time.monotonic()))
         while data:
@@ -442,6 +479,13 @@ class Proxy:
             part, data = data[:size], data[size:]
             await self._send(flow, part)
             await anyio.sleep(gap_s(len(part)))
+
+    def _lost_for(self, loss: Loss) -> float:
+        """How much later a chunk comes, seconds; mostly 0."""
+        late, again = 0.0, loss.rto_s
+        while self._random.random() < loss.rate:
+            late, again = late + again, again * 2
+        return late
 
     def _slice(self, flow: _Flow) -> tuple[int, Callable[[int], float]]:
         """The size of the next write, and the time to wait after it by what was written."""

@@ -187,11 +187,17 @@ def sign_up(home: Path) -> str:
 
 
 @contextlib.contextmanager
-def site(home: Path, agents: int, *, proxied: bool = False) -> Generator[Site]:
-    """A backend and a machine with so many agents; no daemon runs yet."""
+def site(home: Path, agents: int, *, proxied: bool = False, **environment: str) -> Generator[Site]:
+    """A backend and a machine with so many agents; no daemon runs yet.
+
+    Args:
+        environment: the backend's.
+    """
     with contextlib.ExitStack() as stack:
         token = sign_up(home / "server")
-        backend = stack.enter_context(running_backend(home / "server", token=token, start=forked))
+        backend = stack.enter_context(
+            running_backend(home / "server", port=0, token=token, start=forked, **environment)
+        )
         host, key = backend.create_host("mbp")
         state = home / "agents"
         state.mkdir()

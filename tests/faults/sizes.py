@@ -17,6 +17,8 @@ FULL: Final = os.environ.get("FAULTS_ROWS") == "all"
 ROUNDS: Final = max(1, MESSAGES // 25)
 CUTS: Final = min(4, ROUNDS + 1)
 DEADLINE_S: Final = 60.0 + MESSAGES
+#: A quiet link counts as dead after so long; the quick selection has less time.
+SILENCE_S: Final = 25 if FULL else 6
 #: For processes to start and lines to be read on a busy machine.
 SLACK_S: Final = 2.0
 

@@ -18,6 +18,7 @@ from faults.sizes import (
     MARKS,
     MESSAGES,
     ROUNDS,
+    SILENCE_S,
     SLACK_S,
     seeded,
 )
@@ -134,14 +135,15 @@ def test_row24_resets_in_the_middle_of_frames_lose_and_double_nothing(
 def test_row25_a_half_open_link_is_noticed_within_26_s(
     tmp_path: Path, directions: tuple[Direction, ...]
 ) -> None:
-    with site(tmp_path, AGENTS, proxied=True) as place, place.daemon() as daemon:
+    silence = {"CLOUDAGENT_BACKEND_SILENCE_S": str(SILENCE_S)}
+    with site(tmp_path, AGENTS, proxied=True, **silence) as place, place.daemon() as daemon:
         assert place.proxy
         place.post(MESSAGES // 2)
         place.settle(deadline_s=DEADLINE_S)
         with place.proxy.toxic(Stall(), *directions, current=True):
             place.post(MESSAGES - MESSAGES // 2)
-            # 26 s of silence, 1 s for the answer to a close, 0.5 s until it tries again.
-            daemon.wait_for_line("Connected", deadline_s=26 + 1 + 0.5 + SLACK_S)
+            # A look every second, 1 s for the answer to a close, 0.5 s until it tries again.
+            daemon.wait_for_line("Connected", deadline_s=SILENCE_S + 1 + 1 + 0.5 + SLACK_S)
             place.settle(deadline_s=DEADLINE_S)
         place.judge()
 

@@ -8,7 +8,9 @@ import asyncio
 import ipaddress
 import logging
 import secrets
-from typing import Final, cast
+import time
+from collections.abc import MutableMapping
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -38,6 +40,9 @@ _SECURITY_HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _CLOSE_TIMEOUT_S: Final = 1.0
+#: What a reader must have taken between two looks at it.
+_LEAST_READ: Final = 16_384
+_HEARD_AT: Final = "heard_at"
 #: How much of a body that is too large is read, and for how long, before it is refused.
 _DRAIN_BYTES: Final = 16_777_216
 _DRAIN_S: Final = 2.0
@@ -237,8 +242,19 @@ class _WriteDeadline(asyncio.Protocol):
     @override
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._wait_for_reader()
+
+    def _wait_for_reader(self) -> None:
+        """Slow lines get on, if slowly; who takes less is not reading."""
         later = asyncio.get_running_loop().call_later
-        self._write_timer = later(self.write_deadline_s, self.transport.abort)
+        most = self.transport.get_write_buffer_size() - _LEAST_READ
+        self._write_timer = later(self.write_deadline_s, self._look_at_reader, most)
+
+    def _look_at_reader(self, most: int) -> None:
+        if self.transport.get_write_buffer_size() > most:
+            self.transport.abort()
+        else:
+            self._wait_for_reader()
 
     @override
     def resume_writing(self) -> None:
@@ -310,6 +326,8 @@ class PatientHTTP(_WriteDeadline, H11Protocol):
 class PatientWebSocket(_WriteDeadline, WebSocketsSansIOProtocol):
     """uvicorn's WebSocket, for readers who read and peers who answer.
 
+    `heard_at(scope)` tells when bytes came in last: a large frame takes its time on a slow line.
+
     uvicorn gives a peer 10 s to answer a close; one whose answer is lost on the way learns only then
     that it is cut off.
     """
@@ -318,6 +336,17 @@ class PatientWebSocket(_WriteDeadline, WebSocketsSansIOProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  as uvicorn has it
         self.close_timeout = _CLOSE_TIMEOUT_S
         super().connection_made(transport)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if scope := getattr(self, "scope", None):  # there is one once the head was read
+            scope.setdefault("state", {})[_HEARD_AT] = time.monotonic()
+
+
+def heard_at(scope: MutableMapping[str, Any]) -> float:
+    """When the last bytes of this WebSocket came in, monotonic seconds."""
+    return scope.get("state", {}).get(_HEARD_AT, 0.0)
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from cloudagent_backend.api.auth import authenticate_machine
 from cloudagent_backend.api.errors import ApiError
+from cloudagent_backend.api.limits import heard_at
 from cloudagent_backend.api.world import World, world_of
 from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hub import Session
@@ -243,6 +244,7 @@ class _Connection:
     async def _watches(self, link: Link) -> None:
         while True:
             now = time.monotonic()
+            link.heard(heard_at(self._websocket.scope))
             if link.dead(now):
                 raise ProtocolError("nothing was heard", CloseCode.HEARTBEAT_MISSED)
             if link.heartbeat_due(now):

@@ -235,6 +235,7 @@ class Connection:
     async def _beat(self) -> None:
         while True:
             now = time.monotonic()
+            self._link.heard(self._stream.heard_at)
             if self._link.dead(now):
                 why = f"nothing heard for {self._link.silence_s:g} s"
                 raise ProtocolError(why, CloseCode.HEARTBEAT_MISSED)

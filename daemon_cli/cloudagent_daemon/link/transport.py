@@ -52,6 +52,11 @@ class NotConnectedError(LinkError):
 class FrameStream(Protocol):
     """One connection. Sending is safe from several tasks; receiving is for one."""
 
+    @property
+    def heard_at(self) -> float:
+        """When the last bytes came in, monotonic seconds: a large frame takes its time on a slow line."""
+        ...
+
     async def send(self, text: str) -> None:
         """Returns when the text is handed to the network, which may be full.
 

@@ -2,6 +2,7 @@
 
 import json
 import ssl
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, cast
@@ -65,13 +66,14 @@ class WebSocketTransport:
         finally:
             await stream.close(1001, "")
 
-    async def _open(self, machine_key: str) -> ClientConnection:
+    async def _open(self, machine_key: str) -> "_Heard":
         server = self._way.server_url
         try:
-            return await _Connect(
+            return await _Connect(  # pyright: ignore[reportReturnType]  what create_connection names
                 server.replace("http", "ws", 1) + PATH,
                 additional_headers={"Authorization": f"Bearer {machine_key}"},
                 user_agent_header=f"cloudagent-daemon/{DISTRIBUTION}",
+                create_connection=_Heard,
                 compression=None,
                 max_size=MAX_FRAME_BYTES,
                 open_timeout=OPEN_TIMEOUT_S,
@@ -115,8 +117,12 @@ def _way_options(way: Way) -> dict[str, Any]:
 
 
 class WebSocketStream:
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: "_Heard") -> None:
         self._connection = connection
+
+    @property
+    def heard_at(self) -> float:
+        return self._connection.heard_at
 
     async def send(self, text: str) -> None:
         try:
@@ -137,6 +143,17 @@ class WebSocketStream:
         with anyio.CancelScope(shield=True), anyio.move_on_after(2 * CLOSE_TIMEOUT_S):
             # A control frame has 125 bytes, two of them for the code (RFC 6455 §5.5).
             await self._connection.close(code, reason.encode()[:120].decode(errors="ignore"))
+
+
+class _Heard(ClientConnection):
+    """A connection that knows when bytes came in last."""
+
+    heard_at = 0.0
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = time.monotonic()
+        super().data_received(data)
 
 
 class _Connect(connect):
