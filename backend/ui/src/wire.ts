@@ -41,6 +41,21 @@ export interface HostWithKey extends Host {
   raw_key: string;
 }
 
+/** A machine that waits to be let in: who it says it is, and where it is. */
+export interface DeviceLogin {
+  user_code: string;
+  state: "pending" | "approved" | "denied";
+  hostname: string;
+  os: string;
+  daemon_version: string;
+  address: string;
+  your_address: string;
+  requested_at: string;
+  expires_at: string;
+  name: string;
+  host?: { id: string; name: string } | null;
+}
+
 export type AgentStatus =
   | "idle"
   | "working"

@@ -126,6 +126,28 @@ export function hostWords(host: Host | undefined): Words {
   return { text: `${host.name} is offline since ${since(host.last_seen_at)}`, tone: "quiet" };
 }
 
+// --- a machine that asks to be let in ----------------------------------------------------------
+
+/** No vowels (RFC 8628 §6.1), in two groups. */
+export const CODE_PATTERN = "[BCDFGHJKLMNPQRSTVWXZ]{4}-[BCDFGHJKLMNPQRSTVWXZ]{4}";
+
+/** What is typed, as a code is shown: "wdjbmj" is "WDJB-MJ". */
+export function asCode(typed: string): string {
+  const letters = typed.toUpperCase().replace(/[^A-Z0-9]/g, "").slice(0, 8);
+  return letters.length > 4 ? `${letters.slice(0, 4)}-${letters.slice(4)}` : letters;
+}
+
+export function osName(os: string): string {
+  return { linux: "Linux", darwin: "macOS", win32: "Windows" }[os] ?? os;
+}
+
+/** Where a request came from, beside where the person is. */
+export function addressWords(login: { address: string; your_address: string }): Words {
+  return login.address === login.your_address
+    ? { text: "the same address as yours", tone: "good" }
+    : { text: `another address than yours (${login.your_address})`, tone: "warn" };
+}
+
 // --- the ladder --------------------------------------------------------------------------------
 
 export interface Ladder extends Words {

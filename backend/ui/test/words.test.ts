@@ -2,7 +2,18 @@ import { describe, expect, test } from "vitest";
 
 import { parse } from "../src/router";
 import { emptyRun, type RunView } from "../src/run";
-import { agentWords, duration, hostWords, ladder, plain, runSummary, since, toolWords } from "../src/words";
+import {
+  agentWords,
+  asCode,
+  CODE_PATTERN,
+  duration,
+  hostWords,
+  ladder,
+  plain,
+  runSummary,
+  since,
+  toolWords,
+} from "../src/words";
 import type { Agent, DeliveryState, DeliveryTrace, Host } from "../src/wire";
 
 const NOW = "2026-01-01T12:00:00Z";
@@ -124,4 +135,13 @@ test("a message that was sent is no step: it stands in the conversation", () => 
     events: [call(1, "Bash"), call(2, "mcp__cloudagent__send_message"), call(3, "send_message")],
   } as unknown as RunView;
   expect(runSummary(view)).toBe("Worked for 2 s · 1 step");
+});
+
+test("a code is shown in two groups however it is typed", () => {
+  expect(asCode("wdjbmjht")).toBe("WDJB-MJHT");
+  expect(asCode(" WDJB – mjht and more")).toBe("WDJB-MJHT");
+  expect(asCode("wdjb-")).toBe("WDJB");
+  expect(asCode("wdjbm")).toBe("WDJB-M");
+  expect(new RegExp(`^${CODE_PATTERN}$`).test("WDJB-MJHT")).toBe(true);
+  expect(new RegExp(`^${CODE_PATTERN}$`).test("AEIO-UAEI")).toBe(false);
 });

@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from cloudagent_protocol.device import DeviceLogin, DeviceState
 from cloudagent_protocol.events import Finished, Outcome, Reason, Usage
 from cloudagent_protocol.ids import (
     MessageId,
@@ -94,6 +95,8 @@ class ScriptedBackend:
         self.user = User(
             id=UserId("usr_ana"), email="ana@example.com", name="Ana", created_at=datetime.now(UTC)
         )
+        #: Machines that wait to be let in, by code.
+        self.asking: dict[str, DeviceLogin] = {}
         self.hosts: dict[str, HostMachine] = {}
         self.agents: dict[str, Agent] = {}
         self.conversations: dict[str, Conversation] = {}
@@ -334,7 +337,7 @@ class ScriptedBackend:
             return Response()
         body = await request.json() if await request.body() else None
         parts = path.split("/")
-        if parts[0] == "auth":
+        if parts[0] == "auth" and parts[1] != "device":
             return self._auth(parts[1], body)
         if request.cookies.get("cloudagent_session") != "yes":
             return problem(401, "unauthorized", "Nobody is signed in.", "Sign in.")
@@ -415,6 +418,8 @@ class ScriptedBackend:
 
     def _changed(self, method: str, parts: list[str], body: Any) -> Any:
         match (method, *parts):
+            case ("POST", "auth", "device", step):
+                return self._device(step, body)
             case ("POST", "host-machines"):
                 host = self.add_host(body["name"], HostState.OFFLINE, [])
                 host = host.model_copy(update={"last_seen_at": None})
@@ -442,6 +447,40 @@ class ScriptedBackend:
                 return Response(status_code=204)
             case _:
                 return problem(404, "not_found", "There is no such thing.")
+
+    def _device(self, step: str, body: Any) -> Any:
+        asking = self.asking.get(body["user_code"])
+        if asking is None:
+            detail = "No machine waits with this code."
+            return problem(404, "not_found", detail, "Compare it with the machine's screen.")
+        if step == "approve":
+            if asking.state is not DeviceState.PENDING:
+                return problem(409, "conflict", "This login was answered before.")
+            approved = body["decision"] == "approve"
+            state = DeviceState.APPROVED if approved else DeviceState.DENIED
+            asking = asking.model_copy(
+                update={"state": state, "name": body.get("name") or asking.name}
+            )
+            self.asking[body["user_code"]] = asking
+        return JSONResponse(asking.model_dump(mode="json"))
+
+    def ask_in(self, code: str = "WDJB-MJHT", **changes: Any) -> DeviceLogin:
+        """A machine waits to be let in."""
+        now = datetime.now(UTC)
+        asking = DeviceLogin(
+            user_code=code,
+            state=DeviceState.PENDING,
+            hostname="mbp-ana.local",
+            os="darwin",
+            daemon_version="0.3.0",
+            address="203.0.113.9",
+            your_address="203.0.113.9",
+            requested_at=now - timedelta(seconds=20),
+            expires_at=now + timedelta(minutes=9, seconds=40),
+            name="mbp-ana",
+        )
+        self.asking[code] = asking.model_copy(update=changes)
+        return self.asking[code]
 
     def _posted(self, conversation_id: str, text: str) -> Any:
         if text == "refuse me":

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from cloudagent_protocol.device import KnownHost
 from cloudagent_protocol.events import Outcome, Reason
 from cloudagent_protocol.resources import HostState
 from e2e.page.conftest import NARROW, SOURCES, WIDE, Visitor
@@ -94,13 +95,33 @@ def test_axe_finds_no_violation_in_any_view(
         ("/a/shop/settings", "Instructions"),
         ("/agents/new", "What does the thinking"),
         ("/hosts", "Runtimes"),
-        ("/hosts/new", "What do you call it?"),
+        ("/hosts/new", "Enter the code"),
+        ("/device", "The code on the machine's screen"),
         ("/nothing", "There is nothing at this address."),
     ):
         page.goto(backend.url + path)
         expect(page.get_by_text(sign).first).to_be_visible()
         found += check(page, path)
+    known = next(iter(backend.hosts.values()))
+    backend.ask_in(host=KnownHost(id=known.id, name=known.name))
+    page.goto(f"{backend.url}/device?code=WDJB-MJHT")
+    page.get_by_role("button", name="Look who asks").click()
+    expect(page.get_by_text("Did you start this yourself?")).to_be_visible()
+    found += check(page, "who asks")
+    page.get_by_role("checkbox").check()
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_role("heading", name="mbp-ana is let in")).to_be_visible()
+    found += check(page, "let in")
+    backend.ask_in("BCDF-GHJK", your_address="198.51.100.7")
+    page.goto(f"{backend.url}/device")
+    page.get_by_label("The code").fill("bcdfghjk")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Deny").click()
+    expect(page.get_by_role("heading", name="Denied")).to_be_visible()
+    found += check(page, "denied")
     page.goto(f"{backend.url}/hosts/new")
+    page.get_by_role("button", name="With a key").click()
+    found += check(page, "with a key")
     page.get_by_label("What do you call it?").fill("lab")
     page.keyboard.press("Enter")
     expect(page.get_by_text("Waiting for lab")).to_be_visible()
@@ -112,6 +133,12 @@ def test_axe_finds_no_violation_in_any_view(
     page.goto(f"{backend.url}/hosts")
     page.get_by_role("button", name="Remove…").first.click()
     found += check(page, "question")
+    page.get_by_role("button", name="Keep it").click()
+    page.get_by_role("button", name="New key…").first.click()
+    found += check(page, "question of a new key")
+    page.get_by_role("button", name="Make a new key").click()
+    expect(page.get_by_role("heading", name="The new key")).to_be_visible()
+    found += check(page, "new key")
     if size == NARROW:
         page.goto(f"{backend.url}/a/shop")
         page.get_by_role("button", name="Show agents").click()

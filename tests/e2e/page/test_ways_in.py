@@ -60,8 +60,9 @@ def test_a_session_that_ends_leads_to_the_sign_in(
 def test_from_nothing_to_the_first_conversation(visitor: Visitor, backend: ScriptedBackend) -> None:
     page = visitor.window()
     page.get_by_role("link", name="Connect a machine").click()
+    page.get_by_role("button", name="With a key").click()
     page.get_by_label("What do you call it?").fill("mbp")
-    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("button", name="Make a key").click()
     login = page.get_by_role("group", name="the log-in command")
     expect(login).to_have_text(
         f"uvx cloudagent-daemon login --server {backend.url} --api-key-file -"

@@ -140,9 +140,27 @@ function HostCard({ host }: { host: Host }): ReactNode {
           action={question === "remove" ? "Remove" : "Make a new key"}
           onAnswer={answer}
         >
-          {question === "remove"
-            ? `Its key stops working at once.${agents.length > 0 ? ` ${agents.length === 1 ? "Its agent" : `Its ${agents.length} agents`} can no longer be reached.` : ""} Files on the machine stay.`
-            : "The old key stops working at once: the machine is disconnected until it has the new one."}
+          {question === "remove" ? (
+            <ul className="consequences">
+              <li>Its key is revoked: the machine is cut off at once, and cannot come back with it.</li>
+              <li>What its agents are doing there is stopped within seconds; messages that wait are cancelled.</li>
+              {agents.length > 0 && (
+                <li>
+                  {agents.length === 1 ? "Its agent is" : `Its ${agents.length} agents are`} removed.
+                </li>
+              )}
+              <li>Files on the machine stay. Logged in again, it is a new machine.</li>
+            </ul>
+          ) : (
+            <ul className="consequences">
+              <li>The old key stops working at once, and the machine is disconnected until it has the new one.</li>
+              <li>What runs there goes on, and nothing is lost: it is told when the machine is back.</li>
+              <li>
+                The new key is shown once. Or run <code>cloudagent-daemon login</code> on the machine instead: it gets a new
+                key by a code, and you carry none.
+              </li>
+            </ul>
+          )}
         </Confirm>
       )}
     </section>
@@ -156,21 +174,9 @@ function holdTitle(hold: Hold, agents: readonly Agent[]): string {
 }
 
 export function AddHost({ onMenu }: { onMenu: (() => void) | null }): ReactNode {
-  const session = useSession();
-  const { busy, error, attempt } = useAttempt();
-  const [name, setName] = useState("");
+  const [way, setWay] = useState<"code" | "key">("code");
   const [made, setMade] = useState<HostWithKey | null>(null);
-  const [key] = useState(() => crypto.randomUUID());
   useTitle("Connect a machine · cloudagent");
-  const submit = (event: FormEvent): void => {
-    event.preventDefault();
-    void attempt(async () => {
-      const host = await post<HostWithKey>("/v1/host-machines", { name: name.trim() }, key);
-      const { raw_key: _, ...known } = host;
-      session.store.dispatch({ type: "hosts", hosts: [known] });
-      setMade(host);
-    });
-  };
   return (
     <>
       <TopBar onMenu={onMenu}>
@@ -181,34 +187,79 @@ export function AddHost({ onMenu }: { onMenu: (() => void) | null }): ReactNode 
       <div className="page">
         <div className="page-column">
           {made === null ? (
-            <form className="form card" onSubmit={submit}>
-              <label className="field">
-                <span>What do you call it?</span>
-                <input
-                  type="text"
-                  required
-                  maxLength={100}
-                  autoFocus
-                  placeholder="mbp-ana"
-                  aria-describedby="host-hint"
-                  value={name}
-                  onChange={(event) => setName(event.target.value)}
-                />
-              </label>
-              <p className="hint" id="host-hint">
-                A name that you will recognise, such as the computer's own.
-              </p>
-              <Failure error={error} />
-              <button type="submit" className="button primary" disabled={busy || name.trim() === ""}>
-                {busy ? "One moment…" : "Continue"}
-              </button>
-            </form>
+            <div className="card pairing">
+              <div className="ways" role="group" aria-label="How to let it in">
+                <button type="button" aria-pressed={way === "code"} onClick={() => setWay("code")}>
+                  With a code
+                </button>
+                <button type="button" aria-pressed={way === "key"} onClick={() => setWay("key")}>
+                  With a key
+                </button>
+              </div>
+              {way === "code" ? <ByCode /> : <ByKey onMade={setMade} />}
+            </div>
           ) : (
             <Pairing made={made} renewed={false} />
           )}
         </div>
       </div>
     </>
+  );
+}
+
+function ByCode(): ReactNode {
+  return (
+    <>
+      <p>In a terminal on the machine that your agents should work on:</p>
+      <Command label="the log-in command" text={`uvx cloudagent-daemon login --server ${location.origin}`} />
+      <p>It shows a code. Enter it here, look who asks, and decide:</p>
+      <Link to="/device" className="button primary">
+        Enter the code
+      </Link>
+      <p className="muted">Then start it:</p>
+      <Command label="the start command" text="uvx cloudagent-daemon start" />
+    </>
+  );
+}
+
+function ByKey({ onMade }: { onMade: (made: HostWithKey) => void }): ReactNode {
+  const session = useSession();
+  const { busy, error, attempt } = useAttempt();
+  const [name, setName] = useState("");
+  const [key] = useState(() => crypto.randomUUID());
+  const submit = (event: FormEvent): void => {
+    event.preventDefault();
+    void attempt(async () => {
+      const host = await post<HostWithKey>("/v1/host-machines", { name: name.trim() }, key);
+      const { raw_key: _, ...known } = host;
+      session.store.dispatch({ type: "hosts", hosts: [known] });
+      onMade(host);
+    });
+  };
+  return (
+    <form className="form" onSubmit={submit}>
+      <p className="muted">For machines without a person: servers, containers, CI. You carry the key there yourself.</p>
+      <label className="field">
+        <span>What do you call it?</span>
+        <input
+          type="text"
+          required
+          maxLength={100}
+          autoFocus
+          placeholder="mbp-ana"
+          aria-describedby="host-hint"
+          value={name}
+          onChange={(event) => setName(event.target.value)}
+        />
+      </label>
+      <p className="hint" id="host-hint">
+        A name that you will recognise, such as the computer's own.
+      </p>
+      <Failure error={error} />
+      <button type="submit" className="button primary" disabled={busy || name.trim() === ""}>
+        {busy ? "One moment…" : "Make a key"}
+      </button>
+    </form>
   );
 }
 
@@ -241,8 +292,14 @@ function Pairing({ made, renewed }: { made: HostWithKey; renewed: boolean }): Re
             </code>
             <CopyButton text={made.raw_key} label="Copy: the machine key" />
           </div>
-          <p className="muted">Then start it:</p>
-          <Command label="the start command" text="uvx cloudagent-daemon start" />
+          {renewed ? (
+            <p className="muted">A daemon that runs there takes it over at once; nothing is restarted, and no run is cut off.</p>
+          ) : (
+            <>
+              <p className="muted">Then start it:</p>
+              <Command label="the start command" text="uvx cloudagent-daemon start" />
+            </>
+          )}
         </>
       ) : (
         <>

@@ -6,6 +6,7 @@ import { agentBySlug, agentsByName } from "../reducer";
 import { chatPath, go, type Route } from "../router";
 import { AgentForm } from "./AgentForm";
 import { Chat } from "./Chat";
+import { Device } from "./Device";
 import { AddHost, Hosts } from "./Hosts";
 import { Link, Spinner } from "./parts";
 import { Sidebar } from "./Sidebar";
@@ -71,6 +72,8 @@ function View({ route, onMenu }: { route: Route; onMenu: (() => void) | null }):
       return <Hosts onMenu={onMenu} />;
     case "new_host":
       return <AddHost onMenu={onMenu} />;
+    case "device":
+      return <Device code={route.code} onMenu={onMenu} />;
     case "setup":
       return <Loading />;
     case "nowhere":
