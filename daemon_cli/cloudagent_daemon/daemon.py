@@ -134,10 +134,16 @@ class Daemon:
             tasks.cancel_scope.cancel()
 
     async def _fence(self) -> None:
-        """While another daemon has the host, this one starts nothing: it would run things twice."""
+        """Starts nothing while another daemon has the host, or the key is no good.
+
+        With a key that was taken back nothing goes on either.
+        """
         while True:
             changed = self.client.changed
             self.queue.hold("superseded", held=self.client.superseded)
+            self.queue.hold("unauthorized", held=self.client.standing.state == "unauthorized")
+            if self.client.revoked:
+                self.queue.stop_all("the backend, where this machine's key was revoked")
             await changed.wait()
 
     async def _heed_guards(self) -> None:

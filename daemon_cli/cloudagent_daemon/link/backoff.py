@@ -60,6 +60,13 @@ def is_fatal(end: LinkError) -> bool:
     )
 
 
+def is_revoked(end: LinkError) -> bool:
+    """Whether the machine's key was taken back, so that nothing may be done in its name."""
+    return (isinstance(end, KeyRejectedError) and end.revoked) or (
+        isinstance(end, LinkClosedError) and end.code == CloseCode.REVOKED
+    )
+
+
 def is_rejection(end: LinkError) -> bool:
     """Whether the backend does not accept the machine's key (any more)."""
     return isinstance(end, KeyRejectedError) or (

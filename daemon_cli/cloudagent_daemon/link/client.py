@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 
-from cloudagent_daemon.link.backoff import Backoff, is_rejection
+from cloudagent_daemon.link.backoff import Backoff, is_rejection, is_revoked
 from cloudagent_daemon.link.connection import Connection, open_connection
 from cloudagent_daemon.link.deltas import Deltas
 from cloudagent_daemon.link.spool import Spool
@@ -76,6 +76,8 @@ class LinkClient:
         self._connection: Connection | None = None
         #: Whether another daemon with this key has the host. What waits here is then its to run.
         self.superseded = False
+        #: Whether the machine's key was taken back.
+        self.revoked = False
         self.deltas = Deltas()
         self.standing = Standing("connecting", wall())
         #: Set, and replaced, when `standing` changes.
@@ -137,7 +139,7 @@ class LinkClient:
                 self._connection = connection
                 if hello.holds != self._alive().holds:  # something changed during the handshake
                     connection.beat()
-                self.superseded = False
+                self.superseded = self.revoked = False
                 self._show(Standing("connected", self._wall()))
                 logger.info(
                     "Connected as %s",
@@ -183,6 +185,7 @@ class LinkClient:
     def _show_end(self, end: LinkError, delay: float) -> None:
         if isinstance(end, LinkClosedError) and end.code == CloseCode.SUPERSEDED:
             self.superseded = True
+        self.revoked = self.revoked or is_revoked(end)
         state: State = "unauthorized" if is_rejection(end) else "connecting"
         since = self.standing.since if self.standing.state == state else self._wall()
         logger.warning(

@@ -89,6 +89,11 @@ class RunQueue:
             self._held.discard(why)
             self._released.set()
 
+    def stop_all(self, actor: str) -> None:
+        """Ends what runs."""
+        for stop in self._stops.values():
+            stop.request(actor)
+
     async def _more_to_do(self, number: int) -> None:
         """Until the inbox has changed beyond `number`, or a hold has ended."""
         async with anyio.create_task_group() as tasks:
