@@ -207,6 +207,9 @@ class Daemon:
             "insecure": bool(self._weaknesses),
             "weaknesses": self._weaknesses,
             "host_id": connection.welcome.host_id if connection else self._settings.host_id,
+            "hostname": socket.gethostname(),
+            "draining": self.queue.draining,
+            "round_trip_ms": _milliseconds(connection.round_trip_s if connection else None),
             "since": _time(standing.since),
             "last_seq": self._spool.marks.accepted,
             "unsent": self._spool.marks.last - self._spool.marks.acked,
@@ -232,6 +235,7 @@ class Daemon:
         working = {
             deliver.agent.id: since.isoformat() for deliver, since in self.queue.working.values()
         }
+        ended = {agent_id: at.isoformat() for agent_id, at in self.queue.ended.items()}
         return [
             {
                 "id": agent.id,
@@ -239,6 +243,7 @@ class Daemon:
                 "driver": agent.driver,
                 "status": "working" if agent.id in working else "idle",
                 "since": working.get(agent.id),
+                "last_turn_at": ended.get(agent.id),
                 "queued": self.queue.order.queued(agent.id),
             }
             for agent in (connection.agents if connection else ())
@@ -451,6 +456,10 @@ def _line(runtime: Runtime) -> str:
         return f"✗ {runtime.name}  {runtime.problem}"
     version = f" {runtime.version}" if runtime.version else ""
     return f"✓ {runtime.name}{version}  ({runtime.path or 'built in'})"
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1_000, 1)
 
 
 def _time(seconds: float | None) -> str | None:

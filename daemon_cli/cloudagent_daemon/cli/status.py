@@ -2,10 +2,14 @@
 
 import argparse
 import json
+import os
+import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 
 from cloudagent_daemon import config, lock, status
+from cloudagent_daemon.cli import standing
 from cloudagent_daemon.cli.options import (
     NOT_LOGGED_IN,
     NOT_RUNNING,
@@ -17,6 +21,7 @@ from cloudagent_daemon.cli.options import (
 
 _EXIT: Final = {
     "connected": 0,
+    "draining": 0,
     "stopped": NOT_RUNNING,
     "unauthorized": NOT_LOGGED_IN,
     "connecting": UNREACHABLE,
@@ -35,8 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
     else:
-        print(safe("\n".join(_lines(here, report, time.time()))))
-    return _EXIT[report["state"]]
+        print(safe("\n".join(_lines(here, report))))
+    return _EXIT[standing.exit_state(report)]
 
 
 def look(here: Here) -> dict[str, Any]:
@@ -46,7 +51,9 @@ def look(here: Here) -> dict[str, Any]:
         return _stopped(here)
     said = status.read(here.paths.status)
     starting = {**_stopped(here), "state": "connecting", "detail": "starting"}
-    return {**starting, **said, "pid": pid or None}
+    report: dict[str, Any] = {**starting, **said, "pid": pid or None}
+    report["agents"] = _with_folders(here, report["agents"])
+    return report
 
 
 def _stopped(here: Here) -> dict[str, Any]:
@@ -68,80 +75,39 @@ def _stopped(here: Here) -> dict[str, Any]:
 
 def headline(here: Here, report: dict[str, Any], now: float) -> str:
     """The first line of `status`: whether it runs, and is connected."""
-    return _lines(here, report, now)[0]
+    return standing.headline(report, now)
 
 
-def _lines(here: Here, report: dict[str, Any], now: float) -> list[str]:
-    name, server = f"{here.profile:9}", report["server_url"]
-    lasting = duration(now - _unix(report["since"])) if report["since"] else ""
-    detail = report.get("detail") or ""
-    match report["state"]:
-        case "connected":
-            first = f"● {name} connected to {server}  for {lasting}"
-        case "unauthorized":
-            first = f"✗ {name} key rejected by {server} for {lasting}: {detail}"
-        case "connecting":
-            first = f"◐ {name} connecting to {server}{_attempt(report, lasting, now)}: {detail}"
-        case _:
-            first = f"○ {name} not running"
-    return [first, *_facts(report), *_next(here, report)]
+def _lines(here: Here, report: dict[str, Any]) -> list[str]:
+    return standing.lines(
+        report,
+        here.command,
+        now=time.time(),
+        log=here.paths.logs_dir,
+        user_home=here.environ.get("HOME", ""),
+        width=_columns(),
+    )
 
 
-def _attempt(report: dict[str, Any], lasting: str, now: float) -> str:
-    if not report.get("attempt"):
-        return ""
-    wait = max(0.0, _unix(report["next_attempt_at"]) - now)
-    return f" for {lasting} (attempt {report['attempt']}, next in {wait:.0f} s)"
+def _columns() -> int:
+    """Of the terminal; 0 where there is none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
-def _facts(report: dict[str, Any]) -> list[str]:
-    lines = list[str]()
-    if report["host_id"]:
-        lines.append(f"  host      {report['host_id']}")
-    if report["pid"]:
-        lines.append(f"  process   pid {report['pid']}")
-    if report["runtimes"]:
-        lines.append(f"  runtimes  {' · '.join(_runtime(item) for item in report['runtimes'])}")
-    if report["agents"]:
-        lines.append(f"  agents    {len(report['agents'])} registered")
-        lines += [f"    {_agent(agent)}" for agent in report["agents"]]
-    said = (*report.get("weaknesses", ()), *report.get("notes", ()))
-    return lines + [f"! {note}" for note in said]
+def _with_folders(here: Here, agents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The agents, each with the folder that it works in, as its workspace tells."""
+    return [{**agent, "cwd": _folder(here.paths.agents_dir, agent)} for agent in agents]
 
 
-def _runtime(runtime: dict[str, Any]) -> str:
-    if runtime.get("problem"):
-        return f"{runtime['name']} ({runtime['problem']})"
-    return " ".join(filter(None, (runtime["name"], runtime.get("version"))))
-
-
-def _agent(agent: dict[str, Any]) -> str:
-    queued = f"  {agent['queued']} queued" if agent.get("queued") else ""
-    return f"{agent['status']:9} {agent['name']}  ({agent['driver']}){queued}"
-
-
-def _next(here: Here, report: dict[str, Any]) -> list[str]:
-    match report["state"]:
-        case "stopped" if report["server_url"] is None:
-            return [f"  next  {here.command('login --server URL')}"]
-        case "stopped":
-            return [f"  next  {here.command('start')}  (log: {here.paths.logs_dir})"]
-        case "unauthorized":
-            return [f"  next  {here.command('login --server ' + report['server_url'])}"]
-        case _:
-            return []
-
-
-def _unix(time_text: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(time_text).timestamp()
-
-
-def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `3 h 12 min`, `2 d 4 h`."""
-    whole = max(0, int(seconds))
-    for size, unit, rest_size, rest in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // rest_size} {rest}"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+def _folder(agents_dir: Path, agent: dict[str, Any]) -> str | None:
+    if "/" in agent["id"]:
+        return None
+    home = agents_dir / agent["id"]
+    try:
+        identity = json.loads((home / ".meta" / "identity.json").read_text("utf-8"))
+        return identity.get("cwd") or str(home / "workspace")
+    except (OSError, ValueError, AttributeError):
+        return None

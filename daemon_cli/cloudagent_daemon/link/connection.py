@@ -85,6 +85,9 @@ class Connection:
             silence_s=welcome.silence_s,
         )
         self._acked = anyio.Event()
+        #: From the sending of a frame to the word that the backend has kept it; null until then.
+        self.round_trip_s: float | None = None
+        self._timed: tuple[int, float] | None = None
         self._put, self._take = anyio.create_memory_object_stream[Frame](UNKEPT)
         self._questions: dict[int, _Question] = {}
         self._asked = 0
@@ -159,6 +162,7 @@ class Connection:
             frame = decode(text)
             match frame:
                 case Ack(seq=seq):
+                    self._time_ack(seq)
                     if self._link.on_ack(seq):
                         self._acked.set()
                         await self._put.send(frame)
@@ -170,6 +174,11 @@ class Connection:
                     pass
                 case _:
                     raise ProtocolError(f"a {frame.type} frame has no place here")
+
+    def _time_ack(self, seq: int) -> None:
+        if self._timed and seq >= self._timed[0]:
+            self.round_trip_s = time.monotonic() - self._timed[1]
+            self._timed = None
 
     async def _receive(self, frame: Frame, seq: int) -> None:
         match self._link.receive(seq):
@@ -223,6 +232,7 @@ class Connection:
             batch = await self._spool.frames_after(self._link.sent, min(BATCH, self._link.may_send))
             for seq, text in batch:
                 self._link.stamp(seq, time.monotonic())
+                self._timed = self._timed or (seq, time.monotonic())
                 await self._stream.send(text)
 
     async def _send_deltas(self) -> None:

@@ -18,7 +18,7 @@ from cloudagent_daemon.runs.order import Order
 from cloudagent_daemon.runs.ports import StopSignal, Uplink
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import Deliver, DeliveryReport, RunReport
-from cloudagent_protocol.ids import DeliveryId, new_run_id
+from cloudagent_protocol.ids import AgentId, DeliveryId, new_run_id
 from cloudagent_protocol.resources import DeliveryMode
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ class RunQueue:
         self.order = Order(max_runs)
         #: Deliveries whose run is alive, with since when (Unix seconds).
         self.working: dict[DeliveryId, tuple[Deliver, datetime]] = {}
+        #: When each agent's last run ended, in this life of the daemon.
+        self.ended: dict[AgentId, datetime] = {}
         self._stops: dict[DeliveryId, StopSignal] = {}
         self._draining = False
         self._held: set[str] = set()
@@ -80,6 +82,11 @@ class RunQueue:
                         await self._take(change.waiting)
                 self._start_next(tasks)
                 await self._more_to_do(number)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes nothing new, because the daemon ends."""
+        return self._draining
 
     def hold(self, why: str, *, held: bool) -> None:
         """Whether to start nothing for this reason; what runs goes on, and nothing is forgotten."""
@@ -115,6 +122,7 @@ class RunQueue:
         stop and its end is reported.
         """
         self._draining = True
+        self._notify()
         with anyio.move_on_after(timeout_s):
             await self._idle()
         if another_life:
@@ -207,6 +215,7 @@ class RunQueue:
             await self._uplink.finish(_only_report(deliver, ending))
         finally:
             self.order.ended(deliver.delivery_id)
+            self.ended[deliver.agent.id] = datetime.now(UTC)
             del self._stops[deliver.delivery_id], self.working[deliver.delivery_id]
             self._start_next(tasks)
 
