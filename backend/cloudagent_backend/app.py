@@ -33,6 +33,7 @@ from cloudagent_backend.api.attempts import Attempts, Pacing
 from cloudagent_backend.api.authenticator import Authenticator
 from cloudagent_backend.api.errors import documented
 from cloudagent_backend.api.limits import Gate
+from cloudagent_backend.api.links import Links
 from cloudagent_backend.api.metrics import Metered, Metrics
 from cloudagent_backend.api.passwords import Passwords
 from cloudagent_backend.api.world import World
@@ -121,6 +122,7 @@ async def running_world(settings: Settings, metrics: Metrics) -> AsyncGenerator[
             database=database,
             service=service,
             hub=hub,
+            links=Links(database, service, hub),
             fanout=fanout,
             authenticator=Authenticator(database, settings, secret),
             passwords=Passwords(
@@ -136,12 +138,15 @@ async def running_world(settings: Settings, metrics: Metrics) -> AsyncGenerator[
         await service.start()
         async with anyio.create_task_group() as tg:
             tg.start_soon(dispatcher.run)
+            tg.start_soon(world.links.run)
             tg.start_soon(_tidy, world)
             tg.start_soon(_reap, world)
             try:
                 yield world
             finally:
                 end_streams(world)
+                with anyio.CancelScope(shield=True):
+                    await world.links.settle()
                 tg.cancel_scope.cancel()
 
 

@@ -12,7 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 from typing_extensions import override
 
-from cloudagent_backend.api.limits import PatientHTTP, PatientWebSocket
+from cloudagent_backend.api.limits import PatientHTTP
+from cloudagent_backend.api.sockets import PatientWebSocket
 from cloudagent_backend.api.world import World
 from cloudagent_backend.app import create_app, end_streams
 from cloudagent_backend.config import Settings

@@ -233,7 +233,7 @@ async def test_an_ack_puts_the_message_on_the_machine_even_before_it_was_noted_a
         message = await desk.say()
         [frame] = await desk.lease()
         await desk.service.apply(desk.machine, [Ack(seq=1)])
-        await desk.service.sent(desk.machine, [frame.delivery_id])
+        await desk.service.sent(desk.machine, {frame.delivery_id: clock.now_us()})
         assert await desk.rungs(message) == ["stored", "waiting", "sent", "received"]
         assert await desk.outbox() == []
 
@@ -243,7 +243,7 @@ async def test_a_whole_run_climbs_the_whole_ladder(tmp_path: Path) -> None:
         await desk.greet()
         message = await desk.say()
         [frame] = await desk.lease()
-        await desk.service.sent(desk.machine, [frame.delivery_id])
+        await desk.service.sent(desk.machine, {frame.delivery_id: clock.now_us()})
         run = Run(message)
         await desk.report(
             Ack(seq=1), run.started(), run.ready(), run.text("On it."), run.send("Fixed.")

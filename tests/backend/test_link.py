@@ -9,7 +9,7 @@ import anyio
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from cloudagent_backend.api.link import _Connection
+from cloudagent_backend.api.connection import Bells, Connection
 from cloudagent_backend.delivery.hub import Session
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.store import outbox
@@ -437,31 +437,26 @@ async def test_many_frames_at_once_are_kept_in_order(tmp_path: Path) -> None:
 
 
 async def test_a_peer_that_reads_nothing_is_let_go_all_the_same(tmp_path: Path) -> None:
-    async with (
-        running_backend(tmp_path, heartbeat_s=0.2, silence_s=1.0) as backend,
-        link_of(backend, max_queue=1) as daemon,
-    ):
+    async with running_backend(tmp_path, heartbeat_s=0.2, silence_s=1.0) as backend:
         for _ in range(32):  # more than all buffers between the two can hold
             await backend.post("\x01" * 100_000)
-        await daemon.greet()
-        await wait_for_state(backend, "online")
-        with anyio.fail_after(8):
-            await wait_for_state(backend, "offline")
+        async with link_of(backend, max_queue=1) as daemon:
+            await daemon.greet()
+            await wait_for_state(backend, "online")
+            with anyio.fail_after(8):
+                await wait_for_state(backend, "offline")
 
 
 async def test_what_came_before_a_newer_connection_is_not_applied_after_it(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend:
         world, host = backend.world, backend.ana.host
         session = Session(host.id, "life-1")
-        machine = Machine(host.id, backend.ana.user_id, host.name)
-        no_socket: Any = None  # it is not used
-        older = _Connection(world, no_socket, machine, session)
         world.hub.attach(session)
+        no_socket: Any = None  # it is not used
+        link = Link(accepted=6, acked=0, now=0.0)
+        machine = Machine(host.id, backend.ana.user_id, host.name)
+        older = Connection(no_socket, session, machine, link, Bells(world.hub.hints))
+        older.on_message(HostReport(seq=7, runtimes=[]).model_dump_json())
         async with link_of(backend) as newer:
             await newer.greet()
-            link = Link(accepted=6, acked=0, now=0.0)
-            link.receive(7)
-            await older._apply(link, [HostReport(seq=7, runtimes=[])])
-            row = await world.database.read(lambda c: outbox.link(c, host.id))
-            assert row
-            assert row.accepted == 0
+            assert older.take() == []

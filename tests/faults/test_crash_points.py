@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from cloudagent_backend import crash as backend_crash
 from cloudagent_daemon import crash as daemon_crash
 from faults.history import Reply, Spawned, maybe_repeated
+from faults.proxy import Latency
 from faults.site import Site, count, site
 from faults.sizes import AGENTS, DEADLINE_S, MARKS, MESSAGES, ROUNDS, SEEDS, seeded
 
@@ -30,6 +31,8 @@ ROWS = {
 }
 #: From here on a process of an agent has begun: what it did may be done again, if that is told.
 BEGUN = {"after_spawn", "after_send", "before_finish"}
+#: Longer than the backend waits for an ack before it notes that a delivery was sent.
+LATE_S = 1.5
 #: The quick selection visits each of the backend's points, there are many, with few messages.
 SHARE = max(2, MESSAGES // 6)
 
@@ -65,13 +68,20 @@ def test_a_daemon_killed_at_any_point_repeats_only_what_had_begun_and_says_so(
 def test_row19_a_backend_killed_at_any_point_loses_and_repeats_nothing(
     tmp_path: Path, point: str, seed: int
 ) -> None:
-    with site(tmp_path, AGENTS) as place:
+    with site(tmp_path, AGENTS, proxied=True) as place:
+        assert place.proxy
         for number in range(min(ROUNDS, 3)):
             place.backend.process.kill()
             place.backend.start_again(CLOUDAGENT_CRASH_AT=point)
             # Nobody is there to take them: they are leased when the machine comes.
             place.post(SHARE, acked=False)
-            with place.daemon(wait_for=""), contextlib.suppress(ConnectionClosed, OSError):
+            # That it was sent is only noted by itself where the machine's ack takes its time.
+            late = Latency(LATE_S if point.startswith("sent") else 0.0)
+            with (
+                place.proxy.toxic(late, "up"),
+                place.daemon(wait_for=""),
+                contextlib.suppress(ConnectionClosed, OSError),
+            ):
                 place.settle(deadline_s=DEADLINE_S)
             assert place.backend.process.wait() == 137
             place.backend.start_again()

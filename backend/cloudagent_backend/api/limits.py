@@ -8,9 +8,7 @@ import asyncio
 import ipaddress
 import logging
 import secrets
-import time
-from collections.abc import MutableMapping
-from typing import Any, Final, cast
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -19,9 +17,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from cloudagent_backend.api.errors import problem
+from cloudagent_backend.api.sockets import WriteDeadline, cancelled
 from cloudagent_backend.config import Settings
 from cloudagent_protocol.errors import ErrorCode
 
@@ -39,10 +37,6 @@ _SECURITY_HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_CLOSE_TIMEOUT_S: Final = 1.0
-#: What a reader must have taken between two looks at it.
-_LEAST_READ: Final = 16_384
-_HEARD_AT: Final = "heard_at"
 #: How much of a body that is too large is read, and for how long, before it is refused.
 _DRAIN_BYTES: Final = 16_777_216
 _DRAIN_S: Final = 2.0
@@ -232,42 +226,7 @@ async def _nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
-class _WriteDeadline(asyncio.Protocol):
-    """Ends a connection whose other end has not read for a while."""
-
-    write_deadline_s: float = 15.0
-    transport: asyncio.Transport
-    _write_timer: asyncio.TimerHandle | None = None
-
-    @override
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._wait_for_reader()
-
-    def _wait_for_reader(self) -> None:
-        """Slow lines get on, if slowly; who takes less is not reading."""
-        later = asyncio.get_running_loop().call_later
-        most = self.transport.get_write_buffer_size() - _LEAST_READ
-        self._write_timer = later(self.write_deadline_s, self._look_at_reader, most)
-
-    def _look_at_reader(self, most: int) -> None:
-        if self.transport.get_write_buffer_size() > most:
-            self.transport.abort()
-        else:
-            self._wait_for_reader()
-
-    @override
-    def resume_writing(self) -> None:
-        self._write_timer = _cancelled(self._write_timer)
-        super().resume_writing()
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._write_timer = _cancelled(self._write_timer)
-        super().connection_lost(exc)
-
-
-class PatientHTTP(_WriteDeadline, H11Protocol):
+class PatientHTTP(WriteDeadline, H11Protocol):
     """uvicorn's connection, with an end to its patience.
 
     uvicorn waits for ever for the rest of a head (slow loris), and for a reader who does not read.
@@ -290,7 +249,7 @@ class PatientHTTP(_WriteDeadline, H11Protocol):
         if (cycle is None or cycle.response_complete) and self.transport.get_protocol() is self:
             self._await_head()
         else:
-            self._head_timer = _cancelled(self._head_timer)
+            self._head_timer = cancelled(self._head_timer)
 
     @override
     def on_response_complete(self) -> None:
@@ -301,7 +260,7 @@ class PatientHTTP(_WriteDeadline, H11Protocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer = _cancelled(self._head_timer)
+        self._head_timer = cancelled(self._head_timer)
         super().connection_lost(exc)
 
     @override
@@ -321,34 +280,3 @@ class PatientHTTP(_WriteDeadline, H11Protocol):
         if self._head_timer is None:
             later = asyncio.get_running_loop().call_later
             self._head_timer = later(self.head_deadline_s, self.transport.abort)
-
-
-class PatientWebSocket(_WriteDeadline, WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, for readers who read and peers who answer.
-
-    `heard_at(scope)` tells when bytes came in last: a large frame takes its time on a slow line.
-
-    uvicorn gives a peer 10 s to answer a close; one whose answer is lost on the way learns only then
-    that it is cut off.
-    """
-
-    @override
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  as uvicorn has it
-        self.close_timeout = _CLOSE_TIMEOUT_S
-        super().connection_made(transport)
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if scope := getattr(self, "scope", None):  # there is one once the head was read
-            scope.setdefault("state", {})[_HEARD_AT] = time.monotonic()
-
-
-def heard_at(scope: MutableMapping[str, Any]) -> float:
-    """When the last bytes of this WebSocket came in, monotonic seconds."""
-    return scope.get("state", {}).get(_HEARD_AT, 0.0)
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 
 from cloudagent_backend.api.attempts import Attempts, Pacing
 from cloudagent_backend.api.authenticator import Authenticator
+from cloudagent_backend.api.links import Links
 from cloudagent_backend.api.metrics import Metrics
 from cloudagent_backend.api.passwords import Passwords
 from cloudagent_backend.config import Settings
@@ -23,8 +24,9 @@ class World:
     database: Database
     #: The verbs of delivery: submit, report, cancel ...
     service: Service
-    #: The live links of the hosts.
+    #: The live links of the hosts, and who serves their connections.
     hub: Hub
+    links: Links
     #: Who follows which user's event log.
     fanout: Fanout
     authenticator: Authenticator

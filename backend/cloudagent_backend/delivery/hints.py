@@ -1,25 +1,28 @@
-"""Which hosts have work: a hint that may be lost, because the dispatcher also looks by itself."""
+"""Who has work: a hint that may be lost, because whoever listens also looks by itself."""
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
 
 import anyio
 
-from cloudagent_protocol.ids import HostId
+T = TypeVar("T", bound=Hashable)
 
 
-class Hints:
-    """A set of hosts with a bell; many hints for a host are one."""
+class Hints(Generic[T]):
+    """A set with a bell; many hints at the same one are one."""
 
     def __init__(self) -> None:
-        self._hosts: set[HostId] = set()
+        self._hinted: dict[T, None] = {}
         self._rung = anyio.Event()
 
-    def hint(self, host_id: HostId) -> None:
-        self._hosts.add(host_id)
+    def hint(self, at: T) -> None:
+        self._hinted[at] = None
         self._rung.set()
 
-    async def take(self, timeout_s: float) -> set[HostId]:
-        """The hosts that were hinted at, waiting for the first; none when none came in time."""
+    async def take(self, timeout_s: float | None = None) -> list[T]:
+        """What was hinted at, in its order, waiting for the first; nothing if none came in time."""
         with anyio.move_on_after(timeout_s):
             await self._rung.wait()
         self._rung = anyio.Event()
-        hosts, self._hosts = self._hosts, set()
-        return hosts
+        hinted, self._hinted = self._hinted, {}
+        return list(hinted)

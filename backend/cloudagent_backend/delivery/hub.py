@@ -1,23 +1,18 @@
 """The live links of this process: one per host, the newest wins. It knows nothing of sockets."""
 
 import secrets
-import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
-import anyio
-
+from cloudagent_backend.delivery.hints import Hints
 from cloudagent_backend.delivery.sending import ReadyHost
-from cloudagent_backend.store import outbox
-from cloudagent_backend.store.database import Database
 from cloudagent_backend.store.outbox import OutboxRow
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.frames import Capability
 from cloudagent_protocol.ids import HostId
-from cloudagent_protocol.link import Link
 
-#: Frames read from the store at once.
-_BATCH: Final = 64
+#: Frames of a session that wait for their socket; above it they are read from the store again.
+_MAX_OFFERED: Final = 64
 #: Connections of one key at once, and then per second: a daemon that flaps must not keep the
 #: server busy with handshakes, one that is restarted by hand a few times must not be kept out.
 _HANDSHAKES: Final = 30.0
@@ -27,8 +22,23 @@ _HANDSHAKES_PER_S: Final = 0.5
 class Session:
     """One connection of a host's daemon, from its hello to its close.
 
-    Whoever serves the connection sends what `outgoing` yields, and closes when `closed` is set.
+    Whoever serves the connection writes what it has `offered`, or what the store has, and closes
+    when it is `closed`; the hub hints at it for both.
     """
+
+    __slots__ = (
+        "behind",
+        "capabilities",
+        "close_code",
+        "close_reason",
+        "closed",
+        "host_id",
+        "id",
+        "instance_id",
+        "offered",
+        "parent_id",
+        "ready",
+    )
 
     def __init__(
         self,
@@ -41,42 +51,25 @@ class Session:
         self.host_id = host_id
         #: Members of `Capability`, of the daemon's own version.
         self.capabilities = frozenset(capabilities)
+        #: Of an ephemeral host: the host whose agents it serves.
+        self.parent_id = parent_id
         #: Names one life of the daemon's process (`hello.instance_id`).
         self.instance_id = instance_id
-        #: Of an ephemeral host: the one whose agents it serves.
-        self.parent_id = parent_id
-        self.closed = anyio.Event()
+        self.closed = False
         self.close_code = CloseCode.GOING_AWAY
         self.close_reason = ""
         #: Whether the handshake is done, so that work may be leased to it.
         self.ready = False
-        self._hinted = anyio.Event()
+        #: Frames that were committed just now, in their order: they need not be read again.
+        self.offered: list[OutboxRow] = []
+        #: Whether the store may have frames that were neither sent nor offered.
+        self.behind = True
 
-    def hint(self) -> None:
-        """There may be something to send: a new frame, or room for one."""
-        self._hinted.set()
-
-    def close(self, code: CloseCode, reason: str = "") -> None:
-        """Ask whoever serves the connection to close it; the first code counts."""
-        if not self.closed.is_set():
-            self.close_code, self.close_reason = code, reason
-            self.closed.set()
-
-    async def outgoing(self, database: Database, link: Link) -> AsyncGenerator[list[OutboxRow]]:
-        """Numbered frames, as they come and as the link has room; stamped, in batches, for ever."""
-        while True:
-            self._hinted = anyio.Event()  # before the look: what comes after it rings
-            room = min(link.may_send, _BATCH)
-            rows = await self._next_rows(database, link, room) if room > 0 else []
-            for row in rows:
-                link.stamp(row.seq, time.monotonic())
-            if rows:
-                yield rows
-            if len(rows) < room or room <= 0:
-                await self._hinted.wait()
-
-    async def _next_rows(self, database: Database, link: Link, room: int) -> list[OutboxRow]:
-        return await database.read(lambda c: outbox.after(c, self.host_id, link.sent, room))
+    def offer(self, rows: Sequence[OutboxRow]) -> None:
+        if not self.behind and len(self.offered) + len(rows) <= _MAX_OFFERED:
+            self.offered += rows
+        else:
+            self.behind = True
 
 
 class Hub:
@@ -91,6 +84,8 @@ class Hub:
         #: Daemons that another one of the same key has superseded, while that one is here.
         self._superseded: dict[HostId, set[str]] = {}
         self._closing = False
+        #: Sessions that have something to send, or are to be closed.
+        self.hints: Hints[Session] = Hints()
 
     def admit(self, host_id: HostId, now: float) -> bool:
         """Whether the host may connect (again) now; it counts if so."""
@@ -112,16 +107,18 @@ class Hub:
         if older := self._sessions.get(session.host_id):
             superseded = self._superseded.setdefault(session.host_id, set())
             if session.instance_id in superseded:
-                session.close(CloseCode.SUPERSEDED, "another daemon with this key is connected")
+                self._close(
+                    session, CloseCode.SUPERSEDED, "another daemon with this key is connected"
+                )
                 return False
             if older.instance_id != session.instance_id:
                 superseded.add(older.instance_id)
-            older.close(CloseCode.SUPERSEDED, "another connection with this key took over")
+            self._close(older, CloseCode.SUPERSEDED, "another connection with this key took over")
         self._sessions[session.host_id] = session
         if session.parent_id:
             self._helpers.setdefault(session.parent_id, {})[session.host_id] = session
         if self._closing:
-            session.close(CloseCode.RESTART)
+            self._close(session, CloseCode.RESTART)
         return True
 
     def detach(self, session: Session) -> bool:
@@ -139,7 +136,14 @@ class Hub:
     def hint(self, host_id: HostId) -> None:
         """The host's outbox has grown."""
         if session := self._sessions.get(host_id):
-            session.hint()
+            session.behind = True
+            self.hints.hint(session)
+
+    def offer(self, host_id: HostId, rows: Sequence[OutboxRow]) -> None:
+        """As `hint`, with what it has grown by: frames that follow each other."""
+        if session := self._sessions.get(host_id):
+            session.offer(rows)
+            self.hints.hint(session)
 
     def all_ready(self) -> list[ReadyHost]:
         """The hosts that can take work."""
@@ -169,13 +173,19 @@ class Hub:
     def disconnect(self, host_id: HostId, code: CloseCode) -> None:
         """Close the host's connection, if there is one: its key was revoked or changed."""
         if session := self._sessions.get(host_id):
-            session.close(code)
+            self._close(session, code)
 
     def shutdown(self) -> None:
         """Close every connection: the backend restarts, daemons come back with jitter."""
         self._closing = True
         for session in self._sessions.values():
-            session.close(CloseCode.RESTART)
+            self._close(session, CloseCode.RESTART)
+
+    def _close(self, session: Session, code: CloseCode, reason: str = "") -> None:
+        """Ask whoever serves the connection to close it; the first code counts."""
+        if not session.closed:
+            session.closed, session.close_code, session.close_reason = True, code, reason
+            self.hints.hint(session)
 
     @property
     def connected(self) -> int:

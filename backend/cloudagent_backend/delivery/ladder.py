@@ -98,12 +98,17 @@ def move(
     return moved
 
 
-def receive(c: sqlite3.Connection, row: DeliveryRow, host_name: str) -> DeliveryRow:
-    """The machine has it on its disk, whatever was known before; told if that is news."""
+def receive(
+    c: sqlite3.Connection, row: DeliveryRow, host_name: str, sent_us: int | None = None
+) -> DeliveryRow:
+    """The machine has it on its disk, whatever was known before; told if that is news.
+
+    `sent_us` is when it was sent, where that is known and was not noted: one step tells of both.
+    """
     if row.state not in {DeliveryState.QUEUED, DeliveryState.LEASED}:
         return row
-    # The note that it was sent is written after the send, and its ack can overtake it.
-    missing = [] if row.has_rung(RungName.SENT) else [NewRung(RungName.SENT, BACKEND)]
+    sent = NewRung(RungName.SENT, BACKEND, None, sent_us)
+    missing = [] if row.has_rung(RungName.SENT) else [sent]
     received = NewRung(RungName.RECEIVED, host_name)
     moved = move(c, row, DeliveryState.RECEIVED, *missing, received)
     if moved is None:

@@ -7,11 +7,11 @@ from pydantic import BaseModel
 from cloudagent_backend.store.agents import AgentRow
 from cloudagent_backend.store.hosts import HostRow
 from cloudagent_protocol.frames import Delta, Heartbeat
-from cloudagent_protocol.ids import AgentId, HostId, RunId, UserId
+from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, RunId, UserId
 from cloudagent_protocol.resources import Hold
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Machine:
     """Who reports."""
 
@@ -27,6 +27,8 @@ class Machine:
     live: set[RunId] = field(default_factory=set[RunId])
     #: Why it starts nothing, as it said last on this connection.
     holds: list[Hold] = field(default_factory=list[Hold])
+    #: When deliveries were sent over it, of those whose ladder does not say so yet; microseconds.
+    sent: dict[DeliveryId, int] = field(default_factory=dict[DeliveryId, int])
 
     @classmethod
     def of(cls, host: HostRow) -> "Machine":

@@ -148,7 +148,8 @@ def acked(c: sqlite3.Connection, machine: Machine, seq: int) -> None:
 
 def receive(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> DeliveryRow:
     """The machine has it on its disk; it may have said why it will not begin it yet."""
-    known, row = row.state, ladder.receive(c, row, machine.name)
+    known, sent_us = row.state, machine.sent.pop(row.id, None)
+    row = ladder.receive(c, row, machine.name, sent_us)
     held = states.hold_of(machine.holds, row.agent_id) if machine.holds else None
     if held and row.state is DeliveryState.RECEIVED is not known:
         row = holds.wait(c, row, machine.name, held)

@@ -1,7 +1,7 @@
 """From a person to a machine: take a message in, lease it, stop it. Inside the caller's transaction."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -321,12 +321,13 @@ def _deliver(row: DeliveryRow, agent: AgentRow, message: Message, hop_limit: int
     )
 
 
-def sent(c: sqlite3.Connection, delivery_ids: Sequence[DeliveryId]) -> None:
-    """Their frames were written to a socket. An ack that was faster has said so already."""
-    for delivery_id in delivery_ids:
+def sent(c: sqlite3.Connection, times_us: Mapping[DeliveryId, int]) -> None:
+    """Their frames were written to a socket, then. An ack that was faster has said so already."""
+    for delivery_id, at_us in times_us.items():
         row = deliveries.load(c, delivery_id)
         if row and row.state is DeliveryState.LEASED and not row.has_rung(RungName.SENT):
-            ladder.tell(c, deliveries.note(c, row, NewRung(RungName.SENT, ladder.BACKEND)))
+            rung = NewRung(RungName.SENT, ladder.BACKEND, None, at_us)
+            ladder.tell(c, deliveries.note(c, row, rung))
 
 
 def cancel(

@@ -4,7 +4,7 @@ What happens inside the transactions: `sending.py` (down), `reports.py` (up), `h
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
 
 from cloudagent_backend import crash
@@ -75,6 +75,10 @@ def _steps(frames: Sequence[Reported]) -> Iterator[crash.Step]:
             yield "report"
 
 
+def _changes_nothing(machine: Machine, frames: Sequence[Reported]) -> bool:
+    return all(machine.changes_nothing(frame) for frame in frames)
+
+
 class Service:
     """What people and machines can do with messages, deliveries and runs.
 
@@ -102,7 +106,7 @@ class Service:
         self._limits = limits
         self._relay = Relay(limits, backlog_cap)
         #: Rung when a host has work; the dispatcher listens.
-        self.hints = Hints()
+        self.hints: Hints[HostId] = Hints()
 
     async def start(self) -> None:
         """Before serving: whoever was online when the last process ended is not any more."""
@@ -274,30 +278,50 @@ class Service:
         for user_id in {row.user_id for row in rows}:  # one that was given up is told
             self._fanout.notify(user_id)
 
-    async def sent(self, machine: Machine, delivery_ids: Sequence[DeliveryId]) -> None:
-        """The frames of these deliveries were written to the socket."""
-        await self._write(lambda c: sending.sent(c, delivery_ids), "sent")
+    async def sent(self, machine: Machine, times_us: Mapping[DeliveryId, int]) -> None:
+        """The frames of these deliveries were written to the socket, then; they wait for an ack."""
+        await self._write(lambda c: sending.sent(c, times_us), "sent")
         self._fanout.notify(machine.user_id)
 
     async def apply(self, machine: Machine, frames: Sequence[Reported]) -> Applied:
-        """Keep what a machine reports, in one transaction, then show it to followers, in order."""
-        if all(machine.changes_nothing(frame) for frame in frames):
-            applied = Applied(count=len(frames))
-        else:
-            applied = await self._write(
-                lambda c: self._take_in(c, machine, frames), *_steps(frames)
-            )
-            self._fanout.notify(machine.user_id)
-            for host_id in self._with_helpers(applied.hosts):
-                self._hub.hint(host_id)
-            if any(_makes_room(frame) for frame in frames):
-                for one in {machine.host_id, machine.parent_id or machine.host_id}:
-                    self.hints.hint(one)
+        """As `apply_all`, of one machine."""
+        [applied] = await self.apply_all([(machine, frames)])
+        if isinstance(applied, Exception):
+            raise applied
+        return applied
+
+    async def apply_all(
+        self, groups: Sequence[tuple[Machine, Sequence[Reported]]]
+    ) -> list[Applied | Exception]:
+        """Keep what machines report, in one transaction, then show it to followers, in order.
+
+        A group that failed for a fault of ours is undone alone, and its result is the fault.
+        """
+        works = [None if _changes_nothing(*one) else self._taking_in(*one) for one in groups]
+        kept = iter(await self._database.write_each([work for work in works if work]))
+        applied = [
+            next(kept) if work else Applied(len(frames))
+            for work, (_, frames) in zip(works, groups, strict=True)
+        ]
+        for (machine, frames), work, done in zip(groups, works, applied, strict=True):
+            if work:
+                for step in _steps(frames):
+                    crash.point(step, "committed")
+                self._fanout.notify(machine.user_id)
+            if isinstance(done, Applied):
+                self._show_all(machine, frames, done)
+        return applied
+
+    def _show_all(self, machine: Machine, frames: Sequence[Reported], applied: Applied) -> None:
+        for host_id in self._with_helpers(applied.hosts):
+            self._hub.hint(host_id)
+        if any(_makes_room(frame) for frame in frames):
+            for one in {machine.host_id, machine.parent_id or machine.host_id}:
+                self.hints.hint(one)
         for run_id in applied.abandoned:
             self._fanout.run_finished(machine.user_id, run_id)
         for frame in frames[: applied.count]:
             self._show(machine, frame)
-        return applied
 
     async def list_messages(self, machine: Machine, query: ListMessages) -> list[Message] | None:
         """The last messages that an agent may read, oldest first; null if it may not."""
@@ -343,12 +367,15 @@ class Service:
 
         return await self._database.write(work)
 
-    def _take_in(
-        self, c: sqlite3.Connection, machine: Machine, frames: Sequence[Reported]
-    ) -> Applied:
-        applied = reports.apply(c, machine, frames, self._relay)
-        self._lease_ready(c, applied.hosts)
-        return applied
+    def _taking_in(self, machine: Machine, frames: Sequence[Reported]) -> Work[Applied]:
+        def work(c: sqlite3.Connection) -> Applied:
+            applied = reports.apply(c, machine, frames, self._relay)
+            self._lease_ready(c, applied.hosts)
+            for step in _steps(frames):
+                crash.point(step, "uncommitted")
+            return applied
+
+        return work
 
     def _lease_ready(self, c: sqlite3.Connection, host_ids: Iterable[HostId]) -> None:
         """For machines that are here, so that they need not wait for the dispatcher."""

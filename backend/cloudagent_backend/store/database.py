@@ -10,7 +10,7 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,14 +36,16 @@ class DatabaseError(Exception):
     """The database cannot be opened or used; the text is for the operator."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Job:
-    work: Callable[[sqlite3.Connection], Any]
+    """Works that somebody waits for together; each is undone alone if it fails."""
+
+    works: Sequence[Callable[[sqlite3.Connection], Any]]
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
+    future: asyncio.Future[list[Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Failed:
     error: Exception
 
@@ -70,11 +72,24 @@ class Database:
             DatabaseError: the database is closed.
             sqlite3.Error: the transaction could not be committed.
         """
+        [result] = await self._write([work])
+        if isinstance(result, _Failed):
+            raise result.error
+        return result
+
+    async def write_each(
+        self, works: Sequence[Callable[[sqlite3.Connection], T]]
+    ) -> list[T | Exception]:
+        """As `write`, of many that somebody waits for together: each has its result or its fault."""
+        results = await self._write(works) if works else []
+        return [one.error if isinstance(one, _Failed) else one for one in results]
+
+    async def _write(self, works: Sequence[Callable[[sqlite3.Connection], Any]]) -> list[Any]:
         if self._closed:
             raise DatabaseError("the database is closed")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(work, loop, future))
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        self._jobs.put(_Job(works, loop, future))
         return await future
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -137,16 +152,17 @@ class Database:
             connection.execute("ROLLBACK")
 
 
-def _commit(connection: sqlite3.Connection, batch: list[_Job]) -> list[Any]:
+def _commit(connection: sqlite3.Connection, batch: list[_Job]) -> list[list[Any]] | _Failed:
+    """The results of each job; or why none of them was kept."""
     try:
         connection.execute("BEGIN IMMEDIATE")
-        results = [_run(connection, job.work) for job in batch]
+        results = [[_run(connection, work) for work in job.works] for job in batch]
         connection.execute("COMMIT")
     except sqlite3.Error as error:
         logger.exception("a transaction failed", extra={"action": "commit", "writes": len(batch)})
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        return [_Failed(error)] * len(batch)
+        return _Failed(error)
     return results
 
 
@@ -164,10 +180,11 @@ def _run(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], An
     return result
 
 
-def _settle(batch: list[_Job], results: list[Any]) -> None:
+def _settle(batch: list[_Job], results: list[list[Any]] | _Failed) -> None:
     """Wake the callers, with one call into each event loop."""
+    each = [results] * len(batch) if isinstance(results, _Failed) else results
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
-    for job, result in zip(batch, results, strict=True):
+    for job, result in zip(batch, each, strict=True):
         by_loop.setdefault(job.loop, []).append((job.future, result))
     for loop, answers in by_loop.items():
         try:
