@@ -258,6 +258,14 @@ class AsyncMessages:
         """Where the message is: each rung with its time, who says so, and why it failed."""
         return await self._transport.run(calls.get_trace(message_id))
 
+    async def retry(self, message_id: str, *, idempotency_key: str | None = None) -> Trace:
+        """Deliver it again where its last delivery failed, died or was cancelled.
+
+        Raises:
+            ConflictError: there is nothing to try again, or it is under way already.
+        """
+        return await self._transport.run(calls.retry_message(message_id, idempotency_key))
+
     async def cancel(self, message_id: str) -> None:
         await self._transport.run(calls.cancel_message(message_id))
 

@@ -198,6 +198,11 @@ def get_trace(message_id: str) -> Call[Trace]:
     return _get(f"/v1/messages/{_part(message_id)}/trace", Trace.model_validate_json)
 
 
+def retry_message(message_id: str, key: str | None = None) -> Call[Trace]:
+    path = f"/v1/messages/{_part(message_id)}/retry"
+    return _write("POST", path, Trace.model_validate_json, None, key)
+
+
 def cancel_message(message_id: str) -> Call[None]:
     return _write("DELETE", f"/v1/messages/{_part(message_id)}", _nothing, None, None)
 

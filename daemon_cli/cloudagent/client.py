@@ -255,6 +255,14 @@ class Messages:
         """Where the message is: each rung with its time, who says so, and why it failed."""
         return self._transport.run(calls.get_trace(message_id))
 
+    def retry(self, message_id: str, *, idempotency_key: str | None = None) -> Trace:
+        """Deliver it again where its last delivery failed, died or was cancelled.
+
+        Raises:
+            ConflictError: there is nothing to try again, or it is under way already.
+        """
+        return self._transport.run(calls.retry_message(message_id, idempotency_key))
+
     def cancel(self, message_id: str) -> None:
         self._transport.run(calls.cancel_message(message_id))
 

@@ -143,6 +143,18 @@ class DeliveredMessage(_Frame):
     written_in: ConversationId | None = None
 
 
+class Retried(_Frame):
+    """The earlier delivery of a message that is delivered over again."""
+
+    delivery_id: DeliveryId
+    #: Who asked for it.
+    actor: str
+    outcome: str
+    reason: str | None = None
+    #: Whether an agent is known to have begun on it: what it did then may still be there.
+    began: bool = False
+
+
 class Deliver(Numbered):
     """A message on its way to an agent."""
 
@@ -154,6 +166,8 @@ class Deliver(Numbered):
     agent: AgentSpec
     #: `conversation_id` in it is the one that the agent works in.
     message: DeliveredMessage
+    #: Set where a person had an earlier delivery of this message done over again.
+    retry: Retried | None = None
     #: Depth above which a message to an agent is refused; null: the backend alone knows.
     hop_limit: int | None = Field(default=None, ge=0)
 

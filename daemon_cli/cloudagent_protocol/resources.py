@@ -310,6 +310,8 @@ class DeliverySummary(Resource):
     seq: int
     state: DeliveryState
     mode: DeliveryMode = DeliveryMode.QUEUE
+    #: The earlier delivery of the message that this one does over again.
+    retry_of: DeliveryId | None = None
 
 
 class Message(Resource):
@@ -394,6 +396,8 @@ class DeliveryTrace(Resource):
     run_id: RunId | None = None
     state: DeliveryState
     mode: DeliveryMode = DeliveryMode.QUEUE
+    #: The earlier delivery of the message that this one does over again.
+    retry_of: DeliveryId | None = None
     outcome: str | None = None
     reason: str | None = None
     attempt: int = 0

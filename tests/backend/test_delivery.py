@@ -477,6 +477,55 @@ async def test_a_queued_message_is_cancelled_at_once(tmp_path: Path) -> None:
         assert await desk.lease() == []
 
 
+async def test_a_failed_message_is_delivered_again_and_says_who_wanted_it(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        await desk.report(run.started(), run.failed(Reason.CRASHED, "ended by signal 9"))
+        trace = await desk.service.retry(desk.user_id, "ana", message.id)
+        first, second = trace.deliveries
+        assert (first.state, first.retry_of) == ("failed", None)
+        assert (second.state, second.retry_of) == ("queued", first.id)
+        assert (second.rungs[0].rung, second.rungs[0].actor) == ("stored", "ana")
+        assert (
+            second.rungs[0].detail == "tried again: the delivery before ended as failed (crashed)"
+        )
+        updated = [
+            json.loads(row.data) for row in await desk.log() if row.type == "message.updated"
+        ]
+        assert [one["id"] for one in updated[-1]["deliveries"]] == [first.id, second.id]
+        [frame] = await desk.lease()
+        assert (frame.delivery_id, frame.message.id) == (second.id, message.id)
+        assert frame.retry is not None
+        assert (frame.retry.delivery_id, frame.retry.actor) == (first.id, "ana")
+        assert (frame.retry.outcome, frame.retry.reason) == ("failed", "crashed")
+        assert frame.retry.began
+
+
+async def test_what_is_under_way_or_done_is_not_tried_again(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        with pytest.raises(Refused, match="under way already"):
+            await desk.service.retry(desk.user_id, "ana", message.id)
+        await desk.service.cancel(desk.user_id, "ana", message.id)
+        await desk.service.retry(desk.user_id, "ana", message.id)
+        with pytest.raises(Refused, match="under way already"):
+            await desk.service.retry(desk.user_id, "ana", message.id)
+        await desk.receive_all()
+        rows = await desk.rows(message)
+        assert [row.state for row in rows] == ["cancelled", "received"]
+        run = Run(message)
+        report = run.finished().model_copy(update={"delivery_ids": [rows[1].id]})
+        await desk.report(report)
+        with pytest.raises(Refused, match="nothing to try again") as refused:
+            await desk.service.retry(desk.user_id, "ana", message.id)
+        assert refused.value.code is ErrorCode.CONFLICT
+        with pytest.raises(Refused) as refused:
+            await desk.service.retry(desk.user_id, "ana", new_message_id())
+        assert refused.value.code is ErrorCode.NOT_FOUND
+
+
 async def test_a_message_on_its_machine_is_interrupted_once(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:
         message = await desk.say()

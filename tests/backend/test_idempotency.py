@@ -48,6 +48,18 @@ async def test_requests_that_come_at_once_are_done_once(tmp_path: Path) -> None:
         assert len(ids) == 1
 
 
+async def test_a_retry_that_is_sent_twice_is_one(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        message = await backend.post()
+        assert (await client.delete(f"/v1/messages/{message.id}")).status_code == 200
+        path = f"/v1/messages/{message.id}/retry"
+        first, again = [await client.post(path, headers=KEY) for _ in range(2)]
+        assert (first.status_code, again.status_code) == (201, 201)
+        assert again.json() == first.json()
+        assert len(first.json()["deliveries"]) == 2
+        assert (await client.post(path)).status_code == 409
+
+
 async def test_a_key_is_its_owners(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, backend.client() as client:
         ben = await backend.person("ben")

@@ -129,6 +129,16 @@ def test_the_mode_of_a_message_is_the_servers_to_obey(own_home: Path, server: Se
     assert run(own_home, server, "send", "shop", "x", "--mode", "loudly").returncode == 2
 
 
+def test_a_message_is_tried_again_by_a_command(own_home: Path, server: Server) -> None:
+    again = bodies.delivery("queued") | {"id": "dlv_2", "retry_of": "dlv_1"}
+    over = bodies.delivery("failed", outcome="failed", reason="crashed")
+    answer = {"message_id": "msg_1", "deliveries": [over, again]}
+    server.on("POST", "/v1/messages/msg_1/retry", Answer(201, answer))
+    done = run(own_home, server, "retry", "msg_1")
+    assert (done.returncode, done.stdout) == (0, b"dlv_2\n")
+    assert "cloudagent trace msg_1" in done.stderr.decode()
+
+
 def test_a_silent_agent_is_no_failure(own_home: Path, server: Server) -> None:
     serve_agent(server, begin_turn, lambda s: end_turn(s, "silent", detail="nothing to add"))
     done = run(own_home, server, "send", "shop", "hello", "--wait")

@@ -107,6 +107,24 @@ async def trace_message(message_id: MessageId, user: CurrentUser, world: Current
     return found
 
 
+@router.post(
+    "/messages/{message_id}/retry",
+    status_code=201,
+    responses=_MISSING | documented(ErrorCode.CONFLICT, ErrorCode.BACKLOG_FULL),
+)
+async def retry_message(
+    message_id: MessageId, user: CurrentUser, world: CurrentWorld, once: Once
+) -> Trace:
+    """Deliver a message again to each agent whose last delivery of it failed, died or was cancelled.
+
+    It is a new delivery of the same message, with a ladder of its own that says who wanted it. While
+    one is under way another is refused (409), so that a second click is no second run.
+    """
+    return await world.service.retry(
+        user.user_id, user.name, message_id, lambda work: once(work, lambda trace: trace)
+    )
+
+
 @router.delete("/messages/{message_id}", responses=_MISSING | documented(ErrorCode.CONFLICT))
 async def cancel_message(message_id: MessageId, user: CurrentUser, world: CurrentWorld) -> Trace:
     """Cancel a message: at once while it is queued; a machine that has it is asked to stop."""

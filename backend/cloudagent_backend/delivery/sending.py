@@ -9,7 +9,7 @@ from cloudagent_backend.delivery import chains, ladder, lending, shares
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused, not_found
 from cloudagent_backend.delivery.machine import Machine
-from cloudagent_backend.delivery.states import ENDS
+from cloudagent_backend.delivery.states import ENDS, RETRIABLE
 from cloudagent_backend.store import (
     agents,
     clock,
@@ -25,7 +25,13 @@ from cloudagent_backend.store.agents import AgentRow
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_protocol.errors import ErrorCode, ProtocolError
 from cloudagent_protocol.events import Reason
-from cloudagent_protocol.frames import AgentsChanged, Deliver, DeliveredMessage, Interrupt
+from cloudagent_protocol.frames import (
+    AgentsChanged,
+    Deliver,
+    DeliveredMessage,
+    Interrupt,
+    Retried,
+)
 from cloudagent_protocol.ids import (
     AgentId,
     ConversationId,
@@ -150,7 +156,12 @@ def _targets(
 
 def summary(row: DeliveryRow) -> DeliverySummary:
     return DeliverySummary(
-        id=row.id, agent_id=row.agent_id, seq=row.seq, state=row.state, mode=row.mode
+        id=row.id,
+        agent_id=row.agent_id,
+        seq=row.seq,
+        state=row.state,
+        mode=row.mode,
+        retry_of=row.retry_of,
     )
 
 
@@ -162,8 +173,12 @@ def queue(
     *,
     worked_in: ConversationId | None = None,
     mode: DeliveryMode = DeliveryMode.QUEUE,
+    over: DeliveryRow | None = None,
+    actor: str = ladder.BACKEND,
 ) -> DeliveryRow:
     """A queued delivery of the message, not told yet; to be worked on in its conversation or another.
+
+    It may do an earlier one `over` again, because `actor` wants it.
 
     Raises:
         Refused: the host's backlog is full.
@@ -179,7 +194,7 @@ def queue(
             f"{backlog_cap:,} messages already wait for {name}; this one was not taken.",
             next=f"Start the daemon on {name}, or cancel messages that are no longer wanted.",
         )
-    rungs = [NewRung(RungName.STORED, ladder.BACKEND)]
+    rungs = [NewRung(RungName.STORED, actor, _over_again(over) if over else None)]
     if not agents.reachable(c, agent):
         detail = f"{name} is offline; it is delivered when the machine is back"
         rungs.append(
@@ -195,8 +210,15 @@ def queue(
         seq=seq,
         chain_id=message.chain_id if message.depth else None,
         mode=mode,
+        retry_of=over.id if over else None,
+        retried_by=actor if over else None,
     )
     return deliveries.insert(c, row, rungs)
+
+
+def _over_again(over: DeliveryRow) -> str:
+    why = f" ({over.reason})" if over.reason else ""
+    return f"tried again: the delivery before ended as {over.outcome or over.state}{why}"
 
 
 def _pin(c: sqlite3.Connection, row: DeliveryRow, host_id: HostId) -> DeliveryRow:
@@ -254,7 +276,8 @@ def _lease_one(
         _give_up(c, row, "the agent was removed", Reason.AGENT_UNKNOWN)
     elif leased := ladder.move(c, row, DeliveryState.LEASED):
         try:
-            outbox.put(c, host.id, _deliver(row, agent, message, limits.hops))
+            again = _retried(c, row)
+            outbox.put(c, host.id, _deliver(row, agent, message, limits.hops, again))
         except ProtocolError:
             detail = "the message and its agent's settings do not fit into one frame"
             _give_up(c, leased, detail, Reason.TOO_LARGE)
@@ -299,7 +322,22 @@ def _give_up(c: sqlite3.Connection, row: DeliveryRow, detail: str, reason: Reaso
     ladder.close(c, row, DeliveryState.DEAD, actor=ladder.BACKEND, detail=detail, reason=reason)
 
 
-def _deliver(row: DeliveryRow, agent: AgentRow, message: Message, hop_limit: int) -> Deliver:
+def _retried(c: sqlite3.Connection, row: DeliveryRow) -> Retried | None:
+    over = deliveries.load(c, row.retry_of) if row.retry_of else None
+    if over is None:
+        return None
+    return Retried(
+        delivery_id=over.id,
+        actor=row.retried_by or ladder.BACKEND,
+        outcome=over.outcome or over.state.value,
+        reason=over.reason,
+        began=over.has_rung(RungName.STARTED),
+    )
+
+
+def _deliver(
+    row: DeliveryRow, agent: AgentRow, message: Message, hop_limit: int, retry: Retried | None
+) -> Deliver:
     elsewhere = row.conversation_id != message.conversation_id
     return Deliver(
         delivery_id=row.id,
@@ -317,6 +355,7 @@ def _deliver(row: DeliveryRow, agent: AgentRow, message: Message, hop_limit: int
             caused_by=message.caused_by,
             written_in=message.conversation_id if elsewhere else None,
         ),
+        retry=retry,
         hop_limit=hop_limit,
     )
 
@@ -347,6 +386,51 @@ def cancel(
     for row in rows:
         stop(c, row, actor)
     return message, rows
+
+
+def retry(
+    c: sqlite3.Connection, user_id: UserId, actor: str, message_id: MessageId, backlog_cap: int
+) -> Submitted:
+    """Deliver a message again to each agent whose last delivery of it failed, died or was cancelled.
+
+    Raises:
+        Refused: there is no such message, there is nothing to do over, or nobody to do it.
+    """
+    message = messages.load(c, user_id, message_id)
+    if message is None:
+        raise not_found()
+    newest = {row.agent_id: row for row in deliveries.of_message(c, user_id, message_id)}
+    over = [row for row in newest.values() if row.state in RETRIABLE]
+    if not over:
+        raise Refused(
+            ErrorCode.CONFLICT,
+            "There is nothing to try again: no delivery of this message has failed."
+            if all(row.state in ENDS for row in newest.values())
+            else "It is under way already: a delivery of this message is not over yet.",
+            next=f"See where it is: cloudagent trace {message_id}",
+        )
+    if message.chain_id and (by := chains.stopped_by(c, user_id, message.chain_id)):
+        raise Refused(ErrorCode.CONFLICT, f"{by} has stopped what this message belongs to.")
+    rows = [_again(c, message, row, actor, backlog_cap) for row in over]
+    message.deliveries += [summary(row) for row in rows]
+    events.append(c, user_id, EventType.MESSAGE_UPDATED, message)
+    for row in rows:
+        ladder.tell(c, row)
+    return Submitted(message, {row.host_id for row in rows})
+
+
+def _again(
+    c: sqlite3.Connection, message: Message, over: DeliveryRow, actor: str, backlog_cap: int
+) -> DeliveryRow:
+    agent = agents.load(c, over.user_id, over.agent_id)
+    if agent is None:
+        raise Refused(
+            ErrorCode.CONFLICT,
+            "Nobody would read this: its agent was removed.",
+            next="Send the message to another agent.",
+        )
+    where = over.conversation_id
+    return queue(c, message, agent, backlog_cap, worked_in=where, over=over, actor=actor)
 
 
 def interrupt(c: sqlite3.Connection, user_id: UserId, actor: str, run_id: RunId) -> runs.RunRow:

@@ -150,6 +150,26 @@ class Service:
         self._changed(user_id, told)
         return trace
 
+    async def retry(
+        self, user_id: UserId, actor: str, message_id: MessageId, once: Once[Trace] = _as_it_is
+    ) -> Trace:
+        """Deliver a message again where its last delivery failed, died or was cancelled.
+
+        Raises:
+            Refused: see `sending.retry`.
+        """
+        told: set[HostId] = set()
+
+        def work(c: sqlite3.Connection) -> Trace:
+            done = sending.retry(c, user_id, actor, message_id, self._backlog_cap)
+            told.update(done.hosts)
+            self._lease_ready(c, done.hosts)
+            return ladder.trace_of(c, user_id, done.message)
+
+        trace = await self._write(once(work), "submit")
+        self._changed(user_id, set(self._with_helpers(told)))
+        return trace
+
     async def interrupt(
         self, user_id: UserId, actor: str, run_id: RunId, once: Once[RunRow] = _as_it_is
     ) -> Run:

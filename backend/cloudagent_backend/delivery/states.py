@@ -35,6 +35,8 @@ MOVES: Final[dict[DeliveryState, frozenset[DeliveryState]]] = {
 }
 
 ENDS: Final = frozenset(state for state, targets in MOVES.items() if not targets)
+#: Ends after which a person may have the same done over again.
+RETRIABLE: Final = frozenset({_S.FAILED, _S.CANCELLED, _S.DEAD})
 #: On its way to, or on, the machine: these fill the host's window.
 IN_FLIGHT: Final = frozenset({_S.LEASED, _S.RECEIVED, _S.RUNNING, _S.WAITING})
 

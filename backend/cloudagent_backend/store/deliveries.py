@@ -46,6 +46,9 @@ class DeliveryRow:
     seq: int
     state: DeliveryState = DeliveryState.QUEUED
     mode: DeliveryMode = DeliveryMode.QUEUE
+    #: The earlier delivery that this one does over again, and who asked for that.
+    retry_of: DeliveryId | None = None
+    retried_by: str | None = None
     outcome: str | None = None
     reason: str | None = None
     attempt: int = 0
@@ -101,6 +104,8 @@ def _row(row: sqlite3.Row) -> DeliveryRow:
         seq=row["seq"],
         state=_STATE[row["state"]],
         mode=_MODE[row["mode"]],
+        retry_of=row["retry_of"],
+        retried_by=row["retried_by"],
         outcome=row["outcome"],
         reason=row["reason"],
         attempt=row["attempt"],
@@ -128,8 +133,8 @@ def insert(c: sqlite3.Connection, row: DeliveryRow, rungs: Iterable[NewRung]) ->
     ladder = _extended("[]", rungs)
     c.execute(
         "INSERT INTO deliveries (id, user_id, host_id, agent_id, conversation_id, message_id, seq,"
-        " state, outcome, reason, mode, rungs, chain_id, held)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " state, outcome, reason, mode, retry_of, retried_by, rungs, chain_id, held)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.id,
             row.user_id,
@@ -142,6 +147,8 @@ def insert(c: sqlite3.Connection, row: DeliveryRow, rungs: Iterable[NewRung]) ->
             row.outcome,
             row.reason,
             row.mode.value,
+            row.retry_of,
+            row.retried_by,
             ladder,
             row.chain_id,
             row.held,
@@ -339,14 +346,13 @@ def summaries(
     """What a message shows of its deliveries, for many messages in one query."""
     found: dict[MessageId, list[DeliverySummary]] = {message_id: [] for message_id in message_ids}
     rows = c.execute(
-        "SELECT message_id, id, agent_id, seq, state, mode FROM deliveries"
+        "SELECT message_id, id, agent_id, seq, state, mode, retry_of FROM deliveries"
         " WHERE message_id IN (SELECT value FROM json_each(?)) ORDER BY id",
         (json.dumps(message_ids),),
     )
-    for message_id, delivery_id, agent_id, seq, state, mode in rows:
-        found[message_id].append(
-            DeliverySummary(id=delivery_id, agent_id=agent_id, seq=seq, state=state, mode=mode)
-        )
+    for row in rows:
+        values = dict(row)
+        found[values.pop("message_id")].append(DeliverySummary.model_validate(values))
     return found
 
 
@@ -446,6 +452,7 @@ def trace_text(row: DeliveryRow, *, waits_for: str | None = None) -> str:
         "run_id": row.run_id,
         "state": row.state.value,
         "mode": row.mode.value,
+        "retry_of": row.retry_of,
         "outcome": row.outcome,
         "reason": reason,
         "attempt": row.attempt,

@@ -149,3 +149,8 @@ CREATE INDEX deliveries_queued ON deliveries (host_id, agent_id, seq)
     WHERE state = 'queued' AND held = 0;
 CREATE INDEX deliveries_held ON deliveries (host_id) WHERE state = 'queued' AND held = 1;
 """
+
+RETRIES: Final = """
+ALTER TABLE deliveries ADD COLUMN retry_of TEXT;      -- the earlier delivery that it does over
+ALTER TABLE deliveries ADD COLUMN retried_by TEXT;    -- who asked for that
+"""

@@ -183,6 +183,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _CHAINS,
     _HOLDS,
     delivery_schema.MODES,
+    delivery_schema.RETRIES,
 )
 
 

@@ -266,6 +266,12 @@ export class Session {
     await Promise.all(waiting.map((message) => remove(`/v1/messages/${message?.id ?? ""}`)));
   }
 
+  /** Delivers a message again whose last delivery failed. Its ladders come over the stream as well. */
+  async retry(message_id: string): Promise<void> {
+    const trace = await post<Trace>(`/v1/messages/${message_id}/retry`);
+    this.store.dispatch({ type: "traces", traces: trace.deliveries });
+  }
+
   async cancel(message_id: string): Promise<void> {
     await remove(`/v1/messages/${message_id}`);
   }

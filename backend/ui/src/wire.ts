@@ -103,6 +103,9 @@ export interface DeliverySummary {
   agent_id: string;
   seq: number;
   state: DeliveryState;
+  mode?: string;
+  /** The earlier delivery of the message that this one does over again. */
+  retry_of?: string | null;
 }
 
 export interface Message {
@@ -131,9 +134,13 @@ export interface DeliveryTrace {
   agent_id: string;
   run_id?: string | null;
   state: DeliveryState;
+  mode?: string;
+  retry_of?: string | null;
   outcome?: string | null;
   reason?: string | null;
   attempt: number;
+  /** Who asked to stop it, while that is not done yet. */
+  interrupted_by?: string | null;
   rungs: Rung[];
 }
 

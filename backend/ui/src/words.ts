@@ -153,29 +153,33 @@ export function addressWords(login: { address: string; your_address: string }): 
 export interface Ladder extends Words {
   /** It has not begun, and can be taken back. */
   cancellable: boolean;
+  /** It ended without an answer, and can be tried again. */
+  retriable: boolean;
 }
 
 /** Where a message is, in words: "on mbp · claude started · replied". */
 export function ladder(trace: DeliveryTrace, agent: Agent | undefined, host: Host | undefined, run?: RunView): Ladder {
   const has = (rung: string): Rung | undefined => trace.rungs.findLast((r) => r.rung === rung);
   const cancellable = !OVER.has(trace.state) && trace.state !== "running" && trace.state !== "waiting";
+  const retriable = trace.state === "failed" || trace.state === "dead" || trace.state === "cancelled";
   const where = host?.name ?? has("received")?.actor ?? "its machine";
-  if (trace.state === "queued" || trace.state === "leased") return { ...queued(trace, host), cancellable };
+  if (trace.state === "queued" || trace.state === "leased") return { ...queued(trace, host), cancellable, retriable };
 
   const words = [`on ${where}`];
   if (has("started")) words.push(`${programOf(run?.run?.driver ?? agent?.driver)} started`);
   if (trace.attempt > 1) words.push(`attempt ${trace.attempt}`);
   const end = ending(trace);
-  if (end !== null) return { text: [...words, end.text].join(" · "), tone: end.tone, cancellable };
-  if (trace.state === "waiting") words.push(has("waiting")?.detail ?? "waiting");
+  if (end !== null) return { text: [...words, end.text].join(" · "), tone: end.tone, cancellable, retriable };
+  if (trace.interrupted_by != null) words.push(`${trace.interrupted_by} asked to stop it`);
+  else if (trace.state === "waiting") words.push(has("waiting")?.detail ?? "waiting");
   else if (trace.state === "received" && trace.reason != null) {
     words.push(`waits: ${holdWords(trace.reason)}`);
-    return { text: words.join(" · "), tone: "warn", cancellable };
+    return { text: words.join(" · "), tone: "warn", cancellable, retriable };
   }
   else if (has("seen")) words.push("answering");
   else if (has("ready")) words.push("ready");
   else if (!has("started")) words.push("waiting for its turn");
-  return { text: words.join(" · "), tone: trace.state === "waiting" ? "warn" : "busy", cancellable };
+  return { text: words.join(" · "), tone: trace.state === "waiting" ? "warn" : "busy", cancellable, retriable };
 }
 
 function queued(trace: DeliveryTrace, host: Host | undefined): Words {

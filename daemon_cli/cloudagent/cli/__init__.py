@@ -9,6 +9,7 @@ from cloudagent.cli import guard
 from cloudagent.cli.agents import agents
 from cloudagent.cli.hosts import hosts
 from cloudagent.cli.interrupt import interrupt
+from cloudagent.cli.retry import retry
 from cloudagent.cli.send import send
 from cloudagent.cli.trace import trace
 from cloudagent.cli.up import up
@@ -29,7 +30,7 @@ def common(
     guard.options.debug = debug
 
 
-commands: list[Callable[..., None]] = [up, send, trace, agents, hosts, interrupt]
+commands: list[Callable[..., None]] = [up, send, trace, retry, agents, hosts, interrupt]
 for command in commands:
     app.command()(guard.told(command))
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cloudagent_protocol.frames import Retried
 from cloudagent_protocol.resources import AgentSpec
 
 _SYSTEM = """\
@@ -42,6 +43,16 @@ def interrupted(sent: Iterable[str]) -> str:
         "The message was:]",
     ]
     return "\n".join(lines) + "\n\n"
+
+
+def retried(retry: Retried) -> str:
+    """The note before a message that is given to an agent again, because a person wants it."""
+    why = f"{retry.outcome}, {retry.reason}" if retry.reason else retry.outcome
+    return (
+        f"[Note from cloudagent: the message below was given to you before, and that turn did not end "
+        f"well ({why}). {retry.actor} asks for another try. Look at what is already done before you "
+        "repeat anything. The message was:]\n\n"
+    )
 
 
 def handoff(messages: Iterable[dict[str, Any]] | None) -> str:

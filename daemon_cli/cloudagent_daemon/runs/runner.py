@@ -148,6 +148,8 @@ class _Run:
     async def go(self, attempt: int, stop: StopSignal, earlier: TurnRecord | None) -> Outcome:
         sent = [send.text for send in earlier.sends] if earlier else []
         note = prompts.interrupted(sent) if earlier or attempt > 1 else ""
+        if not note and self._deliver.retry and self._deliver.retry.began:
+            note = prompts.retried(self._deliver.retry)
         if earlier:
             # They count for this turn, and are not lost if it too is cut off.
             self._record.sends, self._record.worked_since = earlier.sends, True

@@ -19,7 +19,13 @@ export const OwnMessage = memo(function OwnMessage({ message, state }: { message
         const trace = state.traces[delivery.id];
         return (
           trace !== undefined && (
-            <Whereabouts key={delivery.id} trace={trace} state={state} several={message.deliveries.length > 1} />
+            <Whereabouts
+              key={delivery.id}
+              trace={trace}
+              state={state}
+              several={message.deliveries.some((other) => other.agent_id !== delivery.agent_id)}
+              over={message.deliveries.some((other) => other.retry_of === delivery.id)}
+            />
           )
         );
       })}
@@ -37,7 +43,14 @@ function sameMessage(a: { message: Message; state: State }, b: { message: Messag
   });
 }
 
-function Whereabouts({ trace, state, several }: { trace: DeliveryTrace; state: State; several: boolean }): ReactNode {
+function Whereabouts(props: {
+  trace: DeliveryTrace;
+  state: State;
+  several: boolean;
+  /** Whether it has been tried again: then the later delivery counts. */
+  over: boolean;
+}): ReactNode {
+  const { trace, state, several, over } = props;
   const session = useSession();
   const { busy, error, attempt } = useAttempt();
   const [open, setOpen] = useState(false);
@@ -57,11 +70,22 @@ function Whereabouts({ trace, state, several }: { trace: DeliveryTrace; state: S
             {busy ? "Cancelling…" : "Cancel"}
           </button>
         )}
+        {words.retriable && !over && (
+          <button
+            type="button"
+            className="text-button"
+            disabled={busy}
+            onClick={() => void attempt(() => session.retry(trace.message_id))}
+          >
+            {busy ? "Trying…" : "Try again"}
+          </button>
+        )}
         <button type="button" className="ladder-words" aria-expanded={open} onClick={() => setOpen(!open)}>
           <Dot tone={words.tone} />
           <span>
             {`${clock(trace.rungs[0]?.at ?? "")} · `}
             {several && `${agent?.name ?? "agent"}: `}
+            {trace.retry_of != null && "tried again · "}
             {words.text}
           </span>
           <Icon name="chevron" />
