@@ -158,9 +158,14 @@ def end_streams(world: World) -> None:
 
 async def _tidy(world: World) -> None:
     while True:
-        await world.database.write(answers.forget_old)
-        await world.database.write(device_logins.forget_old)
-        await world.database.write(lambda c: users.forget_old_logins(c, world.authenticator.ages))
+        try:
+            await world.database.write(answers.forget_old)
+            await world.database.write(device_logins.forget_old)
+            await world.database.write(
+                lambda c: users.forget_old_logins(c, world.authenticator.ages)
+            )
+        except sqlite3.Error:  # a full disk, a lock: that must not end the server
+            logger.exception("tidying failed; it is tried again", extra={"action": "tidy"})
         await anyio.sleep(_TIDY_EVERY_S)
 
 

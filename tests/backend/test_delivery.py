@@ -1,6 +1,7 @@
 """The verbs of delivery on a real database: what a message goes through, and what machines may do."""
 
 import json
+import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import timedelta
@@ -19,6 +20,7 @@ from cloudagent_backend.store import (
     clock,
     conversations,
     deliveries,
+    hosts,
     messages,
     outbox,
     runs,
@@ -708,3 +710,39 @@ async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
 
         assert await desk.database.read(work) == []
         assert statements
+
+
+async def test_a_leaving_that_the_store_did_not_take_is_noted_later(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.greet()
+        full = (
+            "CREATE TRIGGER full BEFORE UPDATE ON host_machines BEGIN SELECT RAISE(ABORT, ''); END"
+        )
+        await desk.database.write(lambda c: c.execute(full))
+        with pytest.raises(sqlite3.Error):
+            await desk.service.leave(desk.machine)
+        assert await state_of_host(desk) == "online"
+        await desk.database.write(lambda c: c.execute("DROP TRIGGER full"))
+        await desk.service.note_left()
+        assert await state_of_host(desk) == "offline"
+
+
+async def test_a_host_that_is_back_is_not_noted_as_having_left_before(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.greet()
+        full = (
+            "CREATE TRIGGER full BEFORE UPDATE ON host_machines BEGIN SELECT RAISE(ABORT, ''); END"
+        )
+        await desk.database.write(lambda c: c.execute(full))
+        with pytest.raises(sqlite3.Error):
+            await desk.service.leave(desk.machine)
+        await desk.database.write(lambda c: c.execute("DROP TRIGGER full"))
+        await desk.greet()
+        await desk.service.note_left()
+        assert await state_of_host(desk) == "online"
+
+
+async def state_of_host(desk: Desk) -> str:
+    host = await desk.database.read(lambda c: hosts.load_any(c, desk.machine.host_id))
+    assert host is not None
+    return host.state.value

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx2
+import psutil
 
 from cloudagent_backend.store import tokens, users
 from cloudagent_backend.store.database import connect, migrate
@@ -22,6 +23,7 @@ from e2e.harness import (
     Start,
     clean_environment,
     database_of,
+    processes_with,
     running_backend,
     started_daemon,
 )
@@ -88,6 +90,14 @@ class Site:
         with self.daemon(CLOUDAGENT_CRASH_AT=point) as daemon:
             self.post(count, *orders)
             assert daemon.wait() == 137
+
+    def alive(self) -> list[psutil.Process]:
+        """The living processes of its agents, and what they started."""
+        found: list[psutil.Process] = []
+        for pid in processes_with(f"FAKE_STATE={self.home / 'agents'}"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(pid))
+        return found
 
     # --- messages ---
 

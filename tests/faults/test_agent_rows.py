@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from e2e.harness import Process, processes_with
+from e2e.harness import Process
 from faults.history import Done, Effect, Reply, Spawned
 from faults.site import Site, count, site
 from faults.sizes import AGENTS, DEADLINE_S, FULL, MARKS, MESSAGES, ROUNDS, seeded
@@ -14,11 +14,6 @@ pytestmark = MARKS
 MB = 1_048_576
 #: Of each kind; the row says 400 of any.
 FLOOD_MB = 400 if FULL else 32
-
-
-def alive(place: Site) -> list[psutil.Process]:
-    """The processes of this site's agents."""
-    return [psutil.Process(pid) for pid in processes_with(f"FAKE_STATE={place.home / 'agents'}")]
 
 
 def live_runs(place: Site) -> list[str]:
@@ -40,7 +35,7 @@ def test_row11_an_agent_deaf_to_sigterm_with_30_sessions_is_gone_within_15_s_of_
                 place.post(AGENTS, "@@ignore TERM", "@@children 30", "@@hold")
                 place.post(MESSAGES // ROUNDS - AGENTS)
                 place.until_held(events, AGENTS)
-            left = alive(place)
+            left = place.alive()
             assert len(left) > 30 * AGENTS
             began = time.monotonic()
             for run in live_runs(place):
@@ -52,7 +47,7 @@ def test_row11_an_agent_deaf_to_sigterm_with_30_sessions_is_gone_within_15_s_of_
         outcomes = [record.outcome for record in history if isinstance(record, Done)]
         assert outcomes.count("cancelled") == AGENTS * ROUNDS
         assert count(history, Spawned) == (MESSAGES // ROUNDS) * ROUNDS
-    assert not alive(place)
+    assert not place.alive()
 
 
 def high_water_mb(daemon: Process) -> float:

@@ -5,16 +5,11 @@ from pathlib import Path
 
 import psutil
 
-from e2e.harness import processes_with
 from faults.history import Done, Spawned
-from faults.site import Site, count, site
+from faults.site import count, site
 from faults.sizes import AGENTS, MARKS, MESSAGES, SLACK_S, seeded
 
 pytestmark = MARKS
-
-
-def alive(place: Site) -> list[psutil.Process]:
-    return [psutil.Process(pid) for pid in processes_with(f"FAKE_STATE={place.home / 'agents'}")]
 
 
 def files_with(folder: Path, secret: str) -> list[Path]:
@@ -31,7 +26,7 @@ def test_row34_a_key_revoked_in_the_middle_of_runs_stops_them_and_leaves_nothing
             place.post(AGENTS, "@@children 2", "@@hold")
             place.post(MESSAGES - AGENTS)
             place.until_held(events, AGENTS)
-            left = alive(place)
+            left = place.alive()
             assert len(left) >= 3 * AGENTS
             place.backend.call("DELETE", f"/v1/host-machines/{place.host}")
             daemon.wait_for_line("not connected", deadline_s=2 + SLACK_S)
@@ -42,7 +37,7 @@ def test_row34_a_key_revoked_in_the_middle_of_runs_stops_them_and_leaves_nothing
             place.settle()
             # It stays up, says so, and what waits is not begun.
             assert daemon.popen.poll() is None
-            assert not alive(place)
+            assert not place.alive()
         history = place.judge()
         assert count(history, Spawned) == AGENTS
         outcomes = {record.outcome for record in history if isinstance(record, Done)}

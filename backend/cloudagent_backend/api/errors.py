@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.websockets import WebSocket
 
 from cloudagent_backend.delivery.errors import Refused
-from cloudagent_backend.store.database import DatabaseError
+from cloudagent_backend.store.database import DatabaseError, is_full
 from cloudagent_protocol.errors import STATUS, ErrorCode, Problem
 
 logger = logging.getLogger(__name__)
@@ -164,12 +164,12 @@ def _invalid(request: Request, error: Exception) -> Response:
 def _store_failed(request: Request, error: Exception) -> Response:
     """A full disk, a lock that is held for long, or the end of the server."""
     logger.error("the store failed: %s", error, extra={"action": "serve"})
-    return problem(
-        ErrorCode.UNAVAILABLE,
-        "The database cannot do this now.",
-        next="Try again in a moment; if it stays, the backend's log says why.",
-        request_id=request_id_of(request),
-    )
+    detail = "The database cannot do this now."
+    next_ = "Try again in a moment; if it stays, the backend's log says why."
+    if is_full(error):
+        detail = "The disk of the backend's database is full; nothing of this was kept."
+        next_ = "Make room there, then send it again."
+    return problem(ErrorCode.UNAVAILABLE, detail, next=next_, request_id=request_id_of(request))
 
 
 def _plain(part: object) -> str:

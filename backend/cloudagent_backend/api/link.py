@@ -1,6 +1,7 @@
 """The daemons' endpoint: who may connect, the hello and the welcome. What follows is `Links`'."""
 
 import logging
+import sqlite3
 import time
 
 import anyio
@@ -93,7 +94,14 @@ async def _begin(
         if not begun:
             with anyio.CancelScope(shield=True):
                 if world.hub.detach(session):
-                    await world.service.leave(machine)
+                    await _leave(world, machine)
+
+
+async def _leave(world: World, machine: Machine) -> None:
+    try:
+        await world.service.leave(machine)
+    except sqlite3.Error:  # a full disk, a lock: the dispatcher tries again
+        logger.exception("a host's leaving is not noted yet", extra={"action": "leave"})
 
 
 def _link(world: World, greeting: Greeting) -> Link:

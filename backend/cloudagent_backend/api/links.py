@@ -210,7 +210,9 @@ class Links:
             try:
                 await self._service.leave(connection.machine)
             except Exception:
-                logger.exception("a host stays shown as online", extra=connection.about("leave"))
+                logger.exception(
+                    "a host's leaving is not noted yet", extra=connection.about("leave")
+                )
         logger.info("host left", extra=connection.about("detach"))
         self._connections.pop(connection.session, None)
         if not self._connections:

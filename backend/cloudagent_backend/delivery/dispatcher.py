@@ -51,10 +51,17 @@ class Dispatcher:
                 hinted = await self._service.hints.take(max(0.0, left_s))
                 if time.monotonic() - looked_at >= self._poll_s:
                     looked_at = time.monotonic()
+                    await self._note_left()
                     await self._serve(self._hub.all_ready())
                 else:
                     found = [self._hub.ready(host_id) for host_id in hinted]
                     await self._serve([one for one in found if one])
+
+    async def _note_left(self) -> None:
+        try:
+            await self._service.note_left()
+        except sqlite3.Error:
+            logger.exception("a host's leaving is not noted yet", extra={"action": "leave"})
 
     async def _serve(self, ready: list[ReadyHost]) -> None:
         for start in range(0, len(ready), _HOSTS_AT_ONCE):

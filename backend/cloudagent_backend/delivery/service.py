@@ -105,6 +105,8 @@ class Service:
         self._window = window
         self._limits = limits
         self._relay = Relay(limits, backlog_cap)
+        #: Hosts that have left, until that is in the store.
+        self._left: dict[HostId, Machine] = {}
         #: Rung when a host has work; the dispatcher listens.
         self.hints: Hints[HostId] = Hints()
 
@@ -272,6 +274,7 @@ class Service:
 
     async def greet(self, machine: Machine, hello: Hello) -> Greeting:
         """A daemon is here; its session is attached to the hub already."""
+        self._left.pop(machine.host_id, None)
         greeting = await self._write(lambda c: handshake.greet(c, machine, hello), "greet")
         for run_id in greeting.abandoned:
             self._fanout.run_finished(machine.user_id, run_id)
@@ -282,11 +285,23 @@ class Service:
         return greeting
 
     async def leave(self, machine: Machine) -> None:
-        """The newest connection of a host has ended."""
-        alive = await self._write(lambda c: handshake.leave(c, machine), "leave")
-        for run_id in machine.live - {run.id for run in alive}:  # its host was removed
-            self._fanout.run_finished(machine.user_id, run_id)
-        self._fanout.notify(machine.user_id)
+        """The newest connection of a host has ended.
+
+        Raises:
+            sqlite3.Error: that could not be noted; `note_left` does it later.
+        """
+        self._left[machine.host_id] = machine
+        await self.note_left()
+
+    async def note_left(self) -> None:
+        """Write down which hosts have left: one that is away must never be shown as being here."""
+        for machine in list(self._left.values()):
+            alive = await self._write(lambda c, gone=machine: handshake.leave(c, gone), "leave")
+            if self._left.get(machine.host_id) is machine:
+                del self._left[machine.host_id]
+            for run_id in machine.live - {run.id for run in alive}:  # its host was removed
+                self._fanout.run_finished(machine.user_id, run_id)
+            self._fanout.notify(machine.user_id)
 
     async def lease(self, ready: Sequence[ReadyHost]) -> None:
         """Put queued deliveries on their way, as far as these hosts have room."""

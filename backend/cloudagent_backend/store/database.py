@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 #: Changes in one transaction at most, so that the first of them does not wait for too many.
 MAX_BATCH: Final = 512
-#: How long a write waits for another process (`migrate`, `create-user`) to let go of the file.
-BUSY_TIMEOUT_S: Final = 10.0
+#: How long a write waits for another process (`migrate`, `create-user`, a backup) to let go of the file.
+BUSY_TIMEOUT_S: Final = 15.0
 READERS: Final = 4
 
 
@@ -201,6 +201,15 @@ def _answer(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
             future.set_exception(result.error)
         else:
             future.set_result(result)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a failure comes down to a disk without room."""
+    while error is not None:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return True
+        error = error.__cause__
+    return False
 
 
 def connect(path: Path) -> sqlite3.Connection:

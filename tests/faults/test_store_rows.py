@@ -1,0 +1,114 @@
+"""Rows of the fault matrix in which a store is at fault: locked, full, or from yesterday."""
+
+import contextlib
+import resource
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from faults.history import Reply, Spawned
+from faults.site import Site, count, site
+from faults.sizes import AGENTS, DEADLINE_S, FULL, MARKS, MESSAGES, seeded
+
+pytestmark = MARKS
+#: How long the other process keeps the lock.
+LOCKED_S = 10 if FULL else 4
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Generator[None]:
+    """Another process's write transaction, for so long and no longer."""
+    other = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    with contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(LOCKED_S, other.execute, ["ROLLBACK"])
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.join()
+
+
+@seeded
+def test_row21_a_database_locked_by_another_process_delays_and_fails_nothing(
+    tmp_path: Path, seed: int
+) -> None:
+    with site(tmp_path, AGENTS) as place, place.daemon():
+        place.post(MESSAGES // 2)
+        with locked(place.backend.database):
+            # Each waits for the lock as long as it takes; two of them are enough to show it.
+            place.post(2)
+        place.post(MESSAGES - len(place.recorder.posts))
+        place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        assert {answer.status_code for answer in place.answers} == {201}
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Generator[bool]:
+    """A file system of 16 MB at `folder`, where the system lets us; whether it did."""
+    folder.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", "size=16m", "cloudagent-test", str(folder)]
+    if subprocess.run(argv, check=False, capture_output=True).returncode:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def no_room(place: Site, mounted: bool) -> Generator[None]:
+    """Not one more byte for the backend: ENOSPC, or EFBIG where there is no disk of our own."""
+    if mounted:
+        filler = place.backend.database.parent / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"\0" * 4_096):
+                pass
+        try:
+            yield
+        finally:
+            filler.unlink()
+        return
+    pid = place.backend.process.popen.pid
+    files = place.backend.database.parent.glob("cloudagent.db*")
+    largest = max(file.stat().st_size for file in files)
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+
+@seeded
+@pytest.mark.parametrize("own_disk", [True, False] if FULL else [True])
+def test_row22_a_full_disk_is_said_and_nothing_is_taken_until_there_is_room(
+    tmp_path: Path, seed: int, own_disk: bool
+) -> None:
+    with (
+        small_disk(tmp_path / "server") if own_disk else contextlib.nullcontext(False) as mounted,
+        site(tmp_path, AGENTS) as place,
+        place.daemon() as daemon,
+    ):
+        place.post(MESSAGES // 2)
+        with no_room(place, bool(mounted)):
+            before = len(place.recorder.posts)
+            # What has room already may still be written: the log of changes is used again and again.
+            while place.recorder.posts[-1].message and len(place.recorder.posts) < before + 100:
+                place.post(1, f"@@answer over {before} #1", "x" * 50_000, acked=False)
+            refused = place.answers[-1]
+            assert refused.status_code in {503, 507}
+            assert not mounted or "full" in refused.json()["detail"]
+            place.post(1, acked=False)
+            assert place.answers[-1].status_code in {503, 507}
+            # It lives, and answers what needs no room.
+            assert place.backend.call("GET", "/v1/conversations")["data"]
+        place.post_again()
+        place.settle(deadline_s=DEADLINE_S * 2)
+        history = place.judge()
+        assert count(history, Spawned) == count(history, Reply) == len(place.recorder.posts)
+        assert daemon.popen.poll() is None
