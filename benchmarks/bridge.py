@@ -19,7 +19,8 @@ import anyio.to_thread
 
 from benchmarks.measure import Figure, figure, paired, python, seconds_of
 from cloudagent_daemon.bridge.server import Bridge
-from cloudagent_daemon.bridge.tools import Toolbox
+from cloudagent_daemon.bridge.tools import Asked, Toolbox
+from cloudagent_protocol.frames import AgentEntry
 from cloudagent_protocol.ids import ConversationId, MessageId, new_message_id
 
 RUNS = 21
@@ -50,6 +51,12 @@ class _Desk:
         self, conversation_id: ConversationId | None, limit: int, before: MessageId | None
     ) -> list[dict[str, Any]]:
         return []
+
+    async def list_agents(self) -> list[AgentEntry]:
+        return []
+
+    async def message_agent(self, wanted: str, text: str) -> Asked:
+        return Asked(new_message_id(), wanted, answers_here=True)
 
     def stay_silent(self, reason: str) -> None: ...
 

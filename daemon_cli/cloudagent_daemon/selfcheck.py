@@ -40,6 +40,12 @@ class _Nobody:
     async def list_messages(self, *_: object, **__: object) -> NoReturn:
         raise ToolError("This is only a check.")
 
+    async def list_agents(self) -> NoReturn:
+        raise ToolError("This is only a check.")
+
+    async def message_agent(self, *_: object, **__: object) -> NoReturn:
+        raise ToolError("This is only a check.")
+
     def stay_silent(self, reason: str) -> None: ...
 
 

@@ -301,13 +301,16 @@ class FindAgent(_Frame):
     caused_by: MessageId
 
 
+#: What a daemon asks.
+Question: TypeAlias = ListMessages | ListAgents | FindAgent
+
+
 class UnknownQuery(_Frame):
     """A question of a newer daemon; answered by an error."""
 
     op: str
 
 
-_Queries: TypeAlias = Annotated[ListMessages | ListAgents | FindAgent, Field(discriminator="op")]
 _OPS: Final = frozenset({"list_messages", "list_agents", "find_agent"})
 
 
@@ -324,7 +327,8 @@ class Query(_Frame):
     type: Literal["query"] = "query"
     id: int
     query: Annotated[
-        Annotated[_Queries, Tag("known")] | Annotated[UnknownQuery, Tag("unknown")],
+        Annotated[Annotated[Question, Field(discriminator="op")], Tag("known")]
+        | Annotated[UnknownQuery, Tag("unknown")],
         Discriminator(_known_op),
     ]
 

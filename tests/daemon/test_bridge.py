@@ -24,10 +24,11 @@ from cloudagent_daemon.bridge.server import (
     Bridge,
     Session,
 )
-from cloudagent_daemon.bridge.tools import TOOLS, Toolbox, ToolError
+from cloudagent_daemon.bridge.tools import TOOLS, Asked, Toolbox, ToolError
 from cloudagent_daemon.sockets import MAX_PATH_BYTES, peer_of
 from cloudagent_protocol.content import MAX_TEXT_CHARS
-from cloudagent_protocol.ids import ConversationId, MessageId, new_message_id
+from cloudagent_protocol.frames import AgentEntry
+from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, new_message_id
 
 Json = dict[str, Any]
 
@@ -37,6 +38,8 @@ class NotedDesk:
 
     def __init__(self, folder: Path) -> None:
         self.sent: list[tuple[str, str | None]] = []
+        self.asked: list[tuple[str, str]] = []
+        self.others: list[AgentEntry] = []
         self.silence: str | None = None
         self.memory = folder / "MEMORY.md"
         self.gate = anyio.Event()
@@ -57,6 +60,18 @@ class NotedDesk:
 
     def stay_silent(self, reason: str) -> None:
         self.silence = reason
+
+    async def list_agents(self) -> list[AgentEntry]:
+        return self.others
+
+    async def message_agent(self, wanted: str, text: str) -> Asked:
+        await self.gate.wait()
+        if wanted == "nobody":
+            raise ToolError("Nothing was sent to nobody: There is no agent 'nobody'.")
+        self.asked.append((wanted, text))
+        waits = "its machine nas is offline" if wanted == "backup" else None
+        here = wanted == "who asked"
+        return Asked(MessageId("msg_7"), wanted, answers_here=not here, waits_for=waits)
 
 
 class Peer:
@@ -149,6 +164,8 @@ async def test_tools_are_listed_with_schemas_and_called_with_text_results(tmp_pa
             "send_message",
             "list_messages",
             "stay_silent",
+            "list_agents",
+            "message_agent",
             "read_memory",
             "append_memory",
         ]
@@ -163,9 +180,44 @@ async def test_tools_are_listed_with_schemas_and_called_with_text_results(tmp_pa
         assert desk.silence == "nothing to add"
 
 
+async def test_other_agents_are_listed_and_messaged(tmp_path: Path) -> None:
+    desk = NotedDesk(tmp_path)
+
+    async def said(peer: Peer, tool: str, **arguments: str) -> str:
+        return (await peer.call(tool, arguments))["content"][0]["text"]
+
+    async with (
+        a_bridge(tmp_path) as bridge,
+        a_session(bridge, tmp_path / "r", desk) as session,
+        connected(session) as peer,
+    ):
+        await peer.initialize()
+        assert await said(peer, "list_agents") == "There are no other agents."
+        desk.others = [
+            AgentEntry(
+                id=AgentId("agent_2"), name="api", driver="builtin", host="mbp", status="idle"
+            )
+        ]
+        assert await said(peer, "list_agents") == "api (agent_2): builtin on mbp, idle"
+        answer = await said(peer, "message_agent", agent="api", text="what do you return?")
+        assert answer.startswith("Sent to api as msg_7. api's answer will come as a new message")
+        assert desk.asked == [("api", "what do you return?")]
+        away = await said(peer, "message_agent", agent="backup", text="keep this")
+        assert "It waits: its machine nas is offline." in away
+        back = await said(peer, "message_agent", agent="who asked", text="42")
+        assert back == "Sent to who asked as msg_7."
+        refused = await peer.call("message_agent", {"agent": "nobody", "text": "psst"})
+        assert refused["isError"]
+        assert "There is no agent 'nobody'" in refused["content"][0]["text"]
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "complaint"),
     [
+        ("message_agent", {"agent": "api"}, "text: Field required"),
+        ("message_agent", {"agent": "", "text": "x"}, "agent"),
+        ("message_agent", {"agent": "api", "text": " "}, "blank"),
+        ("list_agents", {"of": "ben"}, "of"),
         ("send_message", {}, "text: Field required"),
         ("send_message", {"text": ""}, "at least 1"),
         ("send_message", {"text": " \n"}, "must not be blank"),
@@ -260,6 +312,21 @@ async def test_a_bridge_that_is_killed_may_have_taken_an_answer_with_it_one_that
             await peer.initialize()
             await peer.call("send_message", {"text": "hi"}, "toolu_2")
     assert len(desk.sent) == (1 if killed else 2)
+
+
+async def test_a_question_to_an_agent_is_asked_once_however_often_it_is_called(
+    tmp_path: Path,
+) -> None:
+    desk = NotedDesk(tmp_path)
+    box, arguments = Toolbox(desk), {"agent": "api", "text": "which port?"}
+    first = await box.call("message_agent", arguments, "a")
+    assert await box.call("message_agent", arguments, "a") == first
+    await box.call("message_agent", arguments, "b")  # the line was cut before it heard the first
+    await box.call("message_agent", arguments | {"text": "and which host?"}, "c")
+    # The same text to people is another message.
+    await box.call("send_message", {"text": "which port?"}, "d")
+    assert desk.asked == [("api", "which port?"), ("api", "and which host?")]
+    assert desk.sent == [("which port?", None)]
 
 
 async def test_a_call_under_way_when_the_run_ends_is_finished_first(tmp_path: Path) -> None:

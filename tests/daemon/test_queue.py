@@ -19,11 +19,15 @@ from cloudagent_daemon.runs.ports import Launch, Said, StopSignal
 from cloudagent_daemon.runs.queue import MAX_ATTEMPTS, RunQueue
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import (
+    AgentEntry,
     Deliver,
     DeliveredMessage,
     DeliveryReport,
     Delta,
+    FindAgent,
+    FoundAgent,
     Interrupt,
+    ListAgents,
     ListMessages,
     RunReport,
     decode,
@@ -134,6 +138,12 @@ class World:
         raise AssertionError
 
     async def list_messages(self, query: ListMessages) -> list[dict[str, Any]]:
+        raise AssertionError
+
+    async def list_agents(self, query: ListAgents) -> list[AgentEntry]:
+        raise AssertionError
+
+    async def find_agent(self, query: FindAgent) -> FoundAgent:
         raise AssertionError
 
     def _notify(self) -> None:

@@ -9,13 +9,12 @@ import anyio
 import pytest
 from typing_extensions import override
 
-from cloudagent_daemon.mask import Masks
+from cloudagent_daemon.runs.desk import RunDesk
 from cloudagent_daemon.runs.ports import Said, StopSignal
-from cloudagent_daemon.runs.runner import _Run
 from cloudagent_daemon.runs.workspace import TurnRecord, Workspace
 from cloudagent_protocol.events import Outcome, Reason, Retry, Started, Stderr, Text, ToolResult
 from cloudagent_protocol.frames import RunReport
-from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId
+from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, new_run_id
 from fakes.runs import KEY, RecordedUplink, a_world, alive
 
 
@@ -401,12 +400,10 @@ async def test_two_sends_at_once_are_both_in_the_turns_record(tmp_path: Path) ->
         deliver = world.deliver("hello")
         workspace = _HeldUp(world.settings.agents_dir, deliver.agent)
         workspace.prepare()
-        run = _Run(
-            world.settings, world.bridge, world.uplink, Masks(world.settings), deliver, workspace
-        )
+        desk = RunDesk(deliver, new_run_id(), workspace, world.uplink, lambda: None)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run.send, "one", None)
-            tasks.start_soon(run.send, "two", None)
+            tasks.start_soon(desk.send, "one", None)
+            tasks.start_soon(desk.send, "two", None)
         record = workspace.turn_of(deliver.delivery_id)
         assert record
         assert sorted(send.text for send in record.sends) == ["one", "two"]

@@ -77,6 +77,32 @@ def test_a_message_goes_through_the_real_claude_and_the_second_resumes_its_sessi
         assert not processes_with(str(tmp_path / "laptop"))
 
 
+def test_claude_asks_another_agent_and_tells_the_person_its_answer(tmp_path) -> None:
+    with StubModel() as model, running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host("mbp")
+        shop = backend.create_agent(host_id, "shop", driver="claude_code")
+        api = backend.create_agent(host_id, "api", driver="claude_code")
+        answer = f"@@call send_message {json.dumps({'text': 'It returns 42.'})}"
+        question = f"@@call send_message {json.dumps({'text': answer})}"
+        ask = f"@@call message_agent {json.dumps({'agent': 'api', 'text': question})}"
+        with (
+            laptop_with_claude(backend, key, tmp_path / "laptop", model),
+            backend.follow() as events,
+        ):
+            sent = backend.send(shop, f"@@call list_agents\n{ask}")
+            told = events.until(
+                lambda e: (
+                    e["type"] == "message.created"
+                    and e["data"]["text"] == "It returns 42."
+                    and e["data"]["author"]["id"] == shop
+                )
+            )["data"]
+        assert (told["conversation_id"], told["depth"]) == (sent["conversation_id"], 3)
+        between = backend.call("GET", f"/v1/messages/{told['caused_by']}")["conversation_id"]
+        authors = [message["author"]["id"] for message in backend.messages(between)]
+        assert authors == [shop, api]
+
+
 def test_a_message_for_a_machine_that_is_off_reaches_claude_when_it_is_on(tmp_path) -> None:
     log = tmp_path / "model.jsonl"
     with StubModel(log=log) as model, running_backend(tmp_path / "server") as backend:

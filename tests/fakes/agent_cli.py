@@ -7,6 +7,7 @@ Each line of the prompt that begins with `@@` is an order, carried out in turn:
 ``@@reply TEXT``           send a message with the tool `send_message`
 ``@@silent REASON``        call the tool `stay_silent`
 ``@@call TOOL JSON``       call any tool; its answer is printed as claude prints it
+``@@volley ME OTHER``      message the agent OTHER with the same order, the other way round
 ``@@say TEXT``             write a text block, word by word
 ``@@recall``               write a text block with the earlier prompts of this session
 ``@@stderr TEXT``          write a line to stderr
@@ -249,6 +250,10 @@ class Agent:
     def do_call(self, rest: str, earlier: list[str]) -> None:
         name, _, arguments = rest.partition(" ")
         self.call(name, json.loads(arguments or "{}"))
+
+    def do_volley(self, rest: str, earlier: list[str]) -> None:
+        me, other = rest.split()
+        self.call("message_agent", {"agent": other, "text": f"@@volley {other} {me}"})
 
     def call(self, name: str, arguments: Json) -> None:
         use_id = f"call_{os.urandom(6).hex()}"

@@ -17,8 +17,9 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from cloudagent_daemon.agent.wire import TurnRequest
 from cloudagent_daemon.bridge.server import Bridge, Session
-from cloudagent_daemon.bridge.tools import Toolbox, ToolError
-from cloudagent_protocol.ids import ConversationId, MessageId
+from cloudagent_daemon.bridge.tools import Asked, Toolbox, ToolError
+from cloudagent_protocol.frames import AgentEntry
+from cloudagent_protocol.ids import AgentId, ConversationId, MessageId
 
 Event = dict[str, Any]
 
@@ -41,6 +42,19 @@ class AgentDesk:
         self, conversation_id: ConversationId | None, limit: int, before: MessageId | None
     ) -> list[dict[str, Any]]:
         return []
+
+    async def list_agents(self) -> list[AgentEntry]:
+        return [
+            AgentEntry(
+                id=AgentId("agent_1"), name="api", driver="builtin", host="mbp", status="idle"
+            )
+        ]
+
+    async def message_agent(self, wanted: str, text: str) -> Asked:
+        if wanted != "api":
+            raise ToolError(f"Nothing was sent to {wanted}: there is no such agent.")
+        self.sent.append(f"to {wanted}: {text}")
+        return Asked(MessageId(f"msg_{len(self.sent)}"), wanted, answers_here=True)
 
     def stay_silent(self, reason: str) -> None:
         self.silence = reason

@@ -18,9 +18,13 @@ from cloudagent_daemon.runs.ports import Launch, Said, StopSignal, UplinkError
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_protocol.events import Finished, Outcome
 from cloudagent_protocol.frames import (
+    AgentEntry,
     Deliver,
     DeliveredMessage,
     Delta,
+    FindAgent,
+    FoundAgent,
+    ListAgents,
     ListMessages,
     RunReport,
     Send,
@@ -51,6 +55,10 @@ class RecordedUplink:
         #: What the backend would answer; None while it cannot be reached.
         self.history: list[dict[str, Any]] | None = None
         self.queries: list[ListMessages] = []
+        #: Other agents: as they are listed, and where a message to one goes.
+        self.others: list[AgentEntry] = []
+        self.known: dict[str, FoundAgent] = {}
+        self.searches: list[FindAgent] = []
         self._news = anyio.Event()
 
     async def report(self, frame: Said) -> None:
@@ -75,6 +83,15 @@ class RecordedUplink:
         if self.history is None:
             raise UplinkError("The backend cannot be reached now; try again later.")
         return self.history
+
+    async def list_agents(self, query: ListAgents) -> list[AgentEntry]:
+        return self.others
+
+    async def find_agent(self, query: FindAgent) -> FoundAgent:
+        self.searches.append(query)
+        if query.wanted not in self.known:
+            raise UplinkError(f"There is no agent {query.wanted!r}.")
+        return self.known[query.wanted]
 
     async def until(self, wanted: Callable[[Said], bool]) -> Said:
         """The first frame that is wanted, there already or still to come."""

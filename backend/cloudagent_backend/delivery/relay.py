@@ -144,9 +144,9 @@ def find(
         return "That is you: an agent cannot message itself."
     cause = messages.cause(c, user_id, query.caused_by, query.agent_id)
     if cause and (why := refusal(cause.depth + 1, limits.hops)):
-        return f"Not sent: {why}. End your turn with what you have."
+        return f"{why}. End your turn with what you have."
     if cause and (by := rules.stopped_by(c, user_id, cause.chain_id)):
-        return f"Not sent: {by} has stopped this chain of messages. End your turn."
+        return f"{by} has stopped this chain of messages. End your turn."
     return FoundAgent(
         id=target.id,
         name=target.name,

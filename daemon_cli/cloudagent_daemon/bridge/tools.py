@@ -14,6 +14,7 @@ import anyio.to_thread
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cloudagent_protocol.content import MAX_TEXT_CHARS
+from cloudagent_protocol.frames import AgentEntry
 from cloudagent_protocol.ids import ConversationId, MessageId
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,19 @@ SEND_S: Final = 30.0
 
 class ToolError(Exception):
     """A call that cannot be done; the model reads `str()`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message to another agent that is on its way."""
+
+    message_id: MessageId
+    #: Whom it goes to, by its name.
+    name: str
+    #: Whether an answer comes to the conversation that the agent works in.
+    answers_here: bool
+    #: Why it is not delivered at once.
+    waits_for: str | None = None
 
 
 class Desk(Protocol):
@@ -50,6 +64,22 @@ class Desk(Protocol):
         ...
 
     def stay_silent(self, reason: str) -> None: ...
+
+    async def list_agents(self) -> list[AgentEntry]:
+        """Whom the agent may message.
+
+        Raises:
+            ToolError: the backend cannot be asked.
+        """
+        ...
+
+    async def message_agent(self, wanted: str, text: str) -> Asked:
+        """Sends to another agent, by name or id; durable when it returns.
+
+        Raises:
+            ToolError: nothing was sent: there is no such agent, or it may not be messaged now.
+        """
+        ...
 
     @property
     def memory(self) -> Path: ...
@@ -109,6 +139,19 @@ class _StaySilent(_Arguments):
     )
 
 
+class _ListAgents(_Arguments):
+    pass
+
+
+class _MessageAgent(_Arguments):
+    agent: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        description="Its name or id, as `list_agents` shows them."
+    )
+    text: _Text = Field(
+        description="The message, as Markdown. It knows nothing of your conversation: say all."
+    )
+
+
 class _ReadMemory(_Arguments):
     pass
 
@@ -126,7 +169,7 @@ class Toolbox:
         #: Answers by call, so that a call that is repeated under its key is only answered again.
         self._answers: dict[str, ToolAnswer] = {}
         #: Sends whose answer never reached the agent; it will likely try them again.
-        self._unheard: dict[tuple[str, str | None], str] = {}
+        self._unheard: dict[tuple[str | None, ...], str] = {}
         self._running = 0
         self._idle = anyio.Event()
         self._idle.set()
@@ -169,24 +212,43 @@ class Toolbox:
             return ToolAnswer(f"{name} failed on the agent's machine: {error!r}.", is_error=True)
 
     async def send_message(self, arguments: _SendMessage, key: str) -> ToolAnswer:
+        conversation = arguments.conversation_id
+
+        async def send() -> ToolAnswer:
+            there = ConversationId(conversation) if conversation else None
+            return ToolAnswer(f"Sent as {await self._desk.send(arguments.text, there)}.")
+
+        return await self._once(key, ("send_message", conversation, arguments.text), send)
+
+    async def message_agent(self, arguments: _MessageAgent, key: str) -> ToolAnswer:
+        async def send() -> ToolAnswer:
+            return ToolAnswer(_on_its_way(await self._desk.message_agent(*what[1:])))
+
+        what = ("message_agent", arguments.agent, arguments.text)
+        return await self._once(key, what, send)
+
+    async def _once(
+        self, key: str, what: tuple[str | None, ...], send: Callable[[], Awaitable[ToolAnswer]]
+    ) -> ToolAnswer:
+        """Sends, unless this call did so already, or one that said the same and was not heard."""
         # Shielded: a call that the agent gives up halfway is either done or not begun.
         with anyio.CancelScope(shield=True):
             async with self._writing:
+                earlier = self._unheard.get(what, "")
+                if key not in self._answers and earlier in self._answers:
+                    self._answers[key] = self._answers[earlier]
                 if key not in self._answers:
-                    self._answers[key] = await self._send_once(arguments, key)
+                    with anyio.fail_after(SEND_S):
+                        self._answers[key] = await send()
+                    self._unheard[what] = key
         return self._answers[key]
 
-    async def _send_once(self, arguments: _SendMessage, key: str) -> ToolAnswer:
-        what = (arguments.text, arguments.conversation_id)
-        if earlier := self._answers.get(self._unheard.get(what, "")):
-            return earlier
-        conversation = arguments.conversation_id
-        with anyio.fail_after(SEND_S):
-            sent = await self._desk.send(
-                arguments.text, ConversationId(conversation) if conversation else None
-            )
-        self._unheard[what] = key
-        return ToolAnswer(f"Sent as {sent}.")
+    async def list_agents(self, arguments: _ListAgents, key: str) -> ToolAnswer:
+        lines = [
+            f"{one.name} ({one.id}): {one.driver} on {one.host}, {one.status}"
+            for one in await self._desk.list_agents()
+        ]
+        return ToolAnswer("\n".join(lines) or "There are no other agents.")
 
     async def list_messages(self, arguments: _ListMessages, key: str) -> ToolAnswer:
         messages = await self._desk.list_messages(
@@ -243,6 +305,18 @@ def _append_memory(path: Path, text: str) -> None:
         file.write(f"{gap}{text.rstrip()}\n")
 
 
+def _on_its_way(asked: Asked) -> str:
+    text = f"Sent to {asked.name} as {asked.message_id}."
+    if asked.waits_for:
+        text += f" It waits: {asked.waits_for}."
+    if asked.answers_here:
+        text += (
+            f" {asked.name}'s answer will come as a new message of this conversation and begin your "
+            "next turn: do not wait for it."
+        )
+    return text
+
+
 def _complaint(tool: str, error: ValidationError) -> str:
     parts = [
         f"{'.'.join(map(str, item['loc'])) or 'arguments'}: {item['msg']}"
@@ -264,6 +338,8 @@ _TOOLS: Final[dict[str, tuple[type[_Arguments], _Do]]] = {
     "send_message": (_SendMessage, Toolbox.send_message),
     "list_messages": (_ListMessages, Toolbox.list_messages),
     "stay_silent": (_StaySilent, Toolbox.stay_silent),
+    "list_agents": (_ListAgents, Toolbox.list_agents),
+    "message_agent": (_MessageAgent, Toolbox.message_agent),
     "read_memory": (_ReadMemory, Toolbox.read_memory),
     "append_memory": (_AppendMemory, Toolbox.append_memory),
 }
@@ -272,6 +348,9 @@ _DESCRIPTIONS: Final = {
     "this way. It is stored when this returns; do not send it again.",
     "list_messages": "Earlier messages of the conversation, oldest first.",
     "stay_silent": "End your turn without an answer, with your reason.",
+    "list_agents": "The other agents that you can message: name, id, machine, what they do now.",
+    "message_agent": "Send a message to another agent, which begins a turn of it. It is stored when "
+    "this returns; do not send it again, and do not wait: an answer begins a new turn of yours.",
     "read_memory": "Read MEMORY.md, what you remember across conversations.",
     "append_memory": "Add a paragraph to MEMORY.md.",
 }

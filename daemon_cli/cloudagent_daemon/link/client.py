@@ -20,7 +20,7 @@ from cloudagent_daemon.link.transport import (
     UnreachableError,
 )
 from cloudagent_protocol.errors import CloseCode
-from cloudagent_protocol.frames import Heartbeat, Hello, ListMessages
+from cloudagent_protocol.frames import Heartbeat, Hello, Question
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class LinkClient:
                     self._woke = anyio.Event()
                     self._backoff.forget()
 
-    async def ask(self, query: ListMessages) -> dict[str, Any]:
+    async def ask(self, query: Question) -> dict[str, Any]:
         """Asks the backend.
 
         Raises:

@@ -28,9 +28,9 @@ from cloudagent_protocol.frames import (
     Frame,
     Heartbeat,
     Hello,
-    ListMessages,
     Numbered,
     Query,
+    Question,
     UnknownFrame,
     Welcome,
     decode,
@@ -116,7 +116,7 @@ class Connection:
         """Sends a heartbeat now: what it says has changed."""
         self._hurry.set()
 
-    async def ask(self, query: ListMessages) -> Answer:
+    async def ask(self, query: Question) -> Answer:
         """Puts a question.
 
         Raises:

@@ -12,7 +12,17 @@ from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.runs.ports import Launch, Said, StopSignal, Uplink
 from cloudagent_daemon.runs.queue import Runs
 from cloudagent_protocol.events import Finished, Outcome, Usage, UsageReported
-from cloudagent_protocol.frames import Deliver, Delta, ListMessages, RunReport, Send
+from cloudagent_protocol.frames import (
+    AgentEntry,
+    Deliver,
+    Delta,
+    FindAgent,
+    FoundAgent,
+    ListAgents,
+    ListMessages,
+    RunReport,
+    Send,
+)
 
 #: How long the first connection may take before the backend counts as unreachable.
 CONNECT_S: Final = 60.0
@@ -213,6 +223,12 @@ class _Uplink:
 
     async def list_messages(self, query: ListMessages) -> list[dict[str, Any]]:
         return await self.inner.list_messages(query)
+
+    async def list_agents(self, query: ListAgents) -> list[AgentEntry]:
+        return await self.inner.list_agents(query)
+
+    async def find_agent(self, query: FindAgent) -> FoundAgent:
+        return await self.inner.find_agent(query)
 
 
 def _told(turn: Turn, event: Finished) -> str:

@@ -1,6 +1,7 @@
 """From what is known of a turn to how it ended. Pure; told by facts, never by a CLI's wording."""
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloudagent_daemon.drivers.base import TurnEnd
@@ -27,8 +28,10 @@ class Facts:
     #: Who asked for the stop, if somebody did.
     stopped_by: str | None = None
     daemon_stops: bool = False
-    #: Messages that the agent sent.
+    #: Messages that the agent sent, without what it asked other agents.
     sends: int = 0
+    #: The names of agents that it asked something.
+    asked: Sequence[str] = ()
     #: The agent's own reason for saying nothing, if it gave one.
     silence: str | None = None
 
@@ -83,6 +86,9 @@ def _done(facts: Facts, end: TurnEnd) -> Verdict:
         return Verdict(Outcome.SILENT, detail=facts.silence)
     if text := end.final_text.strip():
         return Verdict(Outcome.AUTO_PUBLISHED, publish=text)
+    if facts.asked:
+        names = ", ".join(dict.fromkeys(facts.asked))
+        return Verdict(Outcome.SILENT, detail=f"It asked {names} and waits for the answer.")
     return Verdict(
         Outcome.FAILED,
         Reason.NO_RESULT,

@@ -5,7 +5,17 @@ from typing import Any, Protocol, TypeAlias
 
 import anyio
 
-from cloudagent_protocol.frames import DeliveryReport, Delta, ListMessages, RunReport, Send
+from cloudagent_protocol.frames import (
+    AgentEntry,
+    DeliveryReport,
+    Delta,
+    FindAgent,
+    FoundAgent,
+    ListAgents,
+    ListMessages,
+    RunReport,
+    Send,
+)
 from cloudagent_protocol.ids import DeliveryId, RunId
 
 #: What a machine says of its work.
@@ -53,6 +63,22 @@ class Uplink(Protocol):
 
         Raises:
             UplinkError: the backend cannot be reached, or refuses.
+        """
+        ...
+
+    async def list_agents(self, query: ListAgents) -> list[AgentEntry]:
+        """Whom an agent may message.
+
+        Raises:
+            UplinkError: as `list_messages`.
+        """
+        ...
+
+    async def find_agent(self, query: FindAgent) -> FoundAgent:
+        """Where a message to another agent goes.
+
+        Raises:
+            UplinkError: as `list_messages`; there is no such agent, or it may not be messaged now.
         """
         ...
 

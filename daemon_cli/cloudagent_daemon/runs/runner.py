@@ -7,14 +7,14 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import anyio.to_thread
 
 from cloudagent_daemon import crash
 from cloudagent_daemon.bridge.server import Bridge, Session
-from cloudagent_daemon.bridge.tools import TOOLS, Toolbox, ToolError
+from cloudagent_daemon.bridge.tools import TOOLS, Toolbox
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.drivers.base import (
     Command,
@@ -33,6 +33,7 @@ from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Child, SpawnError, end_leftover
 from cloudagent_daemon.runs import prompts
 from cloudagent_daemon.runs.attempt import Attempt, Seen
+from cloudagent_daemon.runs.desk import RunDesk
 from cloudagent_daemon.runs.environment import child_environment
 from cloudagent_daemon.runs.outcome import Facts, Failure, Verdict, judge
 from cloudagent_daemon.runs.ports import Launch, StopSignal, Uplink, UplinkError
@@ -40,8 +41,8 @@ from cloudagent_daemon.runs.report import Reporter, now
 from cloudagent_daemon.runs.workspace import SpawnRecord, TurnRecord, Workspace
 from cloudagent_protocol.content import MAX_TEXT_CHARS
 from cloudagent_protocol.events import Finished, Outcome, Ready, Reason, Retry, Started, ToolCall
-from cloudagent_protocol.frames import Deliver, ListMessages, Send
-from cloudagent_protocol.ids import ConversationId, MessageId, RunId, new_message_id, new_run_id
+from cloudagent_protocol.frames import Deliver, ListMessages
+from cloudagent_protocol.ids import RunId, new_run_id
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class Runner:
 
 
 class _Run:
-    """One run under way; to the tools of its agent it is the desk (`bridge.tools.Desk`)."""
+    """One run under way."""
 
     def __init__(
         self,
@@ -139,21 +140,18 @@ class _Run:
         self._workspace = workspace
         self._run_id: RunId = new_run_id()
         self._reporter = Reporter(uplink, deliver, self._run_id)
-        self._record = TurnRecord(run_id=self._run_id, launch_id="")
-        self._recording = anyio.Lock()
-        self._silence: str | None = None
+        self._desk = RunDesk(deliver, self._run_id, workspace, uplink, self._stir)
         self._launches = 0
         self._attempt: Attempt | None = None
 
     async def go(self, attempt: int, stop: StopSignal, earlier: TurnRecord | None) -> Outcome:
-        sent = [send.text for send in earlier.sends] if earlier else []
-        note = prompts.interrupted(sent) if earlier or attempt > 1 else ""
+        note = prompts.interrupted(_sent_in(earlier)) if earlier or attempt > 1 else ""
         if not note and self._deliver.retry and self._deliver.retry.began:
             note = prompts.retried(self._deliver.retry)
         if earlier:
-            # They count for this turn, and are not lost if it too is cut off.
-            self._record.sends, self._record.worked_since = earlier.sends, True
-        async with self._folder() as folder, self._bridge.session(Toolbox(self), folder) as place:
+            self._desk.go_on_from(earlier)
+        toolbox = Toolbox(self._desk)
+        async with self._folder() as folder, self._bridge.session(toolbox, folder) as place:
             seen, failure = await self._attempts(note, attempt, stop, folder, place)
         return await self._conclude(seen, failure, stop)
 
@@ -168,7 +166,8 @@ class _Run:
         while True:
             if stop.requested:
                 return Seen(), None
-            prompt = f"{handoff}{note}{self._deliver.message.text}"
+            message = self._deliver.message
+            prompt = f"{handoff}{note}{prompts.origin(message)}{message.text}"
             try:
                 seen = await self._process(
                     self._job(session_id, folder, place), Turn(prompt), attempt, stop, place
@@ -195,7 +194,7 @@ class _Run:
             return None
         if reason is Reason.TOOLS_UNAVAILABLE:
             return reason
-        untouched = not self._record.sends and not self._record.worked_since
+        untouched = not self._desk.record.sends and not self._desk.record.worked_since
         if reason in _SESSION_FAULTS and session_id and untouched:
             return reason
         return None
@@ -215,8 +214,8 @@ class _Run:
         command = await anyio.to_thread.run_sync(_prepared, driver)
         crash.point("before_spawn")
         launch_id = uuid.uuid4().hex
-        self._record.launch_id = launch_id
-        await self._keep_record()
+        self._desk.record.launch_id = launch_id
+        await self._desk.keep_record()
         spawn = SpawnRecord(
             run_id=self._run_id,
             launch_id=launch_id,
@@ -283,6 +282,10 @@ class _Run:
                 )
             )
 
+    def _stir(self) -> None:
+        if self._attempt is not None:
+            self._attempt.sign_of_life()
+
     async def _event(self, event: DriverEvent) -> None:
         if isinstance(event, TextDelta):
             self._reporter.delta(event)
@@ -292,9 +295,9 @@ class _Run:
             return
         if isinstance(event, Ready):
             await self._keep_session(event.session_id)
-        if isinstance(event, ToolCall) and self._record.sends and not _is_ours(event):
-            self._record.worked_since = True
-            await self._keep_record()
+        if isinstance(event, ToolCall) and self._desk.record.sends and not _is_ours(event):
+            self._desk.record.worked_since = True
+            await self._desk.keep_record()
         await self._reporter.event(event)
 
     def _job(self, session_id: str | None, folder: Path, place: Session) -> Job:
@@ -375,15 +378,16 @@ class _Run:
                 failure=failure,
                 stopped_by=stop.actor if stop.requested else None,
                 daemon_stops=stop.daemon_stops,
-                sends=len(self._record.sends),
-                silence=self._silence,
+                sends=self._desk.replies,
+                asked=list(self._desk.record.asked.values()),
+                silence=self._desk.silence,
             )
         )
         if verdict.publish is not None:
-            await self._send(clip(verdict.publish, MAX_TEXT_CHARS // 2 - 100)[0], auto=True)
+            await self._desk.publish(clip(verdict.publish, MAX_TEXT_CHARS // 2 - 100)[0])
         finished = self._finished(verdict, seen)
-        self._record.finished = finished
-        await self._keep_record()
+        self._desk.record.finished = finished
+        await self._desk.keep_record()
         crash.point("before_finish")
         await self._reporter.finish(finished)
         await anyio.to_thread.run_sync(self._workspace.forget_turn, self._deliver.delivery_id)
@@ -403,70 +407,17 @@ class _Run:
             usage=seen.end.usage if seen.end else None,
         )
 
-    # --- the desk ---
 
-    @property
-    def memory(self) -> Path:
-        return self._workspace.memory
-
-    async def send(self, text: str, conversation_id: ConversationId | None) -> MessageId:
-        if conversation_id not in (None, self._deliver.message.conversation_id):
-            # The backend's answer to this says whether the agent belongs there.
-            await self.list_messages(conversation_id, 1, None)
-        self._stir()
-        return await self._send(text, conversation_id)
-
-    async def list_messages(
-        self, conversation_id: ConversationId | None, limit: int, before: MessageId | None
-    ) -> list[dict[str, Any]]:
-        self._stir()
-        query = ListMessages(
-            agent_id=self._deliver.agent.id,
-            conversation_id=conversation_id or self._deliver.message.conversation_id,
-            limit=limit,
-            before=before,
-        )
-        try:
-            return await self._uplink.list_messages(query)
-        except UplinkError as error:
-            raise ToolError(str(error)) from error
-
-    def stay_silent(self, reason: str) -> None:
-        self._stir()
-        self._silence = reason
-
-    def _stir(self) -> None:
-        if self._attempt is not None:
-            self._attempt.sign_of_life()
-
-    async def _send(
-        self, text: str, conversation_id: ConversationId | None = None, *, auto: bool = False
-    ) -> MessageId:
-        here = self._deliver.message.conversation_id
-        target = conversation_id or here
-        send = Send(
-            message_id=new_message_id(),
-            agent_id=self._deliver.agent.id,
-            conversation_id=target,
-            run_id=self._run_id,
-            text=text,
-            in_reply_to=self._deliver.message.id if target == here else None,
-            auto_published=auto,
-            sent_at=now(),
-        )
-        self._record.sends.append(send)
-        self._record.worked_since = False
-        await self._keep_record()
-        await self._uplink.report(send)
-        crash.point("after_send")
-        return send.message_id
-
-    async def _keep_record(self) -> None:
-        delivery = self._deliver.delivery_id
-        # One at a time: of two threads the later could be the first to finish.
-        async with self._recording:
-            snapshot = self._record.model_copy(deep=True)
-            await anyio.to_thread.run_sync(self._workspace.keep_turn, delivery, snapshot)
+def _sent_in(earlier: TurnRecord | None) -> list[str]:
+    """What an attempt that was cut off had sent, and to whom, as its successor is told."""
+    if earlier is None:
+        return []
+    return [
+        f"(to the agent {name}) {send.text}"
+        if (name := earlier.asked.get(send.message_id))
+        else send.text
+        for send in earlier.sends
+    ]
 
 
 def _is_ours(call: ToolCall) -> bool:

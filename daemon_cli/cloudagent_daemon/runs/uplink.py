@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import anyio
+from pydantic import TypeAdapter, ValidationError
 
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.committer import SpoolError
@@ -13,17 +14,26 @@ from cloudagent_daemon.link.tables import Leftover
 from cloudagent_daemon.link.transport import NotConnectedError
 from cloudagent_daemon.runs.ports import Launch, UplinkError
 from cloudagent_protocol.frames import (
+    AgentEntry,
     DeliveryReport,
     Delta,
+    FindAgent,
+    FoundAgent,
     HostReport,
+    ListAgents,
     ListMessages,
     LiveRun,
+    Question,
     RunReport,
     Send,
 )
 from cloudagent_protocol.ids import RunId
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_AGENTS: Final = TypeAdapter(list[AgentEntry])
+_FOUND: Final = TypeAdapter(FoundAgent)
 
 #: Between two attempts to write to a disk that takes nothing.
 RETRY_S: Final = 1.0
@@ -74,11 +84,20 @@ class SpoolUplink:
         self._client.deltas.add(frame)
 
     async def list_messages(self, query: ListMessages) -> list[dict[str, Any]]:
+        answer = await self._ask(query)
+        return cast("list[dict[str, Any]]", answer.get("messages", []))
+
+    async def list_agents(self, query: ListAgents) -> list[AgentEntry]:
+        return _understood(_AGENTS, (await self._ask(query)).get("agents", []))
+
+    async def find_agent(self, query: FindAgent) -> FoundAgent:
+        return _understood(_FOUND, await self._ask(query))
+
+    async def _ask(self, query: Question) -> dict[str, Any]:
         try:
-            answer = await self._client.ask(query)
+            return await self._client.ask(query)
         except NotConnectedError as error:
             raise UplinkError(str(error)) from error
-        return cast("list[dict[str, Any]]", answer.get("messages", []))
 
     async def _keep(self, change: Callable[[], Awaitable[object]]) -> None:
         """Waits for a disk that is full: what an agent has said is not thrown away for that."""
@@ -90,3 +109,10 @@ class SpoolUplink:
                 await anyio.sleep(RETRY_S)
             else:
                 return
+
+
+def _understood(adapter: TypeAdapter[T], answer: Any) -> T:
+    try:
+        return adapter.validate_python(answer)
+    except ValidationError as error:
+        raise UplinkError("the backend's answer could not be understood") from error

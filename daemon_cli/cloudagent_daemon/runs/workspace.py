@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from cloudagent_protocol.events import Finished
 from cloudagent_protocol.frames import Send
-from cloudagent_protocol.ids import ConversationId, DeliveryId, RunId
+from cloudagent_protocol.ids import ConversationId, DeliveryId, MessageId, RunId
 from cloudagent_protocol.resources import AgentSpec
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -43,7 +43,9 @@ class TurnRecord(BaseModel):
     launch_id: str
     #: All that the agent sent, written down before it was handed on.
     sends: list[Send] = Field(default_factory=list[Send])
-    #: Whether the agent went on working after its last send.
+    #: Those of them that ask another agent, with its name: no answer to who is waiting for one.
+    asked: dict[MessageId, str] = Field(default_factory=dict[MessageId, str])
+    #: Whether the agent went on working after its last send, or was about to: it had only asked.
     worked_since: bool = False
     #: How it ended, with its number in the run, if only the reporting was left to do.
     finished: Finished | None = None

@@ -48,6 +48,8 @@ async def test_all_tools_of_the_bridge_and_the_files_are_there(tmp_path: Path) -
             '@@call append_memory {"text": "and cake"}\n'
             "@@call list_messages\n"
             '@@call stay_silent {"reason": "nothing to do"}\n'
+            "@@call list_agents\n"
+            '@@call message_agent {"agent": "api", "text": "which port?"}\n'
             "@@call list_files\n"
             '@@call read_file {"path": "a.txt", "offset": 2}\n'
             '@@call search_files {"pattern": "alph"}\n'
@@ -56,7 +58,10 @@ async def test_all_tools_of_the_bridge_and_the_files_are_there(tmp_path: Path) -
     assert outputs[0] == "likes tea"
     assert "and cake" in (tmp_path / "MEMORY.md").read_text()
     assert agent.desk.silence == "nothing to do"
-    assert outputs[4:] == ["a.txt", "2\tbeta", "a.txt:1: alpha"]
+    assert outputs[4] == "api (agent_1): builtin on mbp, idle"
+    assert outputs[5].startswith("Sent to api as msg_1.")
+    assert agent.desk.sent == ["to api: which port?"]
+    assert outputs[6:] == ["a.txt", "2\tbeta", "a.txt:1: alpha"]
     assert not any(event["is_error"] for event in turn.of("tool_result"))
 
 

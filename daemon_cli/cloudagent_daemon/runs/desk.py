@@ -1,0 +1,169 @@
+"""What a run does for its agent's tools, and what is written down of it before it is handed on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from cloudagent_daemon import crash
+from cloudagent_daemon.bridge.tools import Asked, ToolError
+from cloudagent_daemon.runs.ports import Uplink, UplinkError
+from cloudagent_daemon.runs.report import now
+from cloudagent_daemon.runs.workspace import TurnRecord, Workspace
+from cloudagent_protocol.frames import (
+    AgentEntry,
+    Deliver,
+    FindAgent,
+    ListAgents,
+    ListMessages,
+    Send,
+)
+from cloudagent_protocol.ids import ConversationId, MessageId, RunId, new_message_id
+
+
+class RunDesk:
+    """The desk (`bridge.tools.Desk`) of one run.
+
+    Args:
+        stir: called with each call of a tool: the agent is alive.
+    """
+
+    def __init__(
+        self,
+        deliver: Deliver,
+        run_id: RunId,
+        workspace: Workspace,
+        uplink: Uplink,
+        stir: Callable[[], None],
+    ) -> None:
+        self._deliver = deliver
+        self._run_id = run_id
+        self._workspace = workspace
+        self._uplink = uplink
+        self._stir = stir
+        self._writing = anyio.Lock()
+        self.record = TurnRecord(run_id=run_id, launch_id="")
+        #: The agent's reason for saying nothing, if it gave one.
+        self.silence: str | None = None
+
+    # --- for the run ---
+
+    def go_on_from(self, earlier: TurnRecord) -> None:
+        """What an attempt that was cut off has sent counts for this one, and is not lost with it."""
+        self.record.sends, self.record.asked = earlier.sends, earlier.asked
+        self.record.worked_since = True
+
+    @property
+    def replies(self) -> int:
+        return len(self.record.sends) - len(self.record.asked)
+
+    async def publish(self, text: str) -> None:
+        """Sends the agent's last words, which it has not sent itself."""
+        await self._send(text, auto=True)
+
+    async def keep_record(self) -> None:
+        delivery = self._deliver.delivery_id
+        # One at a time: of two threads the later could be the first to finish.
+        async with self._writing:
+            snapshot = self.record.model_copy(deep=True)
+            await anyio.to_thread.run_sync(self._workspace.keep_turn, delivery, snapshot)
+
+    # --- for the tools ---
+
+    @property
+    def memory(self) -> Path:
+        return self._workspace.memory
+
+    async def send(self, text: str, conversation_id: ConversationId | None) -> MessageId:
+        if conversation_id not in (None, self._deliver.message.conversation_id):
+            # The backend's answer to this says whether the agent belongs there.
+            await self.list_messages(conversation_id, 1, None)
+        elif why := _too_deep(self._deliver):
+            raise ToolError(why)
+        self._stir()
+        return await self._send(text, conversation_id)
+
+    async def list_messages(
+        self, conversation_id: ConversationId | None, limit: int, before: MessageId | None
+    ) -> list[dict[str, Any]]:
+        self._stir()
+        query = ListMessages(
+            agent_id=self._deliver.agent.id,
+            conversation_id=conversation_id or self._deliver.message.conversation_id,
+            limit=limit,
+            before=before,
+        )
+        try:
+            return await self._uplink.list_messages(query)
+        except UplinkError as error:
+            raise ToolError(str(error)) from error
+
+    def stay_silent(self, reason: str) -> None:
+        self._stir()
+        self.silence = reason
+
+    async def list_agents(self) -> list[AgentEntry]:
+        self._stir()
+        try:
+            return await self._uplink.list_agents(ListAgents(agent_id=self._deliver.agent.id))
+        except UplinkError as error:
+            raise ToolError(str(error)) from error
+
+    async def message_agent(self, wanted: str, text: str) -> Asked:
+        self._stir()
+        query = FindAgent(
+            agent_id=self._deliver.agent.id, wanted=wanted, caused_by=self._deliver.message.id
+        )
+        try:
+            found = await self._uplink.find_agent(query)
+        except UplinkError as error:
+            raise ToolError(f"Nothing was sent to {wanted}: {error}") from error
+        here = found.conversation_id == self._deliver.message.conversation_id
+        sent = await self._send(text, found.conversation_id, asked=None if here else found.name)
+        return Asked(sent, found.name, answers_here=not here, waits_for=found.waits_for)
+
+    async def _send(
+        self,
+        text: str,
+        conversation_id: ConversationId | None = None,
+        *,
+        auto: bool = False,
+        asked: str | None = None,
+    ) -> MessageId:
+        here = self._deliver.message.conversation_id
+        target = conversation_id or here
+        send = Send(
+            message_id=new_message_id(),
+            agent_id=self._deliver.agent.id,
+            conversation_id=target,
+            run_id=self._run_id,
+            text=text,
+            in_reply_to=self._deliver.message.id if target == here else None,
+            caused_by=self._deliver.message.id,
+            auto_published=auto,
+            sent_at=now(),
+        )
+        self.record.sends.append(send)
+        if asked is not None:
+            self.record.asked[send.message_id] = asked
+        self.record.worked_since = asked is not None
+        await self.keep_record()
+        await self._uplink.report(send)
+        crash.point("after_send")
+        return send.message_id
+
+
+def _too_deep(deliver: Deliver) -> str | None:
+    """Why a reply to another agent would not be delivered; null if it would, or goes to people."""
+    message, limit = deliver.message, deliver.hop_limit
+    # What comes from an agent and is worked on where it stands is answered to that agent.
+    for_agent = message.author.type == "agent" and message.written_in is None
+    if not for_agent or limit is None or message.depth < limit:
+        return None
+    return (
+        f"Nothing was sent: it would be number {message.depth + 1} in a chain of messages that a "
+        f"person began, and an agent gets none above {limit}. End your turn; what you write last "
+        "is shown to the person."
+    )
