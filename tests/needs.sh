@@ -1,6 +1,6 @@
 #!/bin/sh
-# Brings what the tests need besides Python and node: Chromium, and the real coding agent from npm.
-# Both are looked for first, so that a second run costs nothing.
+# Brings what the tests need besides Python and node: Chromium, a systemd for users, and the real
+# coding agent from npm. All are looked for first, so that a second run costs nothing.
 set -eu
 cd "$(dirname "$0")"
 
@@ -10,6 +10,16 @@ if ! command -v chromium >/dev/null; then
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null
   else
     echo 'tests: the browser tests need Chromium:  sudo apt-get install chromium' >&2
+    exit 1
+  fi
+fi
+
+if [ "$(uname)" = Linux ] && ! { [ -x /lib/systemd/systemd ] && [ -e /usr/lib/systemd/user/dbus.socket ]; }; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo 'installing systemd, to run one for a user ...'
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq systemd dbus-user-session >/dev/null
+  elif [ -n "${CI:-}" ]; then
+    echo 'tests: the tests of the service need root on Linux, and  apt-get install systemd dbus-user-session' >&2
     exit 1
   fi
 fi

@@ -92,6 +92,8 @@ class Settings:
     insecure: bool = False
     #: A further root certificate, PEM.
     ca_file: Path | None = None
+    #: Started by a service manager, and so with an environment that is not a terminal's.
+    service: bool = False
     #: Where to exit hard, for tests of recovery (crash.py).
     crash_at: str | None = None
     debug: bool = False

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,8 @@ from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
+from cloudagent_daemon.service import login_path
+from cloudagent_daemon.service.notify import Notifier, standing_text, without_manager
 from cloudagent_protocol.frames import Capability, Heartbeat, Hello, HostReport
 from cloudagent_protocol.resources import Hold, Runtime
 from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
@@ -85,6 +88,10 @@ class Daemon:
         say: Callable[[str], None],
         job: OneMessage | None = None,
     ) -> None:
+        self._notify = Notifier(settings.environment)
+        #: For children. Its PATH is replaced once, before the first of them is started.
+        self._environment = without_manager(settings.environment)
+        settings = replace(settings, environment=self._environment)
         self._settings = settings
         self._spool = spool
         self._say = say
@@ -118,6 +125,8 @@ class Daemon:
         async with anyio.create_task_group() as tasks:
             # The connection comes first: a slow start must not look like a dead machine.
             tasks.start_soon(self.client.run)
+            if self._settings.service:
+                await self._ask_login_shell()
             tasks.start_soon(self._introduce, ending)
             await tasks.start(self._bridge.serve)
             if self._settings.state_dir:
@@ -126,9 +135,10 @@ class Daemon:
             tasks.start_soon(self._fence)
             tasks.start_soon(self.guards.watch)
             tasks.start_soon(self._heed_guards)
-            tasks.start_soon(self._bridge.warm_up)
+            tasks.start_soon(self._tell_manager, ending)
             logger.info("Serving", extra={"action": "serve", "profile": self._settings.profile})
             await ending.requested.wait()
+            self._notify.stopping()
             logger.info("stopping", extra={"action": "stop", "running": len(self.queue.working)})
             await self._drain(ending)
             tasks.cancel_scope.cancel()
@@ -155,6 +165,43 @@ class Daemon:
             for guard in refusing:
                 logger.warning("%s", guard.detail, extra={"action": guard.state})
             await changed.wait()
+
+    async def _ask_login_shell(self) -> None:
+        """A service manager's PATH does not know where people install coding agents."""
+        shell = login_path.shell_of(self._environment)
+        try:
+            mask = await self._masks.of_run()
+            found = await login_path.ask(shell, self._environment, mask=mask)
+        except UnmaskedError as error:
+            found = login_path.LoginPath(shell, problem=str(error))
+        if found.problem:
+            logger.warning("PATH as installed: %s", found.problem, extra={"action": "path"})
+        installed = self._environment.get("PATH", "").split(os.pathsep)
+        self._environment["PATH"] = login_path.joined(found.entries, installed)
+
+    async def _tell_manager(self, ending: Ending) -> None:
+        """Ready once all is loaded; from then on alive for as long as this loop gets its turn.
+
+        It is the loop that serves deliveries: if it hangs, the watchdog bites (security.md D-6).
+        """
+        await self._bridge.warm_up()
+        self._notify.ready()
+        while True:
+            changes = [self.client.changed, self.queue.changed, ending.requested]
+            self._notify.alive(self._standing_text(draining=ending.requested.is_set()))
+            with anyio.move_on_after(self._notify.pet_s):
+                await _any_of([event for event in changes if not event.is_set()])
+            await anyio.sleep(STATUS_S)
+
+    def _standing_text(self, *, draining: bool) -> str:
+        standing, connection = self.client.standing, self.client.connection
+        return standing_text(
+            "draining" if draining else standing.state,
+            standing.detail,
+            self._settings.server_url,
+            connection.welcome.host_id if connection else None,
+            len(self.queue.working),
+        )
 
     def _control(self, state_dir: Path) -> ControlServer:
         async def report() -> dict[str, Any]:

@@ -21,6 +21,8 @@ class Paths:
         #: What the running daemon says of itself (status.py).
         self.status = self.state_dir / "status.json"
         self.logs_dir = self.state_dir / "logs"
+        #: What a person adds to the service's environment; may hold keys.
+        self.environment_file = self.state_dir / "service.env"
 
 
 def profiles_dir(home: Path) -> Path:

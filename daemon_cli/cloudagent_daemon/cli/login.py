@@ -97,6 +97,19 @@ def check_trust(
 
 def run(arguments: argparse.Namespace) -> int:
     here = Here(arguments)
+    log_in(arguments, here)
+    if not arguments.json:
+        install, start = here.command("install-service"), here.command("start")
+        print(f"\n  Next: {install}   # now and at every login; or {start}", file=sys.stderr)
+    return 0
+
+
+def log_in(arguments: argparse.Namespace, here: Here) -> None:
+    """Gets a key for the profile, by the options of `login`, and keeps it.
+
+    Raises:
+        CommandError, ConfigError: there is none.
+    """
     stored = _stored(here)
     server_url = _server_url(arguments, stored, here)
     again = here.command(f"login --server {server_url}")
@@ -119,7 +132,6 @@ def run(arguments: argparse.Namespace) -> int:
     kept = Stored(server_url, done.machine_key, done.host_id, limits, ca_file)
     _keep(here, kept, done)
     _tell(here, kept, done, as_json=arguments.json)
-    return 0
 
 
 def _stored(here: Here) -> Stored | None:
@@ -273,4 +285,3 @@ def _tell(here: Here, kept: Stored, done: LoggedIn, *, as_json: bool) -> None:
     profile = f"profile {here.profile}"
     print(safe(f"✓ This machine is {done.host_name}{again}  {done.host_id} · {profile}"))
     print(safe(f"✓ Key saved to {here.shown(here.paths.config)} (0600)"), flush=True)
-    print(f"\n  Next: {here.command('start')}", file=sys.stderr)

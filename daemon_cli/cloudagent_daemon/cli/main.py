@@ -8,10 +8,16 @@ _OPTION = "--api-key"
 FDS = "/dev/fd/"
 #: Longer ones are no keys, and would not fit the pipe.
 _MAX_CHARS = 4_096
+_WINDOWS = """\
+error: cloudagent-daemon does not run on Windows itself
+  why:  it needs Unix sockets, signals and process groups
+  next: wsl --install   (then install and start it inside of WSL2)"""
 
 
 def main() -> int:
     """Runs the command in argv; returns its exit code."""
+    if sys.platform == "win32":
+        sys.exit(_WINDOWS)
     leave_argv()
     from cloudagent_daemon.cli import dispatch
 

@@ -18,6 +18,7 @@ from cloudagent_daemon.cli.options import (
     complain,
     safe,
 )
+from cloudagent_daemon.service.state import service_state
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
@@ -32,11 +33,16 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     add_key_options(parser)
     add_tls_options(parser)
     once.add_options(parser)
+    parser.add_argument("--service", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     here = Here(arguments)
+    if arguments.service:
+        from cloudagent_daemon.cli import served
+
+        return served.run(arguments, lambda here: _settings(arguments, here), _serve)
     once.check(arguments, here)
     if arguments.once or arguments.server_url or arguments.api_key or arguments.api_key_file:
         return _one_shot(arguments, here)
@@ -44,6 +50,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _kept(arguments: argparse.Namespace, here: Here) -> int:
+    settings = _settings(arguments, here)
+    try:
+        with lock.hold(here.paths.lock, here.paths.pid) as inode:
+            return _serve(settings, here.paths.logs_dir, inode)
+    except lock.AlreadyRunningError as error:
+        raise _running_already(here) from error
+
+
+def _running_already(here: Here) -> CommandError:
+    pid = lock.holder(here.paths.lock, here.paths.pid)
+    service = service_state(here.profile, here.environ)
+    what = f"Profile {here.profile} has a running daemon already"
+    if service and service.pid == pid:
+        what = f"The service is already running profile {here.profile}"
+    why = f"pid {pid or 'unknown'} holds {here.paths.lock}"
+    return CommandError(what, why, here.command("status"), CONFLICT)
+
+
+def _settings(arguments: argparse.Namespace, here: Here) -> config.Settings:
     settings = profile.settings_of(
         here.profile,
         here.environ,
@@ -52,17 +77,7 @@ def _kept(arguments: argparse.Namespace, here: Here) -> int:
         debug=here.debug,
     )
     check_trust(arguments, settings.server_url, here.command("start"), usage=False)
-    try:
-        with lock.hold(here.paths.lock, here.paths.pid) as inode:
-            return _serve(settings, here.paths.logs_dir, inode)
-    except lock.AlreadyRunningError as error:
-        pid = lock.holder(here.paths.lock, here.paths.pid)
-        raise CommandError(
-            f"Profile {here.profile} has a running daemon already",
-            f"pid {pid or 'unknown'} holds {here.paths.lock}",
-            here.command("status"),
-            CONFLICT,
-        ) from error
+    return settings
 
 
 def _one_shot(arguments: argparse.Namespace, here: Here) -> int:

@@ -5,10 +5,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Final
 
 from cloudagent_daemon import config, lock
 from cloudagent_daemon.cli.options import NOT_RUNNING, CommandError, Commands, Here
+from cloudagent_daemon.service.base import Manager, ServiceError
+from cloudagent_daemon.service.state import manager_of, service_state
 
 #: Beyond the runs' own time: their stop, the last reports, the end of the process.
 _MARGIN_S: Final = 30.0
@@ -34,18 +37,37 @@ def run(arguments: argparse.Namespace) -> int:
         )
     stored = config.read_file(here.paths.config)
     patience_s = (stored.limits if stored else config.Limits()).stop_timeout_s + _MARGIN_S
-    os.kill(pid, signal.SIGTERM)
+    service = _service(here, pid)
+    if service:
+        _or_say_why(service.stop, here)  # systemd would start anew what only got a signal
+    else:
+        os.kill(pid, signal.SIGTERM)
     if arguments.force:
         os.kill(pid, signal.SIGTERM)
         patience_s = _MARGIN_S
     if _gone(here, pid, _NOTICE_S) or _wait(here, pid, patience_s, force=arguments.force):
-        print(f"stopped {here.profile} (pid {pid})")
+        again = "; the service starts again at the next login" if service else ""
+        print(f"stopped {here.profile} (pid {pid}){again}")
         return 0
     raise CommandError(
         f"The daemon of profile {here.profile} did not end",
         f"pid {pid} still holds {here.paths.lock} after {patience_s:.0f} s",
         f"kill -9 {pid}" if arguments.force else here.command("stop --force"),
     )
+
+
+def _service(here: Here, pid: int) -> Manager | None:
+    """The manager, if the daemon is its service."""
+    state = service_state(here.profile, here.environ)
+    return manager_of(here.profile, here.environ) if state and state.pid == pid else None
+
+
+def _or_say_why(do: Callable[[], None], here: Here) -> None:
+    try:
+        do()
+    except ServiceError as error:
+        what = f"The service of profile {here.profile} could not be stopped"
+        raise CommandError(what, str(error), here.command("status")) from error
 
 
 def _wait(here: Here, pid: int, patience_s: float, *, force: bool) -> bool:
