@@ -1,13 +1,18 @@
 """Rows of the fault matrix about the machine itself: its key, its state, its clock, its resolver."""
 
+import contextlib
+import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
-from faults.history import Done, Spawned
+from cloudagent_daemon.paths import Paths, spool_file
+from faults.history import Done, Reply, Spawned
 from faults.site import count, site
-from faults.sizes import AGENTS, MARKS, MESSAGES, SLACK_S, seeded
+from faults.sizes import AGENTS, DEADLINE_S, MARKS, MESSAGES, SLACK_S, seeded
 
 pytestmark = MARKS
 
@@ -46,3 +51,58 @@ def test_row34_a_key_revoked_in_the_middle_of_runs_stops_them_and_leaves_nothing
         [config] = files_with(tmp_path / "laptop", place.key)
         assert config.name == "config.json"
         assert not files_with(tmp_path / "agents", place.key)
+
+
+def halved(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def overwritten(file: Path) -> None:
+    file.write_bytes(b"no database at all " * 1_000)
+
+
+@seeded
+@pytest.mark.parametrize("damage", [halved, emptied, overwritten])
+def test_row37_a_damaged_state_is_set_aside_said_and_nothing_is_lost_or_doubled(
+    tmp_path: Path, damage: Callable[[Path], None], seed: int
+) -> None:
+    with site(tmp_path, AGENTS) as place:
+        with place.daemon():
+            place.post(MESSAGES // 2)
+            place.settle(deadline_s=DEADLINE_S)
+        # Deliveries are on the machine's disk and acknowledged, and then the disk loses them.
+        place.crash("after_ack", MESSAGES - MESSAGES // 2)
+        file = spool_file(Paths(tmp_path / "laptop" / ".cloudagent", "default").state_dir)
+        damage(file)
+        with place.daemon(wait_for="set aside") as daemon:
+            daemon.wait_for_line("Connected")
+            place.settle(deadline_s=DEADLINE_S)
+        assert list(file.parent.glob(f"{file.name}.corrupt-*"))
+        # What the machine had and lost is told as interrupted: the backend cannot know how far it was.
+        history = place.judge(repeats=True)
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES
+
+
+@seeded
+def test_row37_a_state_of_a_newer_daemon_is_refused_and_left_as_it_is(
+    tmp_path: Path, seed: int
+) -> None:
+    with site(tmp_path, AGENTS) as place:
+        place.crash("after_ack", MESSAGES)
+        file = spool_file(Paths(tmp_path / "laptop" / ".cloudagent", "default").state_dir)
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as state:
+            [(version,)] = state.execute("PRAGMA user_version").fetchall()
+            state.execute("PRAGMA user_version = 99")
+        with place.daemon(wait_for="Update the daemon") as daemon:
+            assert daemon.wait() != 0
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as state:
+            state.execute(f"PRAGMA user_version = {version}")
+        with place.daemon():
+            place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES

@@ -112,3 +112,27 @@ def test_row22_a_full_disk_is_said_and_nothing_is_taken_until_there_is_room(
         history = place.judge()
         assert count(history, Spawned) == count(history, Reply) == len(place.recorder.posts)
         assert daemon.popen.poll() is None
+
+
+@seeded
+def test_row44_above_the_cap_messages_are_refused_and_told_so_and_below_it_none_is_lost(
+    tmp_path: Path, seed: int
+) -> None:
+    with site(tmp_path, AGENTS, CLOUDAGENT_BACKEND_BACKLOG_CAP=str(MESSAGES)) as place:
+        place.post(MESSAGES)
+        for _ in range(3):
+            refused = place.backend.http.post(
+                f"/v1/conversations/{place.places[0].conversation}/messages", json={"text": "more"}
+            )
+            assert refused.status_code == 429
+            problem = refused.json()
+            assert problem["code"] == "backlog_full"
+            assert f"{MESSAGES:,} messages already wait for mbp" in problem["detail"]
+            assert "Start the daemon on mbp" in problem["next"]
+        with place.daemon():
+            place.settle(deadline_s=DEADLINE_S)
+            # There is room again.
+            place.post(AGENTS)
+            place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES + AGENTS

@@ -125,6 +125,9 @@ def connect(path: Path | None, host_id: str | None = None) -> tuple[sqlite3.Conn
         return _open(":memory:"), None
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     note: str | None = None
+    if path.exists() and not path.stat().st_size:
+        # For SQLite a new file, with which it would throw away the log of changes beside it.
+        note = f"{path.name} was empty; set aside as {_set_aside(path, 'corrupt')}"
     try:
         connection = _open(str(path))
     except sqlite3.OperationalError as error:
