@@ -32,6 +32,7 @@ from cloudagent_backend.api import (
 from cloudagent_backend.api.attempts import Attempts, Pacing
 from cloudagent_backend.api.authenticator import Authenticator
 from cloudagent_backend.api.errors import documented
+from cloudagent_backend.api.express import Express
 from cloudagent_backend.api.limits import Gate
 from cloudagent_backend.api.links import Links
 from cloudagent_backend.api.metrics import Metered, Metrics
@@ -92,6 +93,7 @@ def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
     for part in (link, daemon, accounts, device, health):
         app.include_router(part.router)
     app.router.default = ui.Page(page)
+    app.add_middleware(Express)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(Metered, metrics=metrics)
     _describe_problems(app)

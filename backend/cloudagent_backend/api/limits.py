@@ -147,7 +147,7 @@ class Gate:
                 await _drain(receive)
             await self._too_large(scope, answer, limit)
         else:
-            await self._app(scope, _replay(bytes(body), receive), answer)
+            await self._app(scope, replay(bytes(body), receive), answer)
 
     async def _too_large(self, scope: Scope, answer: "_Answer", limit: int) -> None:
         answer.close = True
@@ -208,7 +208,7 @@ def _head_bytes(scope: Scope) -> int:
     return fields + len(scope.get("raw_path") or b"") + len(scope["query_string"])
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body once, and then whatever comes (a disconnect)."""
     given = False
 
