@@ -22,7 +22,7 @@ WAITING: Final = 10_000
 KEPT_FILES: Final = 14
 MAX_BYTES: Final = 10_000_000
 
-_SECRET: Final = re.compile(r"\b(sk_machine_|cat_|sk-)[A-Za-z0-9_-]{6,}")
+_SECRET: Final = re.compile(r"(sk_machine_|\bcat_|\bsk-)[A-Za-z0-9_-]{6,}")
 #: What would steer a terminal, begin a line that nobody logged, or cannot be encoded.
 _STEERING: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -88,7 +88,8 @@ class Lines(logging.Formatter):
         lines = [text + record.getMessage() + extra]
         if record.exc_info:
             lines += self.formatException(record.exc_info).split("\n")
-        return without_secrets("\n".join(visible(line) for line in lines))
+        # Secrets first: an escape that is spelled out ends in a letter, and hides where a key begins.
+        return "\n".join(visible(without_secrets(line)) for line in lines)
 
 
 class DailyFile(logging.Handler):

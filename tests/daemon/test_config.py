@@ -7,7 +7,7 @@ import pytest
 
 from cloudagent_daemon import config, lock, profile, status
 from cloudagent_daemon.config import ConfigError, Limits, NotLoggedInError, Stored
-from cloudagent_daemon.log import DailyFile, logging_to, without_secrets
+from cloudagent_daemon.log import DailyFile, Lines, logging_to, without_secrets
 from cloudagent_daemon.paths import Paths
 
 STORED = Stored("https://a.example", "sk_machine_x", "host_1")
@@ -190,6 +190,14 @@ def test_status_is_replaced_whole_and_half_a_file_is_none(tmp_path: Path) -> Non
 def test_keys_and_tokens_never_reach_the_log() -> None:
     text = "key sk_machine_abcDEF0123456789 token cat_0123456789 model sk-ant-api03-xyz_123"
     assert without_secrets(text) == "key sk_machine_… token cat_… model sk-…"
+
+
+def test_a_key_at_the_beginning_of_a_messages_line_does_not_reach_the_log() -> None:
+    for key in ("sk_machine_abcDEF0123456789", "cat_0123456789abcdef"):
+        record = logging.makeLogRecord(
+            {"msg": f"refused\n{key}", "levelname": "ERROR", "name": "x"}
+        )
+        assert key not in Lines().format(record)
 
 
 def test_a_log_line_cannot_steer_a_terminal_or_pretend_to_be_two(tmp_path: Path) -> None:

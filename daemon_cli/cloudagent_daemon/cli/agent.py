@@ -90,6 +90,12 @@ def known_agents(here: Here) -> dict[str, str]:
     return {one["id"]: one["name"] for one in _identities(here.paths.agents_dir)} | told
 
 
+def agent_folders(here: Here) -> dict[str, tuple[str, str | None]]:
+    """Name and working folder, if it has one of its own, of each agent that worked here."""
+    found = _identities(here.paths.agents_dir)
+    return {one["id"]: (str(one["name"]), one.get("cwd")) for one in found}
+
+
 def _identities(agents_dir: Path) -> Iterator[dict[str, Any]]:
     for file in sorted(agents_dir.glob("*/.meta/identity.json")):
         if file.parent.parent.parent == agents_dir and file.parent.parent.name != _ARCHIVE:

@@ -9,7 +9,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cloudagent_daemon.cli import agent, bridge, login, logs, profiles, service, start, status, stop
+from cloudagent_daemon.cli import (
+    agent,
+    bridge,
+    doctor,
+    login,
+    logs,
+    profiles,
+    service,
+    start,
+    status,
+    stop,
+)
 from cloudagent_daemon.cli.options import (
     CONFIGURATION,
     FAILED,
@@ -94,7 +105,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (login, service, start, stop, status, logs, profiles, agent):
+    for command in (login, service, start, stop, status, doctor, logs, profiles, agent):
         command.add(commands, options)
     return parser
 

@@ -1,0 +1,188 @@
+"""What only others can tell: the running daemon, the backend, the coding agents themselves."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Final
+
+from cloudagent_daemon.config import Settings
+from cloudagent_daemon.doctor.findings import Finding
+
+#: A clock that is further off breaks certificates, and the order of what is shown.
+_MAX_SKEW_S: Final = 30.0
+#: Coding agents wait about this long for their tools.
+_SLOW_TOOLS_MS: Final = 2_000.0
+#: What each driver's program is called in a shell.
+_PROGRAMS: Final = {
+    "claude_code": "claude",
+    "codex": "codex",
+    "gemini": "gemini",
+    "opencode": "opencode",
+}
+#: For demonstrations; always there.
+_SCRIPTED: Final = "scripted"
+
+
+def _connection(name: str, state: Any, detail: str, fix: str = "") -> Finding:
+    return Finding("Connection", name, state, detail, fix)
+
+
+async def connection(settings: Settings, login_command: str) -> list[Finding]:
+    """The way to the backend, as this process has it: reached, trusted, its clock, the key, the upgrade."""
+    import httpx2
+
+    from cloudagent_daemon.link.http import client, is_ours, why_no_answer
+    from cloudagent_daemon.link.way import way_of
+
+    way = way_of(settings)
+    server = settings.server_url
+    try:
+        async with client(way) as asking:
+            answer = await asking.get(
+                "/v1/daemon/host", headers={"Authorization": f"Bearer {settings.machine_key}"}
+            )
+    except (httpx2.HTTPError, OSError) as error:
+        why = why_no_answer(error, way)
+        return [_connection("server", "fail", f"{server}: {why}", f"curl -v {server}/healthz")]
+    if not is_ours(answer):
+        kind = answer.headers.get("content-type", "no type")
+        detail = f"{server} answers {answer.status_code} with {kind}, not as a backend"
+        return [_connection("server", "fail", detail, "a network's login page, or a wrong address")]
+    found = [_connection("server", "ok", f"{server} answers"), _clock(answer.headers.get("date"))]
+    if answer.status_code in (401, 403):
+        detail = f"not accepted ({answer.status_code})"
+        return [*found, _connection("machine key", "fail", detail, login_command)]
+    if answer.status_code != 200:
+        status = f"{server} answers {answer.status_code} {answer.reason_phrase}"
+        return [*found, _connection("machine key", "fail", status, "try again in a moment")]
+    accepted = _connection("machine key", "ok", f"accepted for {answer.json().get('name')}")
+    return [*found, accepted, await _upgrade(settings)]
+
+
+async def _upgrade(settings: Settings) -> Finding:
+    from cloudagent_daemon.link.transport import LinkError
+    from cloudagent_daemon.link.way import way_of
+    from cloudagent_daemon.link.websocket import WebSocketTransport
+
+    async def key() -> str:
+        return settings.machine_key
+
+    try:
+        # Without a hello it takes nobody's place.
+        async with WebSocketTransport(way_of(settings), key).connect():
+            return _connection("websocket", "ok", "opens")
+    except LinkError as error:
+        fix = "does a proxy on the way let WebSockets through? (header Upgrade, HTTP/1.1)"
+        return _connection("websocket", "fail", str(error), fix)
+
+
+def _clock(date: str | None) -> Finding:
+    try:
+        theirs = parsedate_to_datetime(date or "")
+    except ValueError:
+        return _connection("clock", "skip", "the backend tells no time")
+    skew_s = (datetime.now(UTC) - theirs).total_seconds()
+    if abs(skew_s) > _MAX_SKEW_S:
+        ahead = "ahead of" if skew_s > 0 else "behind"
+        detail = f"this machine's clock is {abs(skew_s):.0f} s {ahead} the backend's"
+        return _connection("clock", "warn", detail, "sudo timedatectl set-ntp true")
+    return _connection("clock", "ok", "as the backend's, within seconds")
+
+
+def service(report: Mapping[str, Any] | None, start_command: str) -> list[Finding]:
+    """Whether the daemon runs, and who started it."""
+    if report is None:
+        return [Finding("Service", "daemon", "fail", "not running", start_command)]
+    found = [Finding("Service", "daemon", "ok", f"running, pid {report.get('pid')}")]
+    kept: Mapping[str, Any] | None = report.get("service")
+    if not kept:
+        detail = "none: it ends with its terminal, or at logout, and is not started at login"
+        return [*found, Finding("Service", "unit", "skip", detail)]
+    found.append(Finding("Service", "unit", "ok", f"{kept.get('manager')} {kept.get('name')}"))
+    if kept.get("same_program") is False:
+        detail = f"starts {kept.get('program')}, not the command that you typed"
+        fix = "cloudagent-daemon install-service"
+        found.append(Finding("Service", "program", "warn", detail, fix))
+    if kept.get("lingers") is False:
+        fix = "loginctl enable-linger"
+        found.append(Finding("Service", "linger", "warn", "it stops when you log out", fix))
+    return found
+
+
+def link(report: Mapping[str, Any], check: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """How the daemon's own connection stands."""
+    state = str(report.get("state"))
+    if state != "connected":
+        yield _connection("link", "fail", f"{state}: {report.get('detail') or 'no reason yet'}")
+    elif check is not None:
+        trip: Mapping[str, Any] = check.get("backend") or {}
+        if trip.get("problem"):
+            yield _connection("link", "fail", str(trip["problem"]))
+        else:
+            yield _connection(
+                "link", "ok", f"connected; a report is kept after {trip.get('ms')} ms"
+            )
+
+
+def runtimes(
+    seen: Sequence[Mapping[str, Any]],
+    path: str,
+    tools: Mapping[str, Any] | None,
+    *,
+    in_daemon: bool,
+    restart: str,
+) -> Iterator[Finding]:
+    """Each coding agent: found, its version, logged in; and the same program as in this shell?
+
+    Args:
+        seen: as the daemon sees them (`Runtime`), or this process if none runs.
+        path: PATH of this shell.
+        in_daemon: whether it was the daemon that looked.
+        tools: how the start of an agent's tools went.
+        restart: what a person types to have the daemon start anew.
+    """
+    others = [one for one in seen if one["name"] != _SCRIPTED]
+    if all(one.get("problem") for one in others):
+        fix = "install one: npm install -g @anthropic-ai/claude-code"
+        yield Finding("Runtimes", "agents", "fail", "no coding agent can be used", fix)
+    for one in others:
+        yield _runtime(one, path, in_daemon=in_daemon, restart=restart)
+    if tools is not None:
+        yield _tools(tools)
+
+
+def _runtime(one: Mapping[str, Any], path: str, *, in_daemon: bool, restart: str) -> Finding:
+    name, problem, where = str(one["name"]), one.get("problem"), str(one.get("path") or "")
+    program = _PROGRAMS.get(name, "")
+    here = shutil.which(program, path=path) if program else None
+    if problem and here and in_daemon:
+        detail = f"found by this shell ({here}), but not by the daemon: {problem}"
+        return Finding("Runtimes", name, "fail", detail, restart)
+    if problem:
+        return Finding("Runtimes", name, "skip", str(problem))
+    told = f"{one.get('version') or 'version unknown'}  ({where})"
+    if one.get("logged_in") is False:
+        return Finding(
+            "Runtimes",
+            name,
+            "warn",
+            f"{told}, not logged in",
+            f"{program or name}   (and log in there)",
+        )
+    if in_daemon and here and where and Path(here).resolve() != Path(where).resolve():
+        detail = f"{told}; this shell has another: {here}"
+        return Finding("Runtimes", name, "warn", detail, restart)
+    return Finding("Runtimes", name, "ok", told)
+
+
+def _tools(tools: Mapping[str, Any]) -> Finding:
+    if tools.get("problem"):
+        fix = "cloudagent-daemon logs --level warning"
+        return Finding("Runtimes", "tools", "fail", f"do not start: {tools['problem']}", fix)
+    taken = float(tools.get("ms") or 0)
+    if taken > _SLOW_TOOLS_MS:
+        detail = f"take {taken:.0f} ms to start; coding agents wait about two seconds"
+        return Finding("Runtimes", "tools", "warn", detail, "is the machine overloaded?")
+    return Finding("Runtimes", "tools", "ok", f"start in {taken:.0f} ms")

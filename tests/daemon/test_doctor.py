@@ -1,0 +1,225 @@
+"""`doctor`: what it says of what it sees, what it mends, and that a failure is no end."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudagent_daemon.doctor import asked, findings, machine
+from cloudagent_daemon.doctor.findings import Finding
+from cloudagent_daemon.paths import Paths
+from fakes.backend import KEY, scripted_backend
+from fakes.home import Home
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "cli" / "doctor.txt"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def by_name(out: str) -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in json.loads(out)["findings"]}
+
+
+# --- what is told ---------------------------------------------------------------------------
+
+
+def example() -> list[Finding]:
+    return [
+        Finding(
+            "Environment", "install", "ok", "/home/ana/.local/share/uv/tools/cloudagent-daemon"
+        ),
+        Finding("Environment", "leftovers", "warn", "a daemon was killed", "doctor --fix"),
+        Finding("Connection", "server", "ok", "https://agents.example.com answers"),
+        Finding(
+            "Connection", "machine key", "fail", "not accepted (401)", "cloudagent-daemon login"
+        ),
+        Finding("Runtimes", "gemini", "skip", "not found"),
+        Finding("Runtimes", "claude_code", "ok", "2.1.197  (/usr/bin/claude)"),
+    ]
+
+
+def test_failures_come_first_with_their_fixes_then_each_section() -> None:
+    told = "\n".join(findings.lines(example(), where="in the running daemon")) + "\n"
+    assert told == GOLDEN.read_text("utf-8")
+
+
+def test_no_detail_steers_the_terminal_shows_a_key_or_fills_the_screen() -> None:
+    hostile = f"\x1b]0;owned\x07\n{KEY}\u202e\ncat_{'x' * 40}" + "ü" * 65_536
+    told = findings.lines([Finding("Agents", "a", "fail", hostile, hostile)], where="here")
+    assert all(line.isprintable() for line in told)
+    assert KEY not in "".join(told)
+    assert "xxxxx" not in "".join(told)
+    assert max(len(line) for line in told) < 400
+
+
+def test_warnings_fail_only_where_that_is_asked_for() -> None:
+    [warning] = [one for one in example() if one.state == "warn"]
+    assert not findings.failed([warning], strict=False)
+    assert findings.failed([warning], strict=True)
+    assert findings.failed(example(), strict=False)
+
+
+def test_what_cannot_be_mended_stays_as_it_was_and_says_why() -> None:
+    def refuse() -> str:
+        raise PermissionError("not yours")
+
+    one = Finding("Environment", "config", "fail", "mode 0644", "chmod", refuse)
+    assert findings.mend([one]) == []
+    assert (one.state, one.detail) == ("fail", "mode 0644; it could not be mended: not yours")
+
+
+# --- rules ------------------------------------------------------------------------------------
+
+
+def program(folder: Path) -> str:
+    folder.mkdir(parents=True)
+    file = folder / "claude"
+    file.write_text("#!/bin/sh\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+def told(tmp_path: Path, runtime: dict[str, Any], **more: Any) -> dict[str, Finding]:
+    known: dict[str, Any] = {"tools": None, "in_daemon": True, "restart": "restart it"} | more
+    seen = [{"name": "claude_code", **runtime}, {"name": "scripted"}]
+    found = asked.runtimes(seen, str(tmp_path / "shell"), **known)
+    return {one.name: one for one in found}
+
+
+def test_a_program_that_only_the_shell_finds_is_a_failure_of_the_daemons_path(
+    tmp_path: Path,
+) -> None:
+    here = program(tmp_path / "shell")
+    found = told(tmp_path, {"problem": "not found"})
+    assert found["claude_code"].state == "fail"
+    assert here in found["claude_code"].detail
+    assert found["claude_code"].fix == "restart it"
+
+
+def test_another_program_in_the_shell_is_worth_a_word(tmp_path: Path) -> None:
+    here, there = program(tmp_path / "shell"), program(tmp_path / "service")
+    found = told(tmp_path, {"version": "2", "path": there})
+    assert (found["claude_code"].state, found["claude_code"].detail.endswith(here)) == (
+        "warn",
+        True,
+    )
+    assert told(tmp_path, {"version": "2", "path": here})["claude_code"].state == "ok"
+
+
+def test_a_coding_agent_that_is_not_logged_in_is_named_with_its_program(tmp_path: Path) -> None:
+    found = told(tmp_path, {"version": "2", "path": "/x/claude", "logged_in": False})
+    assert found["claude_code"].state == "warn"
+    assert found["claude_code"].fix.startswith("claude ")
+
+
+def test_tools_that_start_slowly_or_not_at_all_are_told(tmp_path: Path) -> None:
+    for tools, state in (
+        ({"ms": 248.0, "problem": None}, "ok"),
+        ({"ms": 2_904.0, "problem": None}, "warn"),
+        ({"ms": None, "problem": "no answer within 10 s"}, "fail"),
+    ):
+        assert told(tmp_path, {"version": "2"}, tools=tools)["tools"].state == state
+
+
+def test_without_any_coding_agent_nothing_works(tmp_path: Path) -> None:
+    assert told(tmp_path, {"problem": "not found"})["agents"].state == "fail"
+
+
+@pytest.mark.parametrize(("off_s", "state"), [(0, "ok"), (-120, "warn"), (120, "warn")])
+def test_a_clock_that_is_off_is_told(off_s: int, state: str) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=off_s), usegmt=True)
+    assert asked._clock(date).state == state
+
+
+def test_an_agents_folder_must_be_there(tmp_path: Path) -> None:
+    paths = Paths(tmp_path, "default")
+    (tmp_path / "src").mkdir()
+    names: dict[str, tuple[str, str | None]] = {
+        "agent_1": ("shop", str(tmp_path / "src")),
+        "agent_2": ("docs", str(tmp_path / "gone")),
+    }
+    found = {one.name: one for one in machine.agents(paths, names)}
+    assert found["shop"].state == "ok"
+    assert (found["docs"].state, found["docs"].fix) == ("fail", f"mkdir -p {tmp_path / 'gone'}")
+
+
+def test_a_damaged_queue_is_a_failure_and_one_set_aside_is_told(tmp_path: Path) -> None:
+    paths = Paths(tmp_path, "default")
+    paths.state_dir.mkdir(parents=True)
+    (paths.state_dir / "state.db").write_bytes(b"no database" * 100)
+    assert machine._spool(paths).state == "fail"
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+async def test_a_running_daemon_is_asked_what_it_sees(home: Home) -> None:
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+        async with home.started() as daemon:
+            await daemon.until("Connected")
+            _, out, error = await home.command("doctor", "--json")
+            body, found = json.loads(out), by_name(out)
+    assert (body["schema"], body["checked_in"]) == ("cloudagent.doctor/1", "daemon")
+    assert error == ""
+    assert KEY not in out
+    for name in ("config", "files", "queue", "link", "server", "clock", "machine key", "daemon"):
+        assert found[name]["state"] == "ok", found[name]
+    assert found["websocket"]["state"] == "ok"
+    assert found["tools"]["detail"].startswith(("start in", "take"))
+    assert len(backend.connections) == 1  # the try took nobody's place
+
+
+async def test_without_a_daemon_it_looks_by_itself_and_goes_on_after_failures(home: Home) -> None:
+    code, out, _ = await home.command("doctor")
+    assert code == 1
+    assert out.startswith("✗ config       not logged in")
+    assert "Runtimes\n" in out
+    assert "checked in this process: no daemon answers" in out
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+    code, out, _ = await home.command("doctor", "--json")
+    found = by_name(out)
+    assert "nothing listens" in found["server"]["detail"]
+    assert found["daemon"]["fix"] == "cloudagent-daemon start"
+
+
+async def test_a_rejected_key_names_the_way_out(home: Home) -> None:
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+        file = home.state / "config.json"
+        file.write_text(file.read_text().replace(KEY, "sk_machine_" + "x" * 46))
+        _, out, _ = await home.command("doctor", "--json")
+        assert by_name(out)["machine key"]["state"] == "fail"
+        assert by_name(out)["machine key"]["fix"].startswith("cloudagent-daemon login")
+
+
+async def test_fix_does_what_is_safe_says_it_and_looks_again(home: Home) -> None:
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+        (home.state / "config.json").chmod(0o644)
+        home.state.chmod(0o755)
+        (home.state / "daemon.pid").write_text("1\n")
+        _, out, _ = await home.command("doctor", "--json")
+        assert [by_name(out)[n]["state"] for n in ("config", "files", "leftovers")] == [
+            "fail",
+            "fail",
+            "warn",
+        ]
+        _, out, error = await home.command("doctor", "--fix")
+        assert error.count("fixed  ") == 3
+        assert "✓ machine key  accepted for mbp" in out
+    assert (home.state / "config.json").stat().st_mode & 0o777 == 0o600
+    assert home.state.stat().st_mode & 0o777 == 0o700
+    assert not (home.state / "daemon.pid").exists()
+
+
+if __name__ == "__main__":
+    text = "\n".join(findings.lines(example(), where="in the running daemon")) + "\n"
+    GOLDEN.write_text(text, "utf-8")
