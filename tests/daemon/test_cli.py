@@ -482,3 +482,27 @@ async def test_a_check_without_a_backend_says_so_and_checks_the_rest(home: Home)
     assert found["backend"]["ms"] is None
     assert "cannot be reached" in found["backend"]["problem"]
     assert found["tools"]["problem"] is None
+
+
+# --- as a service -----------------------------------------------------------------------
+
+
+async def test_under_launchd_a_service_waits_for_a_person_instead_of_ending(home: Home) -> None:
+    async with scripted_backend() as backend:
+        async with home.started("--service") as daemon:
+            await daemon.until("is not logged in")
+            await daemon.until("waiting until")
+            await home.log_in(backend)
+            await daemon.until("Serving")
+            await backend.connected()
+        assert (await home.command("status"))[0] == 3
+
+
+async def test_under_launchd_a_service_reads_the_person_s_own_variables(home: Home) -> None:
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+        (home.state / "service.env").write_text("ANTHROPIC_API_KEY=k\n")
+        async with home.started("--service"):
+            report = await backend.reported(HostReport)
+            builtin = {runtime.name: runtime for runtime in report.runtimes}["builtin"]
+            assert builtin.problem is None
