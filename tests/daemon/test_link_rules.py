@@ -60,6 +60,13 @@ def test_two_daemons_of_one_host_give_each_other_up_to_five_minutes() -> None:
     assert waits[-1] == 300
 
 
+def test_a_machine_without_network_looks_every_few_seconds_however_long_that_lasts() -> None:
+    backoff = Backoff(upper)
+    waits = [backoff.delay(UnreachableError("no name", offline=True), 0.0) for _ in range(12)]
+    assert waits[0] == 0.5
+    assert max(waits) == waits[-1] == 8
+
+
 def test_what_the_backend_asks_for_is_waited_for() -> None:
     assert Backoff(upper).delay(UnreachableError("429", retry_after_s=7), 0.0) == 7.5
     assert Backoff(upper).delay(LinkClosedError(CloseCode.SLOW_DOWN), 0.0) == 60.5

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from e2e.harness import executed
 from faults.history import Reply, Spawned
 from faults.proxy import BOTH, Bandwidth, Direction, Gap, Latency, Loss
 from faults.site import Site, count, site
 from faults.sizes import AGENTS, CUTS, DEADLINE_S, FULL, MARKS, MESSAGES, SILENCE_S, seeded
 
 pytestmark = MARKS
+MACHINE = Path(__file__).parent / "machine"
+OUTAGE_S = 300 if FULL else 5
 
 
 @seeded
@@ -87,3 +90,31 @@ def lose_one(place: Site, direction: Direction, frames: int) -> None:
     welcome = [seen for seen in proxy.seen if seen.frame.get("type") == "welcome"][-1]
     # From the first frame that shows the gap, which comes after the last that is lost.
     assert welcome.at - gap.lost_at[-1] <= 5
+
+
+@seeded
+@pytest.mark.timeout(900)
+def test_row31_a_resolver_that_fails_delays_and_10_s_after_it_is_back_so_is_the_link(
+    tmp_path: Path, seed: int
+) -> None:
+    names = tmp_path / "names"
+    names.write_text("backend.localhost")
+    # A name under which the backend lets itself be spoken to.
+    machine = {"PYTHONPATH": str(MACHINE), "FAULTS_NAMES": str(names)}
+    with site(tmp_path, AGENTS, proxied=True) as place:
+        assert place.proxy
+        place.proxy.host = "backend.localhost"
+        with place.daemon(start=executed, **machine) as daemon:
+            place.proxy.host = "127.0.0.1"
+            place.post(MESSAGES // 2)
+            place.settle(deadline_s=DEADLINE_S)
+            names.write_text("")
+            place.proxy.reset()
+            place.post(MESSAGES - MESSAGES // 2)
+            daemon.wait_for_line("backend.localhost is not known")
+            place.proxy.never(lambda p: p.count("welcome") > 1, OUTAGE_S)
+            names.write_text("backend.localhost")
+            daemon.wait_for_line("Connected", deadline_s=10)
+            place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES

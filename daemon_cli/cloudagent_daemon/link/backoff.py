@@ -14,6 +14,9 @@ from cloudagent_protocol.errors import FATAL_CLOSE_CODES, CloseCode
 
 FIRST_S: Final = 0.5
 LAST_S: Final = 60.0
+#: At most between attempts that do not leave this machine: no name, no network. They cost nobody
+#: anything, and a person who opens the laptop waits for the end of it.
+OFFLINE_S: Final = 8.0
 #: Between attempts after an end that only a person can mend, and at most between fencing ones.
 FATAL_S: Final = 300.0
 #: A connection that lasted as long makes the next failure a first one.
@@ -41,6 +44,8 @@ class Backoff:
             return FATAL_S
         superseded = isinstance(end, LinkClosedError) and end.code == CloseCode.SUPERSEDED
         last = FATAL_S if superseded else LAST_S
+        if isinstance(end, UnreachableError) and end.offline:
+            last = OFFLINE_S
         jittered = self._spread(0, min(last, FIRST_S * 2 ** min(self.attempt - 1, 20)))
         if isinstance(end, LinkClosedError) and end.code == CloseCode.SLOW_DOWN:
             return LAST_S + jittered

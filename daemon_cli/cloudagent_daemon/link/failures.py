@@ -1,5 +1,6 @@
 """Why a connection failed, in words: the first cause that tells something."""
 
+import errno
 import socket
 import ssl
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ _CERTIFICATE: Final = {
     19: f"its certificate comes from an authority that this machine does not trust; {_YOURS}",
     20: f"its certificate comes from an authority that this machine does not trust; {_YOURS}",
 }
+
+
+def is_offline(error: BaseException) -> bool:
+    """Whether nothing was sent at all: the name is not known here, or there is no network."""
+    return any(
+        isinstance(cause, socket.gaierror)
+        or (isinstance(cause, OSError) and cause.errno in (errno.ENETUNREACH, errno.ENETDOWN))
+        for cause in _causes(error)
+    )
 
 
 def why_not(error: BaseException, way: Way) -> str:

@@ -18,11 +18,17 @@ class LinkError(Exception):
 
 
 class UnreachableError(LinkError):
-    """No connection could be made: name, network, TLS, or an answer that is no backend's."""
+    """No connection could be made: name, network, TLS, or an answer that is no backend's.
 
-    def __init__(self, why: str, retry_after_s: float | None = None) -> None:
+    `offline` where the attempt did not leave this machine, so that the backend had no part in it.
+    """
+
+    def __init__(
+        self, why: str, retry_after_s: float | None = None, *, offline: bool = False
+    ) -> None:
         super().__init__(why)
         self.retry_after_s = retry_after_s
+        self.offline = offline
 
 
 class KeyRejectedError(LinkError):

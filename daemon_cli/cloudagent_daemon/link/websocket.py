@@ -20,7 +20,7 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from cloudagent_daemon.link.failures import proxy_refusal, why_not
+from cloudagent_daemon.link.failures import is_offline, proxy_refusal, why_not
 from cloudagent_daemon.link.transport import (
     KeyRejectedError,
     LinkClosedError,
@@ -104,7 +104,9 @@ class WebSocketTransport:
             raise UnreachableError(f"{server} cannot be trusted: {why}") from error
         except OSError as error:
             why = why_not(error, self._way)
-            raise UnreachableError(f"{server} cannot be reached: {why}") from error
+            raise UnreachableError(
+                f"{server} cannot be reached: {why}", offline=is_offline(error)
+            ) from error
 
 
 def _way_options(way: Way) -> dict[str, Any]:
