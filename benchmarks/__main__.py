@@ -18,6 +18,7 @@ NAMES = (
     "idle_host",
     "reconnect",
     "backlog",
+    "spool",
 )
 #: Those that `--whole` makes larger.
 LARGER = ("idle_host", "backlog")

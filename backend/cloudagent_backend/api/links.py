@@ -1,7 +1,6 @@
 """All daemons' connections of this process, served by a few tasks however many they are.
 
-Down: the hub hints at sessions whose outbox has grown; what was offered is written at once, what
-was not is read from the store. Up: connections hint that frames wait; those of all of them share one
+Down: the hub hints at sessions whose outbox has grown; one look into the store serves several. Up: connections hint that frames wait; those of all of them share one
 transaction. A task and a transaction for each connection would be most of what an idle one costs,
 and most of what an acknowledgement does. (docs/decisions/0013)
 """
@@ -81,23 +80,21 @@ class Links:
         while True:
             sessions = await self._hub.hints.take()
             found = [one for session in sessions if (one := self._connections.get(session))]
-            behind = [one for one in found if self._send(one)]
+            behind = [one for one in found if self._wants(one)]
             for start in range(0, len(behind), _SESSIONS):
                 await self._send_stored(behind[start : start + _SESSIONS])
 
-    def _send(self, connection: Connection) -> bool:
-        """Send what was offered; whether there may be more in the store, and there is room."""
+    def _wants(self, connection: Connection) -> bool:
+        """Close it if that was asked for; whether the store may have something, and there is room."""
         session = connection.session
         if session.closed:
             connection.end(session.close_code, session.close_reason)
             return False
-        offered, session.offered = session.offered, []
-        connection.send(offered)
         return session.behind and connection.room > 0
 
     async def _send_stored(self, connections: Sequence[Connection]) -> None:
         wanted = [(one, min(one.room, _FRAMES)) for one in connections]
-        for connection, _ in wanted:  # before the look: what comes after it is offered
+        for connection, _ in wanted:  # before the look: what comes after it is hinted at
             connection.session.behind = False
 
         def read(c: sqlite3.Connection) -> list[list[OutboxRow]]:

@@ -1,18 +1,15 @@
 """The live links of this process: one per host, the newest wins. It knows nothing of sockets."""
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final
 
 from cloudagent_backend.delivery.hints import Hints
 from cloudagent_backend.delivery.sending import ReadyHost
-from cloudagent_backend.store.outbox import OutboxRow
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.frames import Capability
 from cloudagent_protocol.ids import HostId
 
-#: Frames of a session that wait for their socket; above it they are read from the store again.
-_MAX_OFFERED: Final = 64
 #: Connections of one key at once, and then per second: a daemon that flaps must not keep the
 #: server busy with handshakes, one that is restarted by hand a few times must not be kept out.
 _HANDSHAKES: Final = 30.0
@@ -22,8 +19,8 @@ _HANDSHAKES_PER_S: Final = 0.5
 class Session:
     """One connection of a host's daemon, from its hello to its close.
 
-    Whoever serves the connection writes what it has `offered`, or what the store has, and closes
-    when it is `closed`; the hub hints at it for both.
+    Whoever serves the connection writes what the store has for it, and closes when it is `closed`;
+    the hub hints at it for both.
     """
 
     __slots__ = (
@@ -35,7 +32,6 @@ class Session:
         "host_id",
         "id",
         "instance_id",
-        "offered",
         "parent_id",
         "ready",
     )
@@ -60,16 +56,8 @@ class Session:
         self.close_reason = ""
         #: Whether the handshake is done, so that work may be leased to it.
         self.ready = False
-        #: Frames that were committed just now, in their order: they need not be read again.
-        self.offered: list[OutboxRow] = []
-        #: Whether the store may have frames that were neither sent nor offered.
+        #: Whether the store may have frames that were not sent.
         self.behind = True
-
-    def offer(self, rows: Sequence[OutboxRow]) -> None:
-        if not self.behind and len(self.offered) + len(rows) <= _MAX_OFFERED:
-            self.offered += rows
-        else:
-            self.behind = True
 
 
 class Hub:
@@ -137,12 +125,6 @@ class Hub:
         """The host's outbox has grown."""
         if session := self._sessions.get(host_id):
             session.behind = True
-            self.hints.hint(session)
-
-    def offer(self, host_id: HostId, rows: Sequence[OutboxRow]) -> None:
-        """As `hint`, with what it has grown by: frames that follow each other."""
-        if session := self._sessions.get(host_id):
-            session.offer(rows)
             self.hints.hint(session)
 
     def all_ready(self) -> list[ReadyHost]:
