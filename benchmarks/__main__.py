@@ -11,6 +11,7 @@ from benchmarks.measure import Figure, report  # noqa: E402 - the harness is fou
 
 NAMES = (
     "commands",
+    "start",
     "bridge",
     "cold_turn",
     "delivery",
