@@ -32,6 +32,9 @@ from cloudagent_protocol.resources import (
     AgentCreate,
     AgentMessageCreate,
     AgentUpdate,
+    Chain,
+    ChainDecide,
+    ChainState,
     Conversation,
     ConversationCreate,
     DeliveryMode,
@@ -270,6 +273,31 @@ class AsyncMessages:
         await self._transport.run(calls.cancel_message(message_id))
 
 
+class AsyncChains:
+    """What followed from messages, where agents message each other."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(self, state: ChainState | None = None) -> AsyncIterator[Chain]:
+        """Newest first; those of one state."""
+        return self._transport.items(calls.list_chains(state))
+
+    async def get(self, chain_id: str) -> Chain:
+        """By the id of the message that began it."""
+        return await self._transport.run(calls.get_chain(chain_id))
+
+    async def decide(
+        self, chain_id: str, body: ChainDecide, *, idempotency_key: str | None = None
+    ) -> Chain:
+        """Let a paused chain go on, or stop it.
+
+        Raises:
+            ConflictError: it has not paused, or somebody has answered already.
+        """
+        return await self._transport.run(calls.decide_chain(chain_id, body, idempotency_key))
+
+
 class AsyncRuns:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
@@ -325,6 +353,7 @@ class AsyncCloudAgent:
         self.hosts = AsyncHosts(self._transport)
         self.conversations = AsyncConversations(self._transport)
         self.messages = AsyncMessages(self._transport)
+        self.chains = AsyncChains(self._transport)
         self.runs = AsyncRuns(self._transport)
         self.events = AsyncEvents(self._transport)
 

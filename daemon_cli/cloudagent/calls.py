@@ -19,6 +19,9 @@ from cloudagent_protocol.resources import (
     AgentCreate,
     AgentMessageCreate,
     AgentUpdate,
+    Chain,
+    ChainDecide,
+    ChainState,
     Conversation,
     ConversationCreate,
     HostMachine,
@@ -205,6 +208,23 @@ def retry_message(message_id: str, key: str | None = None) -> Call[Trace]:
 
 def cancel_message(message_id: str) -> Call[None]:
     return _write("DELETE", f"/v1/messages/{_part(message_id)}", _nothing, None, None)
+
+
+# --- chains ---------------------------------------------------------------------------
+
+
+def list_chains(state: ChainState | None = None) -> PageCall[Chain]:
+    """Newest first."""
+    return _pages("/v1/chains", Page[Chain].model_validate_json, state=state)
+
+
+def get_chain(chain_id: str) -> Call[Chain]:
+    return _get(f"/v1/chains/{_part(chain_id)}", Chain.model_validate_json)
+
+
+def decide_chain(chain_id: str, body: ChainDecide, key: str | None = None) -> Call[Chain]:
+    path = f"/v1/chains/{_part(chain_id)}"
+    return _write("POST", path, Chain.model_validate_json, body, key)
 
 
 # --- runs and the caller --------------------------------------------------------------

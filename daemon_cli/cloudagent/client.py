@@ -30,6 +30,9 @@ from cloudagent_protocol.resources import (
     AgentCreate,
     AgentMessageCreate,
     AgentUpdate,
+    Chain,
+    ChainDecide,
+    ChainState,
     Conversation,
     ConversationCreate,
     DeliveryMode,
@@ -267,6 +270,31 @@ class Messages:
         self._transport.run(calls.cancel_message(message_id))
 
 
+class Chains:
+    """What followed from messages, where agents message each other."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self, state: ChainState | None = None) -> Iterator[Chain]:
+        """Newest first; those of one state."""
+        return self._transport.items(calls.list_chains(state))
+
+    def get(self, chain_id: str) -> Chain:
+        """By the id of the message that began it."""
+        return self._transport.run(calls.get_chain(chain_id))
+
+    def decide(
+        self, chain_id: str, body: ChainDecide, *, idempotency_key: str | None = None
+    ) -> Chain:
+        """Let a paused chain go on, or stop it.
+
+        Raises:
+            ConflictError: it has not paused, or somebody has answered already.
+        """
+        return self._transport.run(calls.decide_chain(chain_id, body, idempotency_key))
+
+
 class Runs:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -321,6 +349,7 @@ class CloudAgent:
         self.hosts = Hosts(self._transport)
         self.conversations = Conversations(self._transport)
         self.messages = Messages(self._transport)
+        self.chains = Chains(self._transport)
         self.runs = Runs(self._transport)
         self.events = Events(self._transport)
 

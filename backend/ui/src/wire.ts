@@ -82,6 +82,8 @@ export interface Agent {
 export interface Conversation {
   id: string;
   title: string | null;
+  /** `agents`: of two agents with each other. */
+  kind?: "people" | "agents";
   agent_ids: string[];
   created_at: string;
   last_message_at: string | null;

@@ -7,6 +7,7 @@ import typer
 
 from cloudagent.cli import guard
 from cloudagent.cli.agents import agents
+from cloudagent.cli.chains import chain, chains
 from cloudagent.cli.hosts import hosts
 from cloudagent.cli.interrupt import interrupt
 from cloudagent.cli.retry import retry
@@ -30,7 +31,17 @@ def common(
     guard.options.debug = debug
 
 
-commands: list[Callable[..., None]] = [up, send, trace, retry, agents, hosts, interrupt]
+commands: list[Callable[..., None]] = [
+    up,
+    send,
+    trace,
+    retry,
+    agents,
+    hosts,
+    interrupt,
+    chains,
+    chain,
+]
 for command in commands:
     app.command()(guard.told(command))
 

@@ -20,6 +20,9 @@ def trace(
             return
         agents = {agent.id: agent.name for agent in ca.agents.list()}
     terminal.show(found.message_id)
+    if found.caused_by:
+        depth = f"depth {found.depth} of chain {found.chain_id}"
+        terminal.show(terminal.safe(f"caused by {found.caused_by} ({depth})"))
     for delivery in found.deliveries:
         for line in words.ladder(delivery, agents.get(delivery.agent_id, delivery.agent_id)):
             terminal.show(terminal.safe(line))

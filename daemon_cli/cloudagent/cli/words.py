@@ -76,6 +76,8 @@ def _summary(delivery: DeliveryTrace) -> str:
 
 
 def _waits_for(delivery: DeliveryTrace) -> str:
+    if delivery.reason == "budget":
+        return "paused: you decide whether its agents go on (cloudagent chains)"
     if delivery.reason == "host_offline":
         return "still here: its machine is offline (cloudagent hosts)"
     match delivery.state:

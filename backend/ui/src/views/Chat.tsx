@@ -132,7 +132,9 @@ function useConversation(agent: Agent, route: ChatRoute, state: State): string |
   }, [wanted, agent.name]);
   if (wanted !== null) return state.messages[wanted]?.conversation_id ?? found;
   if (route.fresh) return null;
-  return route.conversation ?? conversationsOf(state, agent.id)[0]?.id ?? null;
+  // What agents say to each other is to be looked for: it is nobody's latest conversation with an agent.
+  const own = conversationsOf(state, agent.id).find((conversation) => conversation.kind !== "agents");
+  return route.conversation ?? own?.id ?? null;
 }
 
 function Thread(props: {

@@ -136,7 +136,7 @@ function Conversations(props: {
   const state = useApp();
   const { agent, route } = props;
   const list = conversationsOf(state, agent.id).slice(0, SHOWN);
-  const current = route.fresh ? null : (route.conversation ?? list[0]?.id ?? null);
+  const current = route.fresh ? null : (route.conversation ?? list.find((c) => c.kind !== "agents")?.id ?? null);
   const unnamed = list.filter((c) => c.title === null && state.openings[c.id] === undefined).map((c) => c.id).join(" ");
   useEffect(() => {
     for (const id of unnamed.split(" ").filter(Boolean)) void session.opening(id);
@@ -153,7 +153,13 @@ function Conversations(props: {
             {...(props.onGo && { onGo: props.onGo })}
           >
             <span className="conversation-title">
-              {conversation.title ?? (state.openings[conversation.id] || "New conversation")}
+              {conversation.title ??
+                (conversation.kind === "agents"
+                  ? `With ${conversation.agent_ids
+                      .filter((id) => id !== agent.id)
+                      .map((id) => state.agents[id]?.name ?? "a removed agent")
+                      .join(", ")}`
+                  : state.openings[conversation.id] || "New conversation")}
             </span>
             {state.unread.has(conversation.id) ? (
               <span className="badge">
