@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     AUTO_PUBLISHED = "auto_published"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    DEAD = "dead"  # given up: it could not be launched, or took the daemon down, again and again
 
 
 class Reason(StrEnum):

@@ -505,6 +505,29 @@ async def test_a_failed_message_is_delivered_again_and_says_who_wanted_it(tmp_pa
         assert frame.retry.began
 
 
+async def test_a_message_that_no_launch_could_work_on_is_dead_and_the_next_one_goes_on(
+    tmp_path: Path,
+) -> None:
+    async with open_desk(tmp_path) as desk:
+        await desk.greet()
+        poison, fine = await desk.say("poison"), await desk.say("fine")
+        await desk.receive_all()
+        run = Run(poison)
+        why = "Given up after 3 launches. The last: exit 1"
+        await desk.report(run.finished(Outcome.DEAD, reason=Reason.SPAWN_FAILED, detail=why))
+        [row] = await desk.rows(poison)
+        last = json.loads(row.rungs)[-1]
+        assert (row.state, row.outcome, row.reason) == ("dead", "dead", "spawn_failed")
+        assert (last["rung"], last["actor"], last["detail"]) == ("dead", "mbp", why)
+        assert await desk.agent_status() == "crashed"
+        after = Run(fine)
+        await desk.report(after.started(), after.send("Fixed."), after.finished())
+        assert await desk.state(fine) == "done"
+        assert await desk.agent_status() == "idle"
+        trace = await desk.service.retry(desk.user_id, "ana", poison.id)
+        assert trace.deliveries[-1].state == "queued"
+
+
 async def test_what_is_under_way_or_done_is_not_tried_again(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:
         message = await desk.say()

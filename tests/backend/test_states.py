@@ -73,6 +73,7 @@ def test_every_outcome_has_an_end_and_a_rung(outcome: Outcome) -> None:
         (Outcome.FAILED, Reason.TOOLS_UNAVAILABLE, AgentStatus.CRASHED),
         (Outcome.FAILED, Reason.RUNTIME_MISSING, AgentStatus.RUNTIME_MISSING),
         (Outcome.FAILED, Reason.RATE_LIMIT, AgentStatus.IDLE),
+        (Outcome.DEAD, Reason.SPAWN_FAILED, AgentStatus.CRASHED),
     ],
 )
 def test_an_agent_shows_how_its_last_run_ended(

@@ -330,7 +330,7 @@ async def test_a_message_that_takes_the_daemon_down_again_and_again_is_given_up(
         async with queue_over(spool) as world:
             await world.until(2)
             [finished] = await world.until_ended(1)
-            assert (finished.outcome, finished.reason) == (Outcome.FAILED, Reason.CRASHED)
+            assert (finished.outcome, finished.reason) == (Outcome.DEAD, Reason.CRASHED)
 
 
 async def test_a_fault_of_the_runner_fails_its_message_and_no_other() -> None:

@@ -131,8 +131,8 @@ async def test_an_agent_without_its_tools_is_ended_and_tried_once_more(
 async def test_an_agent_that_never_gets_its_tools_fails_for_that_reason(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         seen = await world.run("@@tools pending\n@@hang")
-    assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.TOOLS_UNAVAILABLE)
-    assert len(seen.launches) == 2
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.DEAD, Reason.TOOLS_UNAVAILABLE)
+    assert len(seen.launches) == 6, "three launches, each with its retry"
     assert "ready" not in seen.types
 
 
@@ -178,7 +178,6 @@ async def test_what_an_agent_leaves_running_neither_delays_nor_survives_its_turn
         ("@@crash 3", Reason.CRASHED),
         ("@@kill", Reason.CRASHED),
         ("@@quit", Reason.NO_RESULT),
-        ("@@nothing", Reason.NO_RESULT),
         ("@@reply partly\n@@crash", Reason.CRASHED),
     ],
 )
@@ -188,9 +187,43 @@ async def test_each_failure_has_its_reason(tmp_path: Path, orders: str, reason: 
         after = await world.run("@@reply still here")
     assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, reason)
     assert seen.end.detail
-    assert "last words" in seen.end.stderr_tail or orders == "@@nothing"
+    assert "last words" in seen.end.stderr_tail
     assert not any(send.auto_published for send in seen.sends)
     assert after.end.outcome is Outcome.REPLIED
+
+
+async def test_what_dies_before_it_is_ready_is_launched_three_times_and_then_given_up(
+    tmp_path: Path,
+) -> None:
+    async with a_world(tmp_path) as world:
+        seen = await world.run("@@mute\n@@stderr last words\n@@crash 3")
+        after = await world.run("@@reply still here")
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.DEAD, Reason.CRASHED)
+    assert "Given up after 3 launches" in seen.end.detail
+    assert "last words" in seen.end.stderr_tail
+    assert len(seen.launches) == 3
+    retries = [event.reason for event in seen.events if isinstance(event, Retry)]
+    assert retries == [Reason.CRASHED, Reason.CRASHED]
+    assert after.end.outcome is Outcome.REPLIED
+
+
+async def test_what_has_worked_is_not_launched_again(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        seen = await world.run("@@mute\n@@say I have begun\n@@crash 3")
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.CRASHED)
+    assert len(seen.launches) == 1
+
+
+async def test_failed_launches_are_counted_over_the_daemons_lives(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        deliver = world.deliver("@@mute\n@@crash 3")
+        space = Workspace(world.settings.agents_dir, deliver.agent)
+        space.prepare()
+        record = TurnRecord(run_id=new_run_id(), launch_id="gone", failed_launches=2)
+        space.keep_turn(deliver.delivery_id, record)
+        seen = await world.run(deliver, attempt=2)
+    assert seen.end.outcome is Outcome.DEAD
+    assert len(seen.launches) == 1
 
 
 async def test_a_retried_request_is_told_with_its_reason_and_delay(tmp_path: Path) -> None:
@@ -270,8 +303,10 @@ async def test_a_missing_program_or_folder_is_told_apart(tmp_path: Path) -> None
         Reason.RUNTIME_MISSING,
         True,
     )
-    for seen in (gone, nowhere, none, unknown):
-        assert seen.types == ["finished"]
+    for seen in (none, unknown):
+        assert (seen.types, seen.end.outcome) == (["finished"], Outcome.FAILED)
+    for seen in (gone, nowhere):
+        assert (seen.types, seen.end.outcome) == (["retry", "retry", "finished"], Outcome.DEAD)
 
 
 async def test_an_agent_id_that_would_leave_its_folder_is_refused(tmp_path: Path) -> None:

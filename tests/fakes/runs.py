@@ -173,7 +173,8 @@ class World:
         """Runs one message; returns what was reported of it."""
         self.uplink = uplink or RecordedUplink()
         deliver = self.deliver(text) if isinstance(text, str) else text
-        runner = Runner(self.settings, self.bridge, self.uplink, Masks(self.settings))
+        masks = Masks(self.settings)
+        runner = Runner(self.settings, self.bridge, self.uplink, masks, relaunch_s=(0.0, 0.0))
         with anyio.fail_after(30):
             outcome = await runner.run(deliver, attempt=attempt, stop=stop or StopSignal())
         assert outcome == self.uplink.end.outcome

@@ -46,6 +46,7 @@ _END_OF: Final[dict[Outcome, DeliveryState]] = {
     Outcome.AUTO_PUBLISHED: _S.DONE,
     Outcome.FAILED: _S.FAILED,
     Outcome.CANCELLED: _S.CANCELLED,
+    Outcome.DEAD: _S.DEAD,
 }
 
 #: Failures after which a person should look at the agent itself, not only at the message.
@@ -84,6 +85,6 @@ def status_after(outcome: Outcome, reason: AnyReason | None) -> AgentStatus:
     """What an agent shows when its only live run has ended so."""
     if outcome is Outcome.FAILED and reason is Reason.RUNTIME_MISSING:
         return AgentStatus.RUNTIME_MISSING
-    if outcome is Outcome.FAILED and reason in _CRASHES:
+    if outcome is Outcome.DEAD or (outcome is Outcome.FAILED and reason in _CRASHES):
         return AgentStatus.CRASHED
     return AgentStatus.IDLE

@@ -133,3 +133,8 @@ export function finishedEvent(view: RunView): Extract<RunEvent, { type: "finishe
 export function isLive(view: RunView): boolean {
   return view.run !== null && view.run.state !== "finished";
 }
+
+/** It ended without an answer, and not because somebody wanted that. */
+export function isFailure(run: Run | null): boolean {
+  return run?.outcome === "failed" || run?.outcome === "dead";
+}

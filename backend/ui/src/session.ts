@@ -3,7 +3,7 @@
 import { get, post, Problem, remove } from "./api";
 import { Kept } from "./kept";
 import { Outbox } from "./outbox";
-import { isLive } from "./run";
+import { isFailure, isLive } from "./run";
 import { Store } from "./store";
 import { Stream } from "./stream";
 import type {
@@ -302,7 +302,7 @@ export class Session {
 
 /** Whether a run's events are shown without being asked for: they can be megabytes. */
 function tellsAtOnce(run: Run): boolean {
-  return run.state !== "finished" || run.outcome === "failed";
+  return run.state !== "finished" || isFailure(run);
 }
 
 function socketUrl(): string {

@@ -1,6 +1,6 @@
 /** States, ladders and reasons as a person says them. Pure. */
 
-import { isLive, type RunView } from "./run";
+import { isFailure, isLive, type RunView } from "./run";
 import type { Agent, AgentStatus, DeliveryTrace, Host, Rung, Runtime } from "./wire";
 import { OVER } from "./wire";
 
@@ -207,7 +207,7 @@ function ending(trace: DeliveryTrace): Words | null {
     case "cancelled":
       return { text: "stopped", tone: "quiet" };
     case "dead":
-      return { text: "given up", tone: "bad" };
+      return { text: `given up: ${reasonWords(trace.reason).toLowerCase()}`, tone: "bad" };
     default:
       return { text: `failed: ${reasonWords(trace.reason).toLowerCase()}`, tone: "bad" };
   }
@@ -269,7 +269,7 @@ export function runSummary(view: RunView): string {
   const words = [
     isLive(view)
       ? "Working"
-      : `${run.outcome === "failed" ? "Failed after" : run.outcome === "cancelled" ? "Stopped after" : "Worked for"} ${duration(between(run.started_at, run.ended_at ?? run.started_at))}`,
+      : `${isFailure(run) ? "Failed after" : run.outcome === "cancelled" ? "Stopped after" : "Worked for"} ${duration(between(run.started_at, run.ended_at ?? run.started_at))}`,
   ];
   if (run.outcome === "auto_published") words.push("its last words were sent");
   if (steps > 0) words.push(steps === 1 ? "1 step" : `${steps} steps`);

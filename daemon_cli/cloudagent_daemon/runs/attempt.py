@@ -11,14 +11,21 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from cloudagent_daemon.drivers.base import Command, DriverEvent, DriverSession, Turn, TurnEnd
+from cloudagent_daemon.drivers.base import (
+    Command,
+    DriverEvent,
+    DriverSession,
+    TextDelta,
+    Turn,
+    TurnEnd,
+)
 from cloudagent_daemon.drivers.lines import LineSplitter
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_daemon.process import TERM_S, Child, spawn
 from cloudagent_daemon.runs.outcome import Failure
 from cloudagent_daemon.runs.ports import StopSignal
 from cloudagent_daemon.runs.report import now
-from cloudagent_protocol.events import Ready, Reason, Stderr
+from cloudagent_protocol.events import Ready, Reason, Stderr, Text, ToolCall
 
 #: How long a process may take to leave after its turn's end, and to heed an interrupt.
 LINGER_S: Final = 10.0
@@ -37,6 +44,8 @@ class Seen:
     """What one process did; filled while it runs."""
 
     ready: bool = False
+    #: The model has written or done something, whether its tools were reported or not.
+    worked: bool = False
     end: TurnEnd | None = None
     exit_code: int | None = None
     failure: Failure | None = None
@@ -140,6 +149,8 @@ class Attempt:
     async def _take(self, event: DriverEvent) -> None:
         if isinstance(event, Ready):
             self.seen.ready = True
+        if isinstance(event, Text | ToolCall | TextDelta):
+            self.seen.worked = True
         if isinstance(event, TurnEnd):
             event = self._gated(event)
             if self.seen.end is None:

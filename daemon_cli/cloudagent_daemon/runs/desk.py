@@ -54,6 +54,7 @@ class RunDesk:
         """What an attempt that was cut off has sent counts for this one, and is not lost with it."""
         self.record.sends, self.record.asked = earlier.sends, earlier.asked
         self.record.worked_since = True
+        self.record.failed_launches = earlier.failed_launches
 
     @property
     def replies(self) -> int:

@@ -246,7 +246,7 @@ def _told(turn: Turn, event: Finished) -> str:
             return f"completed in{lasted}{spent}; the agent chose not to reply: {event.detail}"
         case Outcome.CANCELLED:
             return f"stopped after{lasted}{spent}: {reason}" if lasted else f"stopped: {reason}"
-        case Outcome.FAILED:
+        case Outcome.FAILED | Outcome.DEAD:
             return f"failed after{lasted}{spent}: {reason}" if lasted else f"failed: {reason}"
 
 

@@ -14,6 +14,8 @@ class Failure:
 
     reason: Reason
     detail: str
+    #: Whether it is of no use to try again: as often as may be, no agent came to work on it.
+    dead: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def judge(facts: Facts) -> Verdict:
     if facts.stopped_by is not None:
         return _stopped(facts, facts.stopped_by)
     if facts.failure is not None:
-        return Verdict(Outcome.FAILED, facts.failure.reason, facts.failure.detail)
+        outcome = Outcome.DEAD if facts.failure.dead else Outcome.FAILED
+        return Verdict(outcome, facts.failure.reason, facts.failure.detail)
     if facts.end is not None and facts.end.reason is not None:
         return _refused(facts.end, facts.end.reason)
     return _vanished(facts.exit_code)
@@ -118,6 +121,26 @@ def _vanished(exit_code: int | None) -> Verdict:
     return Verdict(
         Outcome.FAILED, Reason.CRASHED, f"The agent's process ended early ({described(exit_code)})."
     )
+
+
+def unlaunched(end: TurnEnd | None, exit_code: int | None, *, ready: bool) -> Failure | None:
+    """Why a process never came to work on the message: it died before it was ready, or had no tools.
+
+    None if it did come to work, or says itself what is wrong.
+    """
+    if end is not None:
+        no_tools = end.reason is Reason.TOOLS_UNAVAILABLE
+        return Failure(Reason.TOOLS_UNAVAILABLE, end.detail) if no_tools else None
+    if ready:
+        return None
+    verdict = _vanished(exit_code)
+    return Failure(verdict.reason or Reason.CRASHED, verdict.detail)
+
+
+def given_up(last: Failure, launches: int) -> Failure:
+    """The end of a message that no launch got to work."""
+    detail = f"Given up after {launches} launches. The last: {last.detail}"
+    return Failure(last.reason, detail, dead=True)
 
 
 def described(exit_code: int | None) -> str:

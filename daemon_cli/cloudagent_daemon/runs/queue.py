@@ -254,7 +254,7 @@ def _without_a_run(waiting: Waiting) -> Finished | None:
     if waiting.attempts >= MAX_ATTEMPTS:
         return Finished(
             at=now,
-            outcome=Outcome.FAILED,
+            outcome=Outcome.DEAD,
             reason=Reason.CRASHED,
             detail=f"Given up: the daemon ended during each of {waiting.attempts} attempts.",
         )

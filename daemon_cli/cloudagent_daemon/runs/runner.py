@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -35,7 +35,14 @@ from cloudagent_daemon.runs import prompts
 from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.desk import RunDesk
 from cloudagent_daemon.runs.environment import child_environment
-from cloudagent_daemon.runs.outcome import Facts, Failure, Verdict, judge
+from cloudagent_daemon.runs.outcome import (
+    Facts,
+    Failure,
+    Verdict,
+    given_up,
+    judge,
+    unlaunched,
+)
 from cloudagent_daemon.runs.ports import Launch, StopSignal, Uplink, UplinkError
 from cloudagent_daemon.runs.report import Reporter, now
 from cloudagent_daemon.runs.workspace import SpawnRecord, TurnRecord, Workspace
@@ -48,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 #: How long a run may wait for the backend to tell what was said before.
 _HISTORY_S: Final = 5.0
+#: How long to wait after each launch that failed; when they are used up, the message is given up.
+RELAUNCH_S: Final = (1.0, 5.0)
 _OUR_TOOLS: Final = frozenset(tool.name for tool in TOOLS)
 #: After these, a resumed session is given up and the message put to a fresh one.
 _SESSION_FAULTS: Final = frozenset(
@@ -58,11 +67,20 @@ _SESSION_FAULTS: Final = frozenset(
 class Runner:
     """Runs deliveries; holds no state between them, so several may run at once."""
 
-    def __init__(self, settings: Settings, bridge: Bridge, uplink: Uplink, masks: Masks) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        bridge: Bridge,
+        uplink: Uplink,
+        masks: Masks,
+        *,
+        relaunch_s: Sequence[float] = RELAUNCH_S,
+    ) -> None:
         self._settings = settings
         self._bridge = bridge
         self._uplink = uplink
         self._masks = masks
+        self._relaunch_s = relaunch_s
 
     async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome:
         """Does one delivery's work; returns when its process tree is gone and `finish` returned.
@@ -76,7 +94,15 @@ class Runner:
             earlier = await anyio.to_thread.run_sync(workspace.turn_of, deliver.delivery_id)
             if earlier and (outcome := await self._settled(deliver, workspace, earlier)):
                 return outcome
-            run = _Run(self._settings, self._bridge, self._uplink, self._masks, deliver, workspace)
+            run = _Run(
+                self._settings,
+                self._bridge,
+                self._uplink,
+                self._masks,
+                deliver,
+                workspace,
+                self._relaunch_s,
+            )
             return await run.go(attempt, stop, earlier)
         except Exception as error:
             about = {"agent_id": deliver.agent.id, "delivery_id": deliver.delivery_id}
@@ -131,8 +157,10 @@ class _Run:
         masks: Masks,
         deliver: Deliver,
         workspace: Workspace,
+        relaunch_s: Sequence[float] = RELAUNCH_S,
     ) -> None:
         self._settings = settings
+        self._relaunch_s = relaunch_s
         self._bridge = bridge
         self._uplink = uplink
         self._masks = masks
@@ -175,17 +203,41 @@ class _Run:
             except DriverError as error:
                 return Seen(), Failure(error.reason, str(error))
             except (SpawnError, UnmaskedError) as error:
-                return Seen(), Failure(Reason.SPAWN_FAILED, str(error))
-            again = self._worth_another(seen, session_id, stop)
-            if again is None or again in tried:
+                seen, failed = Seen(), Failure(Reason.SPAWN_FAILED, str(error))
+            else:
+                again = self._worth_another(seen, session_id, stop)
+                if again is not None and again not in tried:
+                    tried.add(again)
+                    if again in _SESSION_FAULTS:
+                        session_id, handoff = None, await self._handoff()
+                    await self._tell_retry(again, seen.end.detail if seen.end else "")
+                    continue
+                failed = _unlaunched(seen)
+            if failed is None or stop.requested:
                 return seen, seen.failure
-            tried.add(again)
-            if again in _SESSION_FAULTS:
-                session_id, handoff = None, await self._handoff()
-            detail = seen.end.detail if seen.end else ""
-            await self._reporter.event(
-                Retry(at=now(), attempt=self._launches + 1, reason=again, detail=detail)
-            )
+            delay_s = await self._after_failed_launch()
+            if delay_s is None:
+                return seen, given_up(failed, self._desk.record.failed_launches)
+            tried.discard(Reason.TOOLS_UNAVAILABLE)
+            await self._tell_retry(failed.reason, failed.detail, delay_s)
+            with anyio.move_on_after(delay_s):
+                await stop.wait()
+
+    async def _after_failed_launch(self) -> float | None:
+        """How long to wait before the next launch; null if there shall be none.
+
+        Counted on the disk, so that a daemon that is restarted meanwhile goes on counting.
+        """
+        failed = self._desk.record.failed_launches + 1
+        self._desk.record.failed_launches = failed
+        await self._desk.keep_record()
+        return self._relaunch_s[failed - 1] if failed <= len(self._relaunch_s) else None
+
+    async def _tell_retry(self, reason: Reason, detail: str, delay_s: float = 0.0) -> None:
+        attempt = self._launches + 1
+        await self._reporter.event(
+            Retry(at=now(), attempt=attempt, reason=reason, detail=detail, delay_s=delay_s)
+        )
 
     def _worth_another(self, seen: Seen, session_id: str | None, stop: StopSignal) -> Reason | None:
         """Why this process should be followed by another; None if it should not."""
@@ -418,6 +470,12 @@ def _sent_in(earlier: TurnRecord | None) -> list[str]:
         else send.text
         for send in earlier.sends
     ]
+
+
+def _unlaunched(seen: Seen) -> Failure | None:
+    if seen.failure is not None or seen.worked:
+        return None
+    return unlaunched(seen.end, seen.exit_code, ready=seen.ready)
 
 
 def _is_ours(call: ToolCall) -> bool:

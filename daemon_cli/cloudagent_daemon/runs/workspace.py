@@ -47,6 +47,8 @@ class TurnRecord(BaseModel):
     asked: dict[MessageId, str] = Field(default_factory=dict[MessageId, str])
     #: Whether the agent went on working after its last send, or was about to: it had only asked.
     worked_since: bool = False
+    #: Launches so far of which none came to work on the message.
+    failed_launches: int = 0
     #: How it ended, with its number in the run, if only the reporting was left to do.
     finished: Finished | None = None
 

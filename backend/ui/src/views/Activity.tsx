@@ -2,7 +2,7 @@
 
 import { memo, useState, type ReactNode } from "react";
 
-import { finishedEvent, isLive, items, type Item, type RunView } from "../run";
+import { finishedEvent, isFailure, isLive, items, type Item, type RunView } from "../run";
 import { driverName, duration, between, plain, reasonWords, runSummary, sendsMessage, toolWords } from "../words";
 import { Markdown } from "./Markdown";
 import { Head } from "./Messages";
@@ -22,7 +22,7 @@ export const Activity = memo(function Activity({ view, name, head, said }: Props
   const live = isLive(view);
   const [open, setOpen] = useState<boolean | null>(null);
   const story = items(view).filter((item) => live || !standsBelow(item, said));
-  const failed = view.run?.outcome === "failed";
+  const failed = isFailure(view.run);
   const shown = open ?? live;
   const toggle = (): void => {
     setOpen(!shown);

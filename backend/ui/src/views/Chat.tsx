@@ -5,7 +5,7 @@ import { Fragment, useEffect, useState, type ReactNode } from "react";
 import { get } from "../api";
 import { conversationsOf, hostOf, outgoingIn, runsOf, type State } from "../reducer";
 import { chatPath, go, type Route } from "../router";
-import { isLive } from "../run";
+import { isFailure, isLive } from "../run";
 import { timeline, type Entry } from "../timeline";
 import type { Agent, Message } from "../wire";
 import { OVER } from "../wire";
@@ -220,7 +220,7 @@ function Announcer({ entries, agent }: { entries: Entry[]; agent: Agent }): Reac
   let text = "";
   if (last?.kind === "run") {
     if (isLive(last.view)) text = `${agent.name} is working`;
-    else text = last.view.run?.outcome === "failed" ? `${agent.name} failed` : `${agent.name} is done`;
+    else text = isFailure(last.view.run) ? `${agent.name} failed` : `${agent.name} is done`;
   } else if (last?.message.author.type === "agent") {
     text = `${agent.name} replied`;
   }
