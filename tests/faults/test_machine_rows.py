@@ -10,11 +10,14 @@ import psutil
 import pytest
 
 from cloudagent_daemon.paths import Paths, spool_file
+from e2e.harness import executed
 from faults.history import Done, Reply, Spawned
+from faults.proxy import Stall
 from faults.site import count, site
 from faults.sizes import AGENTS, DEADLINE_S, MARKS, MESSAGES, SLACK_S, seeded
 
 pytestmark = MARKS
+MACHINE = Path(__file__).parent / "machine"
 
 
 def files_with(folder: Path, secret: str) -> list[Path]:
@@ -51,6 +54,33 @@ def test_row34_a_key_revoked_in_the_middle_of_runs_stops_them_and_leaves_nothing
         [config] = files_with(tmp_path / "laptop", place.key)
         assert config.name == "config.json"
         assert not files_with(tmp_path / "agents", place.key)
+
+
+@seeded
+def test_row39_a_machine_that_slept_for_8_h_delivers_within_10_s_of_waking(
+    tmp_path: Path, seed: int
+) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("0")
+    machine = {"PYTHONPATH": str(MACHINE), "FAULTS_CLOCK": str(clock)}
+    with (
+        site(tmp_path, AGENTS, proxied=True) as place,
+        place.daemon(start=executed, **machine) as daemon,
+    ):
+        assert place.proxy
+        place.post(MESSAGES // 2)
+        place.settle(deadline_s=DEADLINE_S)
+        # What was open is dead, and says nothing of it.
+        place.proxy.add(Stall(), current=True)
+        place.post(MESSAGES - MESSAGES // 2)
+        clock.write_text(str(8 * 3_600))
+        delivered = place.proxy.count("deliver")
+        daemon.wait_for_line("Connected", deadline_s=10)
+        place.proxy.until(lambda p: p.count("deliver") > delivered, 10)
+        place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES
+    assert not place.alive()
 
 
 def halved(file: Path) -> None:

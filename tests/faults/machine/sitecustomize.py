@@ -1,11 +1,14 @@
-"""A machine whose resolver a test can break: Python loads this first where it is on PYTHONPATH.
+"""A machine whose resolver and clock a test can break: Python loads this first on PYTHONPATH.
 
 FAULTS_NAMES is a file with the names that are known, a line each; they are all 127.0.0.1. Everything
-of Python's comes to the system's resolver by this one function.
+of Python's comes to the system's resolver by this one function. FAULTS_CLOCK is a file with the
+seconds by which the clock on the wall is ahead; the monotonic one knows nothing of it, as when a
+machine sleeps.
 """
 
 import os
 import socket
+import time
 
 _real = socket.getaddrinfo
 
@@ -19,4 +22,13 @@ def getaddrinfo(host, *rest, **options):
     return _real(host, *rest, **options)
 
 
-socket.getaddrinfo = getaddrinfo
+def ahead():
+    with open(os.environ["FAULTS_CLOCK"], encoding="utf-8") as file:  # noqa: PTH123 (early)
+        return _real_time() + float(file.read() or 0)
+
+
+_real_time = time.time
+if "FAULTS_NAMES" in os.environ:
+    socket.getaddrinfo = getaddrinfo
+if "FAULTS_CLOCK" in os.environ:
+    time.time = ahead
