@@ -88,6 +88,8 @@ class Settings:
     #: The daemon's environment without our keys, plus the profile's name.
     environment: Mapping[str, str] = field(repr=False)
     limits: Limits = Limits()
+    #: Where a login may put another key meanwhile; None in one-shot mode.
+    config_file: Path | None = None
     #: TLS certificates are not checked.
     insecure: bool = False
     #: A further root certificate, PEM.

@@ -5,7 +5,7 @@ One question and one answer per connection, each a JSON object on a line:
     {"ask": "report"}   ->   {"answer": {...}}   or   {"error": "..."}
 
 `report` is what `status.json` holds, as of now. `check` has the daemon try everything once from
-where it lives (check.py). The socket is 0600 in a directory 0700; the answers hold no secrets.
+where it lives (check.py). `reload` has it look into config.json, and connect with another key. The socket is 0600 in a directory 0700; the answers hold no secrets.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 from cloudagent_daemon import sockets
 
 SOCKET: Final = "control.sock"
-Verb: TypeAlias = Literal["report", "check"]
+Verb: TypeAlias = Literal["report", "check", "reload"]
 #: How long each answer may take: a check starts coding agents and asks them who they are.
 REPORT_S: Final = 5.0
 CHECK_S: Final = 30.0

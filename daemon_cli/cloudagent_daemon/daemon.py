@@ -2,10 +2,12 @@
 
 import ctypes
 import logging
+import math
 import os
 import secrets
 import signal
 import socket
+import stat
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
@@ -23,6 +25,7 @@ from cloudagent_daemon.control_server import ControlServer
 from cloudagent_daemon.drivers.table import detect
 from cloudagent_daemon.guards import Guards
 from cloudagent_daemon.link.client import LinkClient
+from cloudagent_daemon.link.keyfile import KeyFile
 from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.way import Way, way_of
 from cloudagent_daemon.link.websocket import WebSocketTransport, always
@@ -49,10 +52,12 @@ NAMED_S: Final = 5.0
 #: `status` is rewritten no more often than this.
 STATUS_S: Final = 0.2
 LOCK_CHECK_S: Final = 30.0
+KEY_CHECK_S: Final = 1.0
 
 RESTART_ME: Final = 75
 KEY_REJECTED: Final = 4
 INTERRUPTED: Final = 130
+HUNG_UP: Final = 129
 
 
 class Ending:
@@ -100,8 +105,12 @@ class Daemon:
         self._instance_id = secrets.token_hex(8)
         self._live = LiveRuns()
         self._runtimes: list[Runtime] = []
+        key, stored_in = settings.machine_key, settings.config_file
+        self._key = (
+            KeyFile(stored_in, settings.server_url, settings.host_id, key) if stored_in else None
+        )
         self.client = LinkClient(
-            WebSocketTransport(way, always(settings.machine_key)),
+            WebSocketTransport(way, self._key.current if self._key else always(key)),
             spool,
             self._hello,
             self._alive,
@@ -133,6 +142,8 @@ class Daemon:
                 await tasks.start(self._control(self._settings.state_dir).serve)
             tasks.start_soon(self.queue.run)
             tasks.start_soon(self._fence)
+            if self._key:
+                tasks.start_soon(self._watch_key, self._key)
             tasks.start_soon(self.guards.watch)
             tasks.start_soon(self._heed_guards)
             tasks.start_soon(self._tell_manager, ending)
@@ -146,15 +157,37 @@ class Daemon:
     async def _fence(self) -> None:
         """Starts nothing while another daemon has the host, or the key is no good.
 
-        With a key that was taken back nothing goes on either.
+        Once the host is removed, nothing goes on either; what it has to tell stays on the disk.
         """
         while True:
             changed = self.client.changed
             self.queue.hold("superseded", held=self.client.superseded)
             self.queue.hold("unauthorized", held=self.client.standing.state == "unauthorized")
+            self.queue.hold("revoked", held=self.client.revoked)
             if self.client.revoked:
                 self.queue.stop_all("the backend, where this machine's key was revoked")
             await changed.wait()
+
+    async def _watch_key(self, key: KeyFile) -> None:
+        """While the key is rejected, looks for another one; no event tells of it."""
+        while True:
+            changed = self.client.changed
+            rejected = self.client.standing.state == "unauthorized"
+            if rejected and await key.renewed():
+                self.client.reconnect()
+            with anyio.move_on_after(KEY_CHECK_S if rejected else math.inf):
+                await changed.wait()
+
+    async def reload(self) -> dict[str, Any]:
+        """Takes another key over, if there is one. No run is touched."""
+        renewed = await self._key.renewed() if self._key else False
+        if renewed or self.client.standing.state != "connected":
+            self.client.reconnect()
+        return {
+            "schema": "cloudagent.reload/1",
+            "key_renewed": renewed,
+            "note": self._key.note if self._key else "",
+        }
 
     async def _heed_guards(self) -> None:
         """While the machine lacks something, nothing is started on it."""
@@ -207,7 +240,7 @@ class Daemon:
         async def report() -> dict[str, Any]:
             return {"schema": status.SCHEMA, **self.report()}
 
-        answers = {"report": report, "check": self.check}
+        answers = {"report": report, "check": self.check, "reload": self.reload}
         return ControlServer(answers, state_dir, self._settings.runtime_dir)
 
     async def check(self) -> dict[str, Any]:
@@ -242,6 +275,7 @@ class Daemon:
         """What `status` shows (interface.md §6)."""
         standing = self.client.standing
         connection = self.client.connection
+        key_note = self._key.note if self._key else ""
         return {
             "daemon_version": DISTRIBUTION,
             "pid": os.getpid(),
@@ -260,7 +294,7 @@ class Daemon:
             "since": _time(standing.since),
             "last_seq": self._spool.marks.accepted,
             "unsent": self._spool.marks.last - self._spool.marks.acked,
-            "notes": [self._spool.note] if self._spool.note else [],
+            "notes": [note for note in (self._spool.note, key_note) if note],
             "runtimes": [runtime.model_dump() for runtime in self._runtimes],
             "agents": self._agents(),
             "guards": self.guards.report(),
@@ -275,6 +309,7 @@ class Daemon:
             self.queue.changed,
             self.guards.changed,
             self._spool.committed,
+            *([self._key.changed] if self._key else []),
         ]
 
     def _agents(self) -> list[dict[str, Any]]:
@@ -430,6 +465,7 @@ async def live(
             paths = Paths(settings.home, settings.profile)
             tasks.start_soon(_publish, daemon, paths)
             tasks.start_soon(_guard_lock, paths, lock_inode, ending)
+            tasks.start_soon(_heed_hangups, daemon, ending)
         await daemon.run(ending)
         tasks.cancel_scope.cancel()
 
@@ -437,6 +473,40 @@ async def live(
 async def _obey(signals: AsyncIterator[signal.Signals], ending: Ending) -> None:
     async for number in signals:
         ending.request(INTERRUPTED if number == signal.SIGINT else 0)
+
+
+async def _heed_hangups(daemon: Daemon, ending: Ending) -> None:
+    """SIGHUP: look into the configuration again; but the loss of the terminal is an end, as ever."""
+    had_terminal = await run_sync(_has_terminal)
+    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            if had_terminal and not await run_sync(_has_terminal):
+                _leave_terminal()
+                ending.request(HUNG_UP)
+            else:
+                await daemon.reload()
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def _leave_terminal() -> None:
+    """What is written to a terminal that is gone fails; the rest of this life says nothing there."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        if not _is_file(descriptor):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _is_file(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 async def _publish(daemon: Daemon, paths: Paths) -> None:

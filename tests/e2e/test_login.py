@@ -7,12 +7,14 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
@@ -282,3 +284,55 @@ async def test_an_unencrypted_way_is_refused_and_never_kept(machine: Machine) ->
         async with machine.command("login", url) as shown:
             assert await shown.ended() == 2
         check(name, shown.screen, "no url")
+
+
+async def test_logging_in_again_cuts_no_run_off_and_removing_the_machine_ends_it(
+    tmp_path: Path, machine: Machine
+) -> None:
+    async with backend_at(tmp_path) as backend, backend.client() as client:
+
+        async def call(method: str, path: str, body: Any = None) -> Any:
+            said = await client.request(method, f"/v1/{path}", json=body)
+            assert said.is_success, said.text
+            return said.json() if said.content else None
+
+        async def state_of(message: Any) -> str:
+            trace = await call("GET", f"messages/{message['id']}/trace")
+            return trace["deliveries"][0]["state"]
+
+        async def until(message: Any, state: str) -> None:
+            with anyio.fail_after(20):
+                while await state_of(message) != state:
+                    continue
+
+        async with machine.command("login", backend.url) as shown:
+            await answer(backend, await code_on(shown))
+            assert await shown.ended() == 0
+        host = machine.kept["host_id"]
+        body = {"name": "api", "driver": "scripted", "host_machine_id": host}
+        agent = await call("POST", "agents", body)
+        async with machine.command("start") as daemon:
+            await daemon.until("Connecting to")
+            text = {"text": "@@sleep 60\n@@say too late"}
+            message = await call("POST", f"agents/{agent['id']}/messages", text)
+            await until(message, "running")
+            async with machine.command("login") as shown:
+                await answer(backend, await code_on(shown))
+                assert await shown.ended() == 0
+            assert "is connected with it; nothing was restarted" in shown.screen
+            assert await state_of(message) == "running"
+            trace = await call("GET", f"messages/{message['id']}/trace")
+            assert trace["deliveries"][0]["attempt"] == 1
+            assert (await call("GET", f"host-machines/{host}"))["state"] == "online"
+
+            began = time.monotonic()
+            await call("DELETE", f"host-machines/{host}")
+            status: dict[str, Any] = {}
+            while status.get("state") != "unauthorized":
+                async with machine.command("status", "--json", NO_COLOR="1") as told:
+                    await told.ended()
+                status = json.loads(told.screen)
+            assert time.monotonic() - began < 10
+            assert "revoked" in status["detail"]
+            assert daemon.process.poll() is None
+    assert machine.kept["host_id"] == host, "a credential is never deleted"

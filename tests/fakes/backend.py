@@ -88,10 +88,14 @@ class HostConnection:
 class ScriptedBackend:
     def __init__(self) -> None:
         self.url = ""
+        #: The machine key that it accepts.
+        self.key = KEY
         self.host_id = new_host_id()
         self.epoch = new_epoch()
         self.agent = AgentSpec(id=AgentId("agent_1"), name="Ada", driver="scripted")
         self.heartbeat_s, self.silence_s = 15.0, 25.0
+        #: The code of the problem that another key gets.
+        self.rejection = "unauthorized"
         #: Answers instead of an upgrade: status, content type, body.
         self.refusal: tuple[int, str, str] | None = None
         #: Changes the welcome before it is sent.
@@ -196,10 +200,9 @@ class ScriptedBackend:
         self._notify()
         if self.refusal:
             return _response(websocket, *self.refusal)
-        if request.headers.get("Authorization") != f"Bearer {KEY}":
-            return _response(
-                websocket, 401, "application/problem+json", '{"detail": "no such key"}'
-            )
+        if request.headers.get("Authorization") != f"Bearer {self.key}":
+            body = json.dumps({"detail": "no such key", "code": self.rejection})
+            return _response(websocket, 401, "application/problem+json", body)
         if request.path == "/v1/daemon/host":
             body = json.dumps({"id": self.host_id, "name": "mbp", "state": "offline"})
             return _response(websocket, 200, "application/json", body)

@@ -51,16 +51,25 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._handle, text.encode())
 
+    def close(self) -> None:
+        """As when a window is closed: the terminal is gone."""
+        handle, self._handle = self._handle, -1
+        anyio.notify_closing(handle)
+        os.close(handle)
+
     async def read(self) -> None:
-        while self._handle >= 0:
-            await anyio.wait_readable(self._handle)
+        while (handle := self._handle) >= 0:
             try:
-                data = os.read(self._handle, 65_536)
+                await anyio.wait_readable(handle)
+                data = os.read(handle, 65_536) if handle == self._handle else b""
             except OSError as error:
-                if error.errno != errno.EIO:  # the other end is closed
+                # The other end is closed, or this one.
+                if error.errno not in (errno.EIO, errno.EBADF):
                     raise
                 data = b""
-            if not data:
+            except anyio.ClosedResourceError:
+                data = b""
+            if not data and self._handle >= 0:
                 os.close(self._handle)
                 self._handle = -1
             self.raw += data.decode(errors="replace")

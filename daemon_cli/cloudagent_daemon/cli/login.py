@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cloudagent_daemon import config, trust
-from cloudagent_daemon.cli import secret
+from cloudagent_daemon.cli import reload, secret
 from cloudagent_daemon.cli.options import (
     NOT_LOGGED_IN,
     USAGE,
@@ -98,7 +98,9 @@ def check_trust(
 def run(arguments: argparse.Namespace) -> int:
     here = Here(arguments)
     log_in(arguments, here)
-    if not arguments.json:
+    if told := reload.tell_daemon(here):
+        print(safe(told), file=sys.stderr)
+    elif not arguments.json:
         install, start = here.command("install-service"), here.command("start")
         print(f"\n  Next: {install}   # now and at every login; or {start}", file=sys.stderr)
     return 0

@@ -76,7 +76,7 @@ class LinkClient:
         self._connection: Connection | None = None
         #: Whether another daemon with this key has the host. What waits here is then its to run.
         self.superseded = False
-        #: Whether the machine's key was taken back.
+        #: Whether the host was removed: nothing may go on, or begin.
         self.revoked = False
         self.deltas = Deltas()
         self.standing = Standing("connecting", wall())
@@ -124,6 +124,11 @@ class LinkClient:
         if self._connection:
             self._connection.beat()
 
+    def reconnect(self) -> None:
+        """Connects anew, at once: what the last attempt, or this connection, began with has changed."""
+        self._show(Standing("connecting", self._wall(), "connecting anew"))
+        self._woke.set()
+
     async def flush(self) -> None:
         """Returns when the backend has all that the outbox holds; set a deadline."""
         while self._spool.marks.acked < self._spool.marks.last:
@@ -158,7 +163,7 @@ class LinkClient:
             return UnreachableError(f"{type(error).__name__}: {error}")
 
     async def _until_woken(self, work: Callable[[], Awaitable[LinkError]]) -> LinkError | None:
-        """What `work` returns, or None if the machine slept meanwhile."""
+        """What `work` returns, or None if the machine slept, or was told to connect anew."""
         end: LinkError | None = None
         async with anyio.create_task_group() as tasks:
 
