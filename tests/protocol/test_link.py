@@ -199,3 +199,17 @@ class Wire(RuleBasedStateMachine):
 
 
 TestWire = Wire.TestCase
+
+
+def test_an_ack_that_says_nothing_new_is_no_news() -> None:
+    link = Link(accepted=0, acked=0, now=0.0)
+    link.stamp(1, 0.0)
+    assert link.on_ack(1)
+    assert not link.on_ack(1)
+
+
+def test_what_was_heard_earlier_does_not_make_the_peer_die_sooner() -> None:
+    link = Link(accepted=0, acked=0, now=100.0)
+    link.heard(110.0)
+    link.heard(105.0)
+    assert link.dies_at == 110.0 + link.silence_s
