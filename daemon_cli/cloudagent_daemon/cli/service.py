@@ -79,7 +79,7 @@ def run_install(arguments: argparse.Namespace) -> int:
     code = _tell_start(_connected(here), taken)
     _tell_check(here)
     _linger(here, manager)
-    print(f"  Look: {here.command('status')}      Remove: {here.command('uninstall-service')}")
+    print(f"  Logs: {here.command('logs -f')}      Remove: {here.command('uninstall-service')}")
     return code
 
 
