@@ -2,7 +2,7 @@
 
 A history is a list of records, ordered by time. Nobody is asked what should have happened: `check`
 looks only at what was seen (answers of the API, acks on the wire, effects of processes) and names
-every breach of six invariants (docs/testing.md):
+every breach of seven invariants (docs/testing.md):
 
     I1  an acknowledged message has exactly one outcome, and a reply that is claimed exists
     I2  a message is worked on once; repeats only after a run was cut off, and never silently
@@ -10,6 +10,7 @@ every breach of six invariants (docs/testing.md):
     I4  a conversation has at most one live process
     I5  a message has at most one reply of each number
     I6  nothing is accepted from an older epoch, or twice
+    I7  a message is one deeper than its cause, and agents take no more turns than people allow
 """
 
 from collections import Counter, defaultdict
@@ -126,8 +127,30 @@ class Done:
     outcome: str
 
 
+@dataclass(frozen=True)
+class Linked:
+    """A message's place among messages: its chain, and what its author worked on (null: a person's)."""
+
+    at: float
+    message: str
+    chain: str
+    depth: int
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A chain may have so many turns more: by the cap at first, then by a person; 0: it was stopped."""
+
+    at: float
+    chain: str
+    turns: int
+
+
 Record: TypeAlias = (
     Sent
+    | Linked
+    | Allowed
     | Acked
     | EpochBegan
     | Accepted
@@ -148,6 +171,7 @@ class Invariant(StrEnum):
     ALONE = "I4"
     ONE_REPLY = "I5"
     EPOCH = "I6"
+    CHAIN = "I7"
 
 
 @dataclass(frozen=True)
@@ -161,7 +185,7 @@ class Violation:
 def check(records: Iterable[Record]) -> list[Violation]:
     """All breaches, by invariant; an empty list is what a test wants."""
     history = sorted(records, key=lambda record: record.at)
-    rules = (_outcomes, _repeats, _ends, _order, _live_processes, _replies, _epochs)
+    rules = (_outcomes, _repeats, _ends, _order, _live_processes, _replies, _epochs, _links, _turns)
     return [violation for rule in rules for violation in rule(history)]
 
 
@@ -285,3 +309,34 @@ def _epochs(history: Sequence[Record]) -> Iterator[Violation]:
                 last = max(last, r.seq)
             case _:
                 pass
+
+
+def _links(history: Sequence[Record]) -> Iterator[Violation]:
+    links = {r.message: r for r in history if isinstance(r, Linked)}
+    for r in links.values():
+        cause = links.get(r.cause) if r.cause else None
+        if r.cause and cause is None:
+            yield Violation(Invariant.CHAIN, r.message, f"caused by {r.cause}, which nobody said")
+        elif cause and (r.depth, r.chain) != (cause.depth + 1, cause.chain):
+            what = f"depth {r.depth} of {r.chain}; its cause: depth {cause.depth} of {cause.chain}"
+            yield Violation(Invariant.CHAIN, r.message, what)
+        elif cause is None and (r.chain != r.message or r.depth > 1):
+            what = f"depth {r.depth} of {r.chain} without a cause"
+            yield Violation(Invariant.CHAIN, r.message, what)
+
+
+def _turns(history: Sequence[Record]) -> Iterator[Violation]:
+    """A turn is the first process that works on an agent's message."""
+    links = {r.message: r for r in history if isinstance(r, Linked)}
+    left: dict[str, int] = {}
+    begun: set[str] = set()
+    for r in history:
+        if isinstance(r, Allowed):
+            left[r.chain] = left.get(r.chain, 0) + r.turns if r.turns else 0
+        elif isinstance(r, Spawned) and r.message not in begun and (link := links.get(r.message)):
+            begun.add(r.message)
+            if link.depth and link.chain in left:
+                left[link.chain] -= 1
+                if left[link.chain] < 0:
+                    what = f"begun, but {link.chain} had no turn left"
+                    yield Violation(Invariant.CHAIN, r.message, what)

@@ -16,6 +16,7 @@ from faults.history import (
     EpochBegan,
     Exited,
     Interrupted,
+    Linked,
     Record,
     Reply,
     RunEnded,
@@ -112,6 +113,9 @@ def _from_api(backend: Backend, conversation: str) -> Iterator[Record]:
     messages = list(pages(backend, f"{here}/messages"))
     for message in messages:
         at = _seconds(message["created_at"])
+        yield Linked(
+            at, message["id"], message["chain_id"], message["depth"], message.get("caused_by")
+        )
         for delivery in message["deliveries"]:
             yield Acked(at, message["id"], delivery["seq"])
         if message["author"]["type"] == "agent":

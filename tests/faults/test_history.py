@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from faults.history import (
     Accepted,
     Acked,
+    Allowed,
     Done,
     Effect,
     EpochBegan,
     Exited,
     Interrupted,
     Invariant,
+    Linked,
     Record,
     Reply,
     RunEnded,
@@ -353,3 +355,54 @@ def test_any_two_messages_of_an_agent_that_change_places_are_found(one: int, oth
     ]
     assert len(at) == 6
     assert (I.ORDER in found(swapped)) == (one != other)
+
+
+# --- chains ---
+
+
+def volley(turns: int, allowed: int, more: int | None = None) -> list[Record]:
+    """Two agents that message each other; after so many turns a person lets them go on, or stops."""
+    script = Script()
+    script.add(Linked, "m0", "m0", 0)
+    script.add(Allowed, "m0", allowed)
+    for number in range(1, turns + 1):
+        if more is not None and number == allowed + 1:
+            script.add(Allowed, "m0", more)
+        message, agent = f"m{number}", "ab"[number % 2]
+        script.submit(message, number, agent)
+        script.add(Linked, message, "m0", number, f"m{number - 1}")
+        script.work(message, agent, outcome="silent")
+    return script.records
+
+
+def test_agents_may_take_the_turns_that_people_allow() -> None:
+    assert check(volley(3, 3)) == []
+    assert check(volley(6, 3, more=3)) == []
+
+
+@pytest.mark.parametrize(
+    "records",
+    [volley(4, 3), volley(7, 3, more=3), volley(4, 3, more=0)],
+    ids=["beyond the cap", "beyond what a person allowed", "after a stop"],
+)
+def test_a_turn_that_nobody_allowed_is_found(records: list[Record]) -> None:
+    assert found(records) == {I.CHAIN}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"depth": 1},
+        {"depth": 3},
+        {"chain": "m1"},
+        {"cause": "m9"},
+        {"cause": None},
+    ],
+    ids=str,
+)
+def test_a_message_in_the_wrong_place_of_its_chain_is_found(wrong: dict[str, object]) -> None:
+    records = [
+        replace(r, **wrong) if isinstance(r, Linked) and r.message == "m2" else r  # type: ignore[arg-type]
+        for r in volley(2, 3)
+    ]
+    assert found(records) == {I.CHAIN}
