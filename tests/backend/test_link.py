@@ -89,6 +89,18 @@ async def test_what_was_queued_while_the_machine_was_away_is_delivered_in_order(
             assert got == ["0", "1", "2", "3", "4"]
 
 
+async def test_more_frames_than_one_look_into_the_store_gives_are_all_sent(tmp_path: Path) -> None:
+    async with running_backend(tmp_path, window=100) as backend:
+        async with backend.client() as client:
+            for number in range(70):
+                path = f"/v1/agents/{backend.ana.agent.id}/messages"
+                await client.post(path, json={"text": f"{number}"})
+        async with link_of(backend) as daemon:
+            await daemon.greet()
+            got = [(await daemon.expect(Deliver)).message.text for _ in range(70)]
+            assert got == [f"{number}" for number in range(70)]
+
+
 async def test_an_unacknowledged_frame_is_sent_again_and_an_acknowledged_one_is_not(
     tmp_path: Path,
 ) -> None:
