@@ -38,8 +38,8 @@ from cloudagent_daemon.config import ConfigError, NotLoggedInError
 _EXIT_CODES = """\
 exit codes:
   0 ok   1 failed or unhealthy   2 usage   3 not running   4 not logged in, or key rejected
-  5 backend unreachable   6 already running, or conflict   75 restart me
-  78 configuration error   130 interrupted
+  5 backend unreachable   6 already running, or conflict   7 no message came in time (start --once)
+  75 restart me   78 configuration error, which a service does not restart on   130 interrupted
 """
 
 
@@ -48,7 +48,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == [bridge.NAME]:
         bridge.run(words[1:])
-    arguments = _parser().parse_args(words)
+    if words == ["help", "exit-codes"]:
+        print(_EXIT_CODES, end="")
+        return 0
+    arguments = _parser().parse_args(["--help"] if words == ["help"] else words)
     debug = getattr(arguments, "debug", False)
     try:
         return arguments.run(arguments)

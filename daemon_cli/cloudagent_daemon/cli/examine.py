@@ -12,6 +12,7 @@ from cloudagent_daemon.cli.options import FAILED, Here, safe
 from cloudagent_daemon.config import ConfigError
 from cloudagent_daemon.doctor import asked, findings, machine
 from cloudagent_daemon.doctor.findings import Finding
+from cloudagent_daemon.service.state import service_state
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -20,6 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json and sys.stderr.isatty():
         print("checking …", file=sys.stderr)
     report, problem = _ask(here, "report") if running else (None, "")
+    if report is not None:
+        kept = service_state(here.profile, here.environ)
+        report["service"] = kept.as_json() if kept else None
     check, no_check = _ask(here, "check") if report else (None, problem)
     where = "in the running daemon" if check else "in this process: no daemon answers"
     found = list(_all(here, running, report, check, no_check))

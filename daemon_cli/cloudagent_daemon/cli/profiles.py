@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from cloudagent_daemon import profile
+from cloudagent_daemon.cli.agent import agent_folders
 from cloudagent_daemon.cli.options import Commands, Here, safe
 from cloudagent_daemon.cli.status import look
 
@@ -31,8 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _entry(arguments: argparse.Namespace) -> dict[str, Any]:
-    report = look(Here(arguments))
-    return {key: report[key] for key in ("profile", "server_url", "host_id", "state", "pid")}
+    from cloudagent_daemon.service.state import service_state
+
+    here = Here(arguments)
+    report = look(here)
+    shown = ("profile", "server_url", "host_id", "state", "pid")
+    agents = len(agent_folders(here))
+    service = service_state(here.profile, here.environ)
+    kept = {"service": f"{service.manager} {service.activity}" if service else None}
+    return {key: report[key] for key in shown} | {"agents": agents} | kept
 
 
 def _lines(entry: dict[str, Any]) -> list[str]:
@@ -43,4 +51,6 @@ def _lines(entry: dict[str, Any]) -> list[str]:
         f"    server:  {entry['server_url']}",
         f"    host_id: {entry['host_id']}",
         f"    status:  {state}",
+        f"    agents:  {entry['agents']}",
+        f"    service: {entry['service'] or 'none'}",
     ]

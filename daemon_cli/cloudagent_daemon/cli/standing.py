@@ -96,6 +96,11 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
         found.append(f"  host      {name}{clip(str(report['host_id']))}")
     if report["pid"]:
         found.append(f"  service   {_service(report)}")
+    elif service := report.get("service"):
+        detail = f": {clip(str(service['detail']))}" if service.get("detail") else ""
+        found.append(
+            f"  service   {service['manager']} {service['name']} {service['activity']}{detail}"
+        )
     if report["runtimes"]:
         shown = " · ".join(_runtime(one) for one in _usable(report))
         found.append(f"  runtimes  {shown or 'none that can be used'}")

@@ -32,6 +32,9 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     parser.add_argument("--server-url", metavar="URL", help="one-shot: the backend's address")
     add_key_options(parser)
     add_tls_options(parser)
+    parser.add_argument(
+        "--background", action="store_true", help="without a terminal; `stop` ends it"
+    )
     once.add_options(parser)
     parser.add_argument("--service", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
@@ -44,6 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
 
         return served.run(arguments, lambda here: _settings(arguments, here), _serve)
     once.check(arguments, here)
+    if arguments.background:
+        from cloudagent_daemon.cli import background
+
+        background.check(arguments, here)
+        _settings(arguments, here)  # what can be said at once is said here, not in a file
+        if lock.holder(here.paths.lock, here.paths.pid) is not None:
+            raise _running_already(here)
+        return background.run(arguments, here)
     if arguments.once or arguments.server_url or arguments.api_key or arguments.api_key_file:
         return _one_shot(arguments, here)
     return _kept(arguments, here)
@@ -65,7 +76,7 @@ def _running_already(here: Here) -> CommandError:
     if service and service.pid == pid:
         what = f"The service is already running profile {here.profile}"
     why = f"pid {pid or 'unknown'} holds {here.paths.lock}"
-    return CommandError(what, why, here.command("status"), CONFLICT)
+    return CommandError(what, why, here.command("logs -f"), CONFLICT)
 
 
 def _settings(arguments: argparse.Namespace, here: Here) -> config.Settings:

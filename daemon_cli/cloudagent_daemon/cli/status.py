@@ -36,7 +36,7 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     here = Here(arguments)
-    report = look(here)
+    report = _with_service(here, look(here))
     if arguments.json:
         print(json.dumps(report))
     else:
@@ -54,6 +54,14 @@ def look(here: Here) -> dict[str, Any]:
     report: dict[str, Any] = {**starting, **said, "pid": pid or None}
     report["agents"] = _with_folders(here, report["agents"])
     return report
+
+
+def _with_service(here: Here, report: dict[str, Any]) -> dict[str, Any]:
+    """The report, and what the service manager says; that costs a process where there is a unit."""
+    from cloudagent_daemon.service.state import service_state
+
+    service = service_state(here.profile, here.environ)
+    return {**report, "service": service.as_json() if service else None}
 
 
 def _stopped(here: Here) -> dict[str, Any]:
