@@ -428,10 +428,7 @@ async def run(settings: Settings, say: Callable[[str], None], lock_inode: int | 
     """
     ending = Ending()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_obey, signals, ending)
-            await live(settings, say, ending, lock_inode=lock_inode)
-            tasks.cancel_scope.cancel()
+        await live(settings, say, ending, lock_inode=lock_inode, signals=signals)
     return ending.code
 
 
@@ -442,6 +439,7 @@ async def live(
     job: OneMessage | None = None,
     *,
     lock_inode: int | None = None,
+    signals: AsyncIterator[signal.Signals] | None = None,
 ) -> None:
     """Until `ending` is requested, by whoever hears of signals, or by the daemon itself.
 
@@ -461,6 +459,9 @@ async def live(
         anyio.create_task_group() as tasks,
     ):
         daemon = Daemon(settings, way, spool, say, job)
+        # In this group, not around it: what cannot be opened is raised as it is, in no group.
+        if signals is not None:
+            tasks.start_soon(_obey, signals, ending)
         if settings.home and lock_inode is not None:
             paths = Paths(settings.home, settings.profile)
             tasks.start_soon(_publish, daemon, paths)
