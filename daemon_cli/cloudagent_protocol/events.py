@@ -62,6 +62,7 @@ class Reason(StrEnum):
     NOT_STEERABLE = "not_steerable"  # its driver takes nothing into a turn that is under way
     TOO_LARGE = "too_large"  # the message and its agent's settings do not fit into one frame
     HOST_REMOVED = "host_removed"
+    UNLISTED = "unlisted"  # its machine does not say that it works on it, and not that it is over
     BACKLOG_FULL = "backlog_full"
     HOP_LIMIT = "hop_limit"  # agents have passed it on too often
     CHAIN_PAUSED = "chain_paused"  # a person decides whether the agents go on

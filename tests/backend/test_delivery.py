@@ -34,9 +34,11 @@ from cloudagent_protocol.frames import (
     Deliver,
     DeliveryReport,
     Delta,
+    Heartbeat,
     HostReport,
     Interrupt,
     ListMessages,
+    LiveRun,
     UnknownFrame,
 )
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, RunId, new_message_id
@@ -526,6 +528,27 @@ async def test_a_message_that_no_launch_could_work_on_is_dead_and_the_next_one_g
         assert await desk.agent_status() == "idle"
         trace = await desk.service.retry(desk.user_id, "ana", poison.id)
         assert trace.deliveries[-1].state == "queued"
+
+
+async def test_a_run_that_two_heartbeats_do_not_list_is_offered_again_once(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        await desk.report(run.started())
+        ids = [message.deliveries[0].id]
+        listed = Heartbeat(running=[LiveRun(run_id=run.id, delivery_ids=ids)])
+        for beat in (listed, Heartbeat(), listed, Heartbeat()):
+            await desk.service.apply(desk.machine, [beat])
+        assert await desk.outbox() == [], "one that was missed is no sign of anything"
+        for _ in range(3):
+            await desk.service.apply(desk.machine, [Heartbeat()])
+        [again] = await desk.outbox()
+        assert isinstance(again, Deliver)
+        assert again.delivery_id == ids[0]
+        assert await desk.state(message) == "running"
+        await desk.report(run.finished())
+        assert await desk.state(message) == "done"
 
 
 async def test_what_is_under_way_or_done_is_not_tried_again(tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ class Machine:
     seen: set[RunId] = field(default_factory=set[RunId])
     #: Runs of this connection whose text is being shown.
     live: set[RunId] = field(default_factory=set[RunId])
+    #: Runs that its last heartbeat did not list though they are not known to be over, and those whose
+    #: messages were therefore offered again on this connection.
+    unlisted: set[RunId] = field(default_factory=set[RunId])
+    offered: set[RunId] = field(default_factory=set[RunId])
     #: Why it starts nothing, as it said last on this connection.
     holds: list[Hold] = field(default_factory=list[Hold])
     #: When deliveries were sent over it, of those whose ladder does not say so yet; microseconds.
@@ -39,11 +43,21 @@ class Machine:
         own = agent.host_machine_id == (self.parent_id or self.host_id)
         return own and self.only in (None, agent.id)
 
+    def gone(self, frame: Heartbeat) -> set[RunId]:
+        """Runs that two heartbeats in a row did not list, each once; to be asked as they come."""
+        missing = self.live - {run.run_id for run in frame.running}
+        twice = (missing & self.unlisted) - self.offered
+        self.unlisted.clear()
+        self.unlisted.update(missing)
+        self.offered.update(twice)
+        return twice
+
     def changes_nothing(self, frame: BaseModel) -> bool:
         match frame:
             case Delta():
                 return frame.run_id in self.seen
             case Heartbeat():
-                return frame.holds == self.holds
+                listed = {run.run_id for run in frame.running}
+                return frame.holds == self.holds and not self.unlisted and self.live <= listed
             case _:
                 return False

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cloudagent_backend.delivery import holds, ladder, states
+from cloudagent_backend.delivery import holds, ladder, sending, states
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.relay import Relay, linked
 from cloudagent_backend.store import (
@@ -120,8 +120,25 @@ def _apply_one(
             _begin_to_answer(c, machine, frame)
         case Heartbeat():
             hold(c, machine, frame.holds)
+            for run_id in sorted(machine.gone(frame)):
+                _ask_again(c, machine, run_id, relay)
+                applied.hosts.add(machine.host_id)
         case UnknownFrame():
             pass
+
+
+def _ask_again(c: sqlite3.Connection, machine: Machine, run_id: RunId, relay: Relay) -> None:
+    """Offer the messages of a run that the machine does not list: its dedupe by id is the answer.
+
+    One that it holds it leaves as it is, one that ended there it answers with its end, and one that it
+    does not know it runs, which its ladder says. Never by the clock: long turns are legal.
+    """
+    run = runs.load(c, run_id)
+    if run is None or run.host_id != machine.host_id or run.state is RunState.FINISHED:
+        return
+    for row in _deliveries(c, run):
+        if row.state in {DeliveryState.RUNNING, DeliveryState.WAITING}:
+            sending.offer_again(c, row, machine.name, relay.limits)
 
 
 def _waits(c: sqlite3.Connection, machine: Machine, frame: DeliveryReport) -> None:

@@ -286,6 +286,17 @@ def _lease_one(
                 _make_way(c, row, message, told=not host.interrupts)
 
 
+def offer_again(c: sqlite3.Connection, row: DeliveryRow, host_name: str, limits: Limits) -> None:
+    """Send a delivery once more that its machine should be at work on, and does not list."""
+    agent, message = agents.load_any(c, row.agent_id), messages.load_bare(c, row.message_id)
+    if agent is None or message is None:
+        return
+    outbox.put(c, row.host_id, _deliver(row, agent, message, limits.hops, _retried(c, row)))
+    detail = f"{host_name} does not list it as running any more; it is asked what became of it"
+    rung = NewRung(RungName.WAITING, ladder.BACKEND, detail, reason=Reason.UNLISTED.value)
+    ladder.tell(c, deliveries.note(c, row, rung))
+
+
 def _due(c: sqlite3.Connection, host_id: HostId, window: int) -> list[DeliveryRow]:
     waiting = deliveries.waiting_agents(c, host_id)
     if not waiting:
