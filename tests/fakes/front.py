@@ -30,9 +30,11 @@ class Front:
 
 
 @asynccontextmanager
-async def tls_front(context: ssl.SSLContext, backend_port: int) -> AsyncGenerator[Front]:
+async def tls_front(
+    context: ssl.SSLContext, backend_port: int, *, port: int = 0
+) -> AsyncGenerator[Front]:
     """Ends TLS before a backend, as a reverse proxy does, or as somebody in the middle."""
-    front = Front()
+    front = Front(port)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         front.connections += 1
@@ -43,11 +45,14 @@ async def tls_front(context: ssl.SSLContext, backend_port: int) -> AsyncGenerato
 
 
 @asynccontextmanager
-async def page_front(page: str, context: ssl.SSLContext | None = None) -> AsyncGenerator[Front]:
+async def page_front(
+    page: str, context: ssl.SSLContext | None = None, *, status: str = "200 OK", more: str = ""
+) -> AsyncGenerator[Front]:
     """Answers everything with a web page, as a network that wants a login does."""
     front = Front()
     body = page.encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n\r\n"
+    kind = f"Content-Type: text/html\r\nContent-Length: {len(body)}"
+    head = f"HTTP/1.1 {status}\r\n{more}{kind}\r\n\r\n"
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         front.connections += 1
@@ -113,7 +118,7 @@ async def _listening(
         with suppress(OSError):
             await writer.wait_closed()
 
-    server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(guarded, "127.0.0.1", front.port, ssl=context)
     front.port = server.sockets[0].getsockname()[1]
     try:
         yield

@@ -45,6 +45,9 @@ def why_not(error: BaseException, way: Way) -> str:
                 return f"the name {name} is not known ({cause.strerror})"
             case ConnectionRefusedError():
                 return f"nothing listens at {peer(way)} (connection refused)"
+            case ConnectionResetError() | BrokenPipeError():
+                what = " (is it TLS that it speaks there?)" if server.scheme == "https" else ""
+                return f"{peer(way)} cuts the connection{what}"
             case TimeoutError():
                 return f"{peer(way)} does not answer in time"
             case OSError() if cause.strerror:
