@@ -13,6 +13,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.to_thread import run_sync
 
 from cloudagent_daemon.control import CHECK_S, SOCKET
+from cloudagent_daemon.listening import serve
 from cloudagent_daemon.sockets import clear, peer_of, place
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class ControlServer:
         try:
             async with await anyio.create_unix_listener(path, mode=0o600) as listener:
                 task_status.started()
-                await listener.serve(self._connected)
+                await serve(listener, self._connected)
         finally:
             clear(path, pointer, self._state_dir, self._runtime_dir)
 

@@ -18,10 +18,11 @@ from typing import Any, Final
 import anyio
 from anyio.to_thread import run_sync
 
-from cloudagent_daemon import crash, lock, selfcheck, status, trust
+from cloudagent_daemon import crash, lock, log, selfcheck, status, trust
 from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.control_server import ControlServer
+from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.table import detect
 from cloudagent_daemon.guards import Guards
 from cloudagent_daemon.link.client import LinkClient
@@ -109,18 +110,20 @@ class Daemon:
         self._key = (
             KeyFile(stored_in, settings.server_url, settings.host_id, key) if stored_in else None
         )
+        self.guards = Guards(settings.limits, [settings.runtime_dir, settings.agents_dir])
+        keeper = Keeper(self.guards.trouble)
         self.client = LinkClient(
             WebSocketTransport(way, self._key.current if self._key else always(key)),
             spool,
             self._hello,
             self._alive,
+            keeper=keeper,
         )
-        self._uplink = SpoolUplink(spool, self.client, self._live)
+        self._uplink = SpoolUplink(spool, self.client, self._live, keeper)
         self._masks = Masks(settings)
-        self._bridge = Bridge(settings.state_dir, settings.runtime_dir)
-        self.guards = Guards(settings.limits, [settings.runtime_dir, settings.agents_dir])
+        self._bridge = Bridge(settings.state_dir, settings.runtime_dir, keeper)
         uplink = job.uplink(self._uplink) if job else self._uplink
-        runner = Runner(settings, self._bridge, uplink, self._masks)
+        runner = Runner(settings, self._bridge, uplink, self._masks, keeper)
         self.queue = RunQueue(
             spool,
             job.runs(runner) if job else runner,
@@ -297,7 +300,7 @@ class Daemon:
             "notes": [note for note in (self._spool.note, key_note) if note],
             "runtimes": [runtime.model_dump() for runtime in self._runtimes],
             "agents": self._agents(),
-            "guards": self.guards.report(),
+            "guards": [*self.guards.report(), _log_guard()],
             "service": None,
             "own_files": {"state": self._masks.cover, "detail": self._masks.detail or None},
         }
@@ -378,7 +381,7 @@ class Daemon:
     async def _look_for_runtimes(self) -> None:
         try:
             mask = await self._masks.of_run()
-        except UnmaskedError as error:
+        except (UnmaskedError, OSError) as error:
             self._say(f"✗ {error}")
         else:
             self._runtimes = await detect(self._settings.environment, mask)
@@ -567,6 +570,13 @@ def give_back_memory() -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         m_mmap_threshold = -3
         mallopt(m_mmap_threshold, 1_048_576)
+
+
+def _log_guard() -> dict[str, Any]:
+    dropped = log.dropped()
+    detail = f"{dropped} log line(s) could not be written" if dropped else ""
+    state = "log_dropped" if dropped else "ok"
+    return {"name": "log", "state": state, "value": dropped, "limit": 0, "detail": detail}
 
 
 def _line(runtime: Runtime) -> str:

@@ -4,12 +4,13 @@
 more before each start; what is refused waits, and goes on by itself when there is room again.
 """
 
+import errno
 import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -73,17 +74,21 @@ class Guard:
 
 
 def judge(
-    gauges: Gauges, limits: Limits, before: Sequence[Guard] = (), starting: int = 0
+    gauges: Gauges,
+    limits: Limits,
+    before: Sequence[Guard] = (),
+    starting: int = 0,
+    trouble: str | None = None,
 ) -> tuple[Guard, ...]:
     """One guard each for memory, disk and descriptors.
 
     What was too little `before` needs a margin now. `starting` are runs that were let in and may not
-    have opened anything yet.
+    have opened anything yet. `trouble` is why a disk takes nothing at all.
     """
     low = {guard.name for guard in before if not guard.ok}
     return (
         _memory(gauges.memory, limits, _MARGIN if "memory" in low else 1.0),
-        _disk(gauges.disks, limits, _MARGIN if "disk" in low else 1.0),
+        _disk(gauges.disks, limits, _MARGIN if "disk" in low else 1.0, trouble),
         _descriptors(gauges, starting, SPARE_DESCRIPTORS // 8 if "descriptors" in low else 0),
     )
 
@@ -96,10 +101,13 @@ def _memory(available: int, limits: Limits, margin: float) -> Guard:
     return Guard("memory", "memory_low", available, limit, detail)
 
 
-def _disk(disks: Sequence[Disk], limits: Limits, margin: float) -> Guard:
+def _disk(disks: Sequence[Disk], limits: Limits, margin: float, trouble: str | None) -> Guard:
     guards = [_one_disk(disk, limits, margin) for disk in disks]
     # The one with the least to spare stands for all.
-    return min(guards, key=lambda guard: guard.value - guard.limit, default=_NO_DISK)
+    least = min(guards, key=lambda guard: guard.value - guard.limit, default=_NO_DISK)
+    if trouble and least.ok:
+        return replace(least, state="disk_low", detail=f"nothing can be written: {trouble}"[:400])
+    return least
 
 
 _NO_DISK: Final = Guard("disk", "ok", 0, 0)
@@ -153,6 +161,7 @@ class Guards:
         self._look_s = look_s
         self._disks: tuple[Disk, ...] = ()
         self._starting = 0
+        self._trouble: str | None = None
         self.all: tuple[Guard, ...] = ()
         #: Set, and replaced, when a guard begins or ceases to refuse.
         self.changed = anyio.Event()
@@ -170,6 +179,11 @@ class Guards:
         self._starting += 1
         return True
 
+    def trouble(self, why: str | None) -> None:
+        """What was to be written is refused by a disk, or no more; whatever its free space says."""
+        self._trouble = why
+        self._judge(self._starting)
+
     async def watch(self) -> None:
         """Looks at the machine for ever."""
         while True:
@@ -186,7 +200,7 @@ class Guards:
         memory, descriptors, limit = self._look_own()
         gauges = Gauges(memory, self._disks, descriptors, limit)
         before = [guard.state for guard in self.all]
-        self.all = judge(gauges, self._limits, self.all, starting)
+        self.all = judge(gauges, self._limits, self.all, starting, self._trouble)
         if before != [guard.state for guard in self.all]:
             self.changed.set()
             self.changed = anyio.Event()
@@ -200,7 +214,12 @@ def own() -> Own:
     """What the kernel says of memory and of this process."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = sys.maxsize if soft == resource.RLIM_INFINITY else soft
-    return _available_memory(), psutil.Process().num_fds(), limit
+    try:
+        return _available_memory(), psutil.Process().num_fds(), limit
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        return sys.maxsize, limit, limit  # not even a descriptor to look with
 
 
 def disks(folders: Sequence[Path]) -> tuple[Disk, ...]:

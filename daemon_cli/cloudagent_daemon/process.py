@@ -9,6 +9,7 @@ which on Linux adopts the orphans; by the session that was made for it; and by
 `CLOUDAGENT_LAUNCH_ID` in the environment, which everything it starts inherits.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -36,6 +37,8 @@ TERM_S: Final = 5.0
 #: How long the killing itself may take; what survives SIGKILL for so long is stuck in the kernel.
 KILL_S: Final = 5.0
 _QUIET_SEARCHES: Final = 3
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+_PAUSE_S: Final = 0.05
 
 
 class SpawnError(Exception):
@@ -225,10 +228,10 @@ def _descendants(pid: int) -> list[int]:
 
 def _is(pid: int, started_at: float) -> bool:
     """Whether the process of this number is still the one that was created then."""
-    process = _process(pid)
     try:
+        process = _process(pid)
         return process is not None and abs(process.create_time() - started_at) < 1.0
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False
 
 
@@ -269,9 +272,24 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _terminate(find: Callable[[bool], list[psutil.Process]]) -> None:
-    for process in find(False):
+    for process in _found(find, freeze=False):
         with suppress(psutil.Error):
             process.terminate()
+
+
+def _found(find: Callable[[bool], list[psutil.Process]], *, freeze: bool) -> list[psutil.Process]:
+    """What `find` finds, as soon as there is a descriptor to look with, for `KILL_S` at most."""
+    deadline = time.monotonic() + KILL_S
+    while True:
+        try:
+            return find(freeze)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                raise
+            if time.monotonic() > deadline:
+                logger.error("no descriptor to look for processes", extra={"action": "kill"})  # noqa: TRY400 - the trace tells nothing more
+                return []
+            time.sleep(_PAUSE_S)
 
 
 def _kill(find: Callable[[bool], list[psutil.Process]]) -> int:
@@ -288,7 +306,7 @@ def _kill(find: Callable[[bool], list[psutil.Process]]) -> int:
             pids = sorted(killed)
             logger.error("processes survived SIGKILL", extra={"action": "kill", "pids": pids})
             break
-        stopped = find(True)
+        stopped = _found(find, freeze=True)
         quiet = 0 if stopped else quiet + 1
         for process in stopped:
             with suppress(psutil.Error):
@@ -298,8 +316,11 @@ def _kill(find: Callable[[bool], list[psutil.Process]]) -> int:
 
 
 def _created_at(pid: int) -> float:
-    process = _process(pid)
-    return process.create_time() if process is not None else time.time()
+    try:
+        process = _process(pid)
+        return process.create_time() if process is not None else time.time()
+    except (psutil.Error, OSError):
+        return time.time()
 
 
 async def _receive(stream: anyio.abc.ByteReceiveStream | None) -> bytes:

@@ -1,11 +1,13 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from cloudagent_daemon import config, lock, profile, status
+from cloudagent_daemon import config, lock, log, profile, status
 from cloudagent_daemon.config import ConfigError, Limits, NotLoggedInError, Stored
 from cloudagent_daemon.log import DailyFile, Lines, logging_to, without_secrets
 from cloudagent_daemon.paths import Paths
@@ -227,7 +229,7 @@ def test_debugging_shows_our_own_steps_and_not_what_libraries_send(tmp_path: Pat
 def test_a_day_has_a_log_file_and_a_full_one_goes_on_in_the_next(tmp_path: Path) -> None:
     handler = DailyFile(tmp_path, max_bytes=100)
     for second in (0, 1, 2):
-        record = logging.makeLogRecord({"msg": "x" * 150, "created": 1_780_000_000 + second})
+        record = logging.makeLogRecord({"msg": "x" * 110, "created": 1_780_000_000 + second})
         handler.emit(record)
     handler.emit(logging.makeLogRecord({"msg": "tomorrow", "created": 1_780_090_000}))
     handler.close()
@@ -246,20 +248,114 @@ def test_a_log_file_that_somebody_deletes_is_begun_again(tmp_path: Path) -> None
         if text == "one":
             (tmp_path / "daemon-2026-05-28.log").unlink()
     handler.close()
-    assert (tmp_path / "daemon-2026-05-28.log").read_text() == "three\n"
+    assert (tmp_path / "daemon-2026-05-28.log").read_text() == "two\nthree\n"
 
 
-def test_a_day_of_very_many_log_files_ends_the_oldest_not_the_newest(tmp_path: Path) -> None:
-    handler = DailyFile(tmp_path, max_bytes=0)
-    for n in range(30):
-        handler.emit(logging.makeLogRecord({"msg": f"{n}", "created": 1_780_000_000}))
-        for back, path in enumerate(sorted(tmp_path.iterdir(), key=_part)[::-1]):
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [pytest.param(105, 5, id="five full ones"), pytest.param(0, 14, id="14 in all")],
+)
+def test_of_very_many_log_files_the_oldest_go(tmp_path: Path, line: int, kept: int) -> None:
+    handler = DailyFile(tmp_path, max_bytes=100)
+    for day in range(30):
+        created = 1_780_000_000 + day * 86_400
+        handler.emit(logging.makeLogRecord({"msg": "x" * line, "created": created}))
+        for back, path in enumerate(sorted(tmp_path.iterdir())[::-1]):
             os.utime(path, (1_780_000_000 - back, 1_780_000_000 - back))
     handler.close()
-    assert max(map(_part, tmp_path.iterdir())) == 29
-    assert min(map(_part, tmp_path.iterdir())) == 16
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == kept
+    assert names[-1] == "daemon-2026-06-26.log"
 
 
-def _part(path: Path) -> int:
-    part = path.name.split(".")[1]
-    return int(part) if part.isdecimal() else 0
+def test_what_launchd_writes_is_emptied_when_it_is_too_large(tmp_path: Path) -> None:
+    large, small = tmp_path / "launchd.err.log", tmp_path / "launchd.out.log"
+    large.write_text("x" * 101)
+    small.write_text("x" * 99)
+    handler = DailyFile(tmp_path, max_bytes=100)
+    handler.emit(logging.makeLogRecord({"msg": "hello"}))
+    handler.close()
+    assert (large.read_text(), small.read_text()) == ("", "x" * 99)
+
+
+#: Writes some lines, gets no room for 200 more (with tracebacks), then room again.
+FULL = """
+import logging, resource, signal, sys
+from pathlib import Path
+from cloudagent_daemon import log
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+logger = logging.getLogger("cloudagent_daemon.x")
+
+def settle(count):
+    while log.dropped() < count:
+        pass
+
+with log.logging_to(Path(sys.argv[1]), quiet=True):
+    logger.info("before")
+    while not any(path.stat().st_size for path in Path(sys.argv[1]).iterdir()):
+        pass
+    size = next(Path(sys.argv[1]).iterdir()).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limit[1]))
+    for n in range(200):
+        try:
+            int("x")
+        except ValueError:
+            logger.info("lost %d", n, exc_info=True)
+    settle(200)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    logger.info("after")
+print(log.dropped())
+"""
+
+
+def test_on_a_full_disk_lines_are_dropped_and_counted_without_a_word(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert (done.stdout, done.stderr) == ("200\n", "")
+    [file] = tmp_path.iterdir()
+    before, gap, after = file.read_text().splitlines()
+    assert before.endswith("before")
+    assert gap == "[200 line(s) are missing here: the disk was full]"
+    assert after.endswith("after")
+
+
+def test_lines_that_come_faster_than_they_are_written_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "WAITING", 1)
+    with logging_to(tmp_path):
+        logger = logging.getLogger("cloudagent_daemon.x")
+        while not log.dropped():
+            logger.info("again")
+
+
+def test_a_status_has_room_on_a_full_disk(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from cloudagent_daemon import status
+path = Path(sys.argv[1])
+status.write(path, {"state": "connected"})
+# No new file may be longer than nothing; what is there may be written over.
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, -1))
+import errno, os
+replace = os.replace
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+Path.write_bytes = full
+status.write(path, {"state": "connecting"})
+print(status.read(path)["state"], sorted(one.name for one in path.parent.iterdir()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "status.json")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert done.stdout == "connecting ['status.json']\n"

@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import anyio
@@ -86,6 +88,12 @@ def test_a_limit_of_nothing_never_refuses() -> None:
     assert refused(gauges(memory=0, free=0), nothing) == []
 
 
+def test_a_disk_that_takes_nothing_is_low_whatever_is_free_on_it() -> None:
+    [low] = [guard for guard in judge(gauges(), LIMITS, trouble="quota exceeded") if not guard.ok]
+    assert low.state == "disk_low"
+    assert "quota exceeded" in low.detail
+
+
 def test_what_was_too_little_must_become_clearly_enough() -> None:
     low = judge(gauges(memory=500 * MB), LIMITS)
     still = judge(gauges(memory=520 * MB), LIMITS, low)
@@ -122,6 +130,24 @@ def test_the_machine_itself_is_looked_at(tmp_path: Path) -> None:
     assert limit == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     [disk] = guards.disks([tmp_path, tmp_path / "missing", tmp_path.parent])
     assert 0 < disk.free < disk.total
+
+
+def test_without_a_descriptor_to_look_with_they_count_as_all_in_use() -> None:
+    code = """
+import os, resource
+from cloudagent_daemon import guards
+guards.own()
+resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+try:
+    while True:
+        os.dup(0)
+except OSError:
+    print(guards.own()[1:])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout == "(50, 50)\n"
 
 
 def test_the_limit_of_a_container_counts_and_what_it_would_give_back(tmp_path: Path) -> None:

@@ -163,6 +163,30 @@ async def test_deliveries_are_sent_again_after_a_cut_but_kept_once() -> None:
         assert (await backend.connected(2)).hello.last_seq == 1
 
 
+async def test_what_a_full_disk_does_not_take_waits_unacknowledged_on_a_link_that_stays(
+    tmp_path: Path,
+) -> None:
+    async with (
+        scripted_backend() as backend,
+        daemon(backend, path=tmp_path / "state.db") as d,
+    ):
+        await backend.connected()
+        await d.until("connected")
+        await d.spool._committer.do(lambda c: c.execute("PRAGMA max_page_count = 1").fetchone())
+        backend.deliver("x" * 100_000)
+        # The Keeper's second attempt comes a second after the first: all was tried by then.
+        with anyio.fail_after(10):
+            while not d.client._keeper._refused:
+                await anyio.lowlevel.checkpoint()
+        assert (backend.acked, len(backend.connections)) == (0, 1)
+        await d.spool._committer.do(
+            lambda c: c.execute("PRAGMA max_page_count = 100000").fetchone()
+        )
+        assert len(await d.received(1)) == 1
+        await backend.until(lambda: backend.acked == 1)
+        assert len(backend.connections) == 1
+
+
 async def test_a_restart_resumes_where_the_disk_stands(tmp_path: Path) -> None:
     async with scripted_backend() as backend:
         async with daemon(backend, path=tmp_path / "state.db") as d:

@@ -27,6 +27,8 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from cloudagent_daemon.bridge import shim
 from cloudagent_daemon.bridge.tools import Toolbox
+from cloudagent_daemon.disk import Keeper
+from cloudagent_daemon.listening import serve
 from cloudagent_daemon.sockets import clear, peer_of, place
 
 logger = logging.getLogger(__name__)
@@ -85,7 +87,10 @@ class Bridge:
         runtime_dir: a private folder with a short path, for when that one is too long.
     """
 
-    def __init__(self, state_dir: Path | None, runtime_dir: Path) -> None:
+    def __init__(
+        self, state_dir: Path | None, runtime_dir: Path, keeper: Keeper | None = None
+    ) -> None:
+        self._keeper = keeper or Keeper()
         self._state_dir = state_dir
         self._runtime_dir = runtime_dir
         self._path: Path | None = None
@@ -104,7 +109,7 @@ class Bridge:
             async with await anyio.create_unix_listener(path, mode=0o600) as listener:
                 self._path = path
                 task_status.started()
-                await listener.serve(self._connected)
+                await serve(listener, self._connected)
         finally:
             self._path = None
             clear(path, pointer, self._state_dir, self._runtime_dir)
@@ -121,7 +126,7 @@ class Bridge:
         token = secrets.token_urlsafe(32)
         digest = hashlib.sha256(token.encode()).digest()
         token_file = folder / "bridge.token"
-        await anyio.to_thread.run_sync(_write_token, token_file, token)
+        await self._keeper.in_thread(_write_token, token_file, token)
         session = Session(toolbox, self._path, token_file)
         self._sessions[digest] = session
         try:
@@ -223,6 +228,7 @@ def _descends(pid: int, ancestors: frozenset[int]) -> bool:
 
 
 def _write_token(path: Path, token: str) -> None:
+    path.unlink(missing_ok=True)  # a half one, from a disk that was full
     with open(
         path, "x", encoding="ascii", opener=lambda p, flags: os.open(p, flags, 0o400)
     ) as file:

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import anyio
 
+from cloudagent_daemon.disk import Keeper, NotKeptError
 from cloudagent_daemon.link.backoff import Backoff, is_rejection, is_revoked
 from cloudagent_daemon.link.connection import Connection, open_connection
 from cloudagent_daemon.link.deltas import Deltas
@@ -61,6 +62,7 @@ class LinkClient:
         hello: Callable[[], Awaitable[Hello]],
         alive: Callable[[], Heartbeat],
         *,
+        keeper: Keeper | None = None,
         backoff: Backoff | None = None,
         wall: Callable[[], float] = time.time,
         clock_check_s: float = CLOCK_CHECK_S,
@@ -69,6 +71,7 @@ class LinkClient:
         self._spool = spool
         self._hello = hello
         self._alive = alive
+        self._keeper = keeper or Keeper()
         self._backoff = backoff or Backoff()
         self._wall = wall
         self._clock_check_s = clock_check_s
@@ -139,7 +142,7 @@ class LinkClient:
             async with self._transport.connect() as stream:
                 hello = await self._hello()
                 connection = await open_connection(
-                    stream, self._spool, self.deltas, hello, self._alive
+                    stream, self._spool, self.deltas, hello, self._alive, self._keeper
                 )
                 self._connection = connection
                 if hello.holds != self._alive().holds:  # something changed during the handshake
@@ -157,6 +160,8 @@ class LinkClient:
                     self._connection = None
         except LinkError as error:
             return error
+        except NotKeptError as error:  # the handshake itself has something to keep
+            return UnreachableError(str(error))
         except Exception as error:
             # The edge of a task: whatever it was, a daemon that stays up can try again.
             logger.exception("the link failed", extra={"action": "link_failed"})

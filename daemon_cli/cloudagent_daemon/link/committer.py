@@ -12,11 +12,13 @@ from typing import Any, Generic, TypeVar
 import anyio
 from anyio.to_thread import run_sync
 
+from cloudagent_daemon.disk import NotKeptError
+
 T = TypeVar("T")
 S = TypeVar("S")
 
 
-class SpoolError(Exception):
+class SpoolError(NotKeptError):
     """The disk did not take a change; `str()` says why. Nothing of it was kept."""
 
 

@@ -6,12 +6,13 @@ the window allows.
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import anyio
 
 from cloudagent_daemon import crash
-from cloudagent_daemon.link.committer import SpoolError
+from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.link.deltas import Deltas
 from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.transport import (
@@ -60,6 +61,7 @@ class Connection:
 
     Args:
         alive: what a heartbeat says.
+        keeper: what the disk does not take is tried again, unacknowledged; the link stays.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class Connection:
         deltas: Deltas,
         welcome: Welcome,
         alive: Callable[[], Heartbeat],
+        keeper: Keeper,
     ) -> None:
         self._stream = stream
         self._spool = spool
         self._deltas = deltas
         self._alive = alive
+        self._keeper = keeper
         self._hurry = anyio.Event()
         self.welcome = welcome
         self.agents = list(welcome.agents)
@@ -147,10 +151,6 @@ class Connection:
         except ProtocolError as error:
             self._end = self._end or LinkClosedError(error.close_code, str(error))
             await self._stream.close(error.close_code, str(error))
-        except SpoolError as error:
-            # What the disk did not take was not acknowledged, so it comes again.
-            self._end = self._end or LinkClosedError(CloseCode.GOING_AWAY, str(error))
-            await self._stream.close(CloseCode.GOING_AWAY, "the daemon cannot write to its disk")
         scope.cancel()
 
     # --- in ---
@@ -207,13 +207,14 @@ class Connection:
                 if isinstance(frame, Numbered | UnknownFrame) and frame.seq is not None
             ]
             if acks:
-                await self._spool.acked(max(acks))
+                await self._keeper.kept(partial(self._spool.acked, max(acks)))
             if fresh:
                 await self._accept(fresh)
 
     async def _accept(self, fresh: Sequence[Numbered | UnknownFrame]) -> None:
         last = fresh[-1].seq or 0
-        await self._spool.receive([f for f in fresh if isinstance(f, Numbered)], last)
+        numbered = [frame for frame in fresh if isinstance(frame, Numbered)]
+        await self._keeper.kept(lambda: self._spool.receive(numbered, last))
         crash.point("after_persist")
         for frame in fresh:
             if isinstance(frame, AgentsChanged):
@@ -268,6 +269,7 @@ async def open_connection(
     deltas: Deltas,
     hello: Hello,
     alive: Callable[[], Heartbeat],
+    keeper: Keeper,
 ) -> Connection:
     """Shakes hands and brings the spool to the history that counts.
 
@@ -284,7 +286,7 @@ async def open_connection(
         raise LinkClosedError(error.close_code, str(error)) from error
     if welcome.drop:
         await spool.drop(welcome.drop)
-    return Connection(stream, spool, deltas, welcome, alive)
+    return Connection(stream, spool, deltas, welcome, alive, keeper)
 
 
 async def _welcome(stream: FrameStream, hello: Hello) -> Welcome:

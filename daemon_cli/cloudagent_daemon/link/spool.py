@@ -146,9 +146,9 @@ class Spool:
             ProtocolError: the histories differ; a new epoch is needed.
         """
         marks = self.marks
-        await self.acked(
-            resume(outbox_acked=marks.acked, outbox_last=marks.last, peer_has=peer_has)
-        )
+        acked = resume(outbox_acked=marks.acked, outbox_last=marks.last, peer_has=peer_has)
+        if acked > marks.acked:  # else nothing to write: a full disk keeps nobody from connecting
+            await self.acked(acked)
 
 
 @asynccontextmanager

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from cloudagent_daemon import crash
 from cloudagent_daemon.bridge.tools import Asked, ToolError
+from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.runs.ports import Uplink, UplinkError
 from cloudagent_daemon.runs.report import now
 from cloudagent_daemon.runs.workspace import TurnRecord, Workspace
@@ -37,7 +37,9 @@ class RunDesk:
         workspace: Workspace,
         uplink: Uplink,
         stir: Callable[[], None],
+        keeper: Keeper | None = None,
     ) -> None:
+        self._keeper = keeper or Keeper()
         self._deliver = deliver
         self._run_id = run_id
         self._workspace = workspace
@@ -69,7 +71,7 @@ class RunDesk:
         # One at a time: of two threads the later could be the first to finish.
         async with self._writing:
             snapshot = self.record.model_copy(deep=True)
-            await anyio.to_thread.run_sync(self._workspace.keep_turn, delivery, snapshot)
+            await self._keeper.in_thread(self._workspace.keep_turn, delivery, snapshot)
 
     # --- for the tools ---
 

@@ -16,6 +16,7 @@ from cloudagent_daemon import crash
 from cloudagent_daemon.bridge.server import Bridge, Session
 from cloudagent_daemon.bridge.tools import TOOLS, Toolbox
 from cloudagent_daemon.config import Settings
+from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.base import (
     Command,
     DriverError,
@@ -73,10 +74,12 @@ class Runner:
         bridge: Bridge,
         uplink: Uplink,
         masks: Masks,
+        keeper: Keeper | None = None,
         *,
         relaunch_s: Sequence[float] = RELAUNCH_S,
     ) -> None:
         self._settings = settings
+        self._keeper = keeper or Keeper()
         self._bridge = bridge
         self._uplink = uplink
         self._masks = masks
@@ -90,7 +93,7 @@ class Runner:
         """
         try:
             workspace = Workspace(self._settings.agents_dir, deliver.agent)
-            await anyio.to_thread.run_sync(workspace.prepare)
+            await self._keeper.in_thread(workspace.prepare)
             earlier = await anyio.to_thread.run_sync(workspace.turn_of, deliver.delivery_id)
             if earlier and (outcome := await self._settled(deliver, workspace, earlier)):
                 return outcome
@@ -99,6 +102,7 @@ class Runner:
                 self._bridge,
                 self._uplink,
                 self._masks,
+                self._keeper,
                 deliver,
                 workspace,
                 self._relaunch_s,
@@ -155,6 +159,7 @@ class _Run:
         bridge: Bridge,
         uplink: Uplink,
         masks: Masks,
+        keeper: Keeper,
         deliver: Deliver,
         workspace: Workspace,
         relaunch_s: Sequence[float] = RELAUNCH_S,
@@ -164,11 +169,12 @@ class _Run:
         self._bridge = bridge
         self._uplink = uplink
         self._masks = masks
+        self._keeper = keeper
         self._deliver = deliver
         self._workspace = workspace
         self._run_id: RunId = new_run_id()
         self._reporter = Reporter(uplink, deliver, self._run_id)
-        self._desk = RunDesk(deliver, self._run_id, workspace, uplink, self._stir)
+        self._desk = RunDesk(deliver, self._run_id, workspace, uplink, self._stir, keeper)
         self._launches = 0
         self._attempt: Attempt | None = None
 
@@ -263,7 +269,7 @@ class _Run:
         """
         mask = await self._masks.of_run(self._workspace.home, job.run_dir, place.socket_path)
         driver = driver_named(self._deliver.agent.driver).open(job)
-        command = await anyio.to_thread.run_sync(_prepared, driver)
+        command = await self._keeper.in_thread(_prepared, driver)
         crash.point("before_spawn")
         launch_id = uuid.uuid4().hex
         self._desk.record.launch_id = launch_id
@@ -280,7 +286,7 @@ class _Run:
             place.admit(child.pid)
             await self._started(child, attempt, resumed=job.session_id is not None)
             spawn.pid = child.pid
-            await anyio.to_thread.run_sync(self._workspace.keep_spawn, spawn)
+            await anyio.to_thread.run_sync(self._keep_spawn, spawn)
 
         self._attempt = Attempt(
             session=driver,
@@ -306,7 +312,7 @@ class _Run:
             self._attempt = None
             spawn.ended_at = now()
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._workspace.keep_spawn, spawn)
+                await anyio.to_thread.run_sync(self._keep_spawn, spawn)
         return seen
 
     async def _started(self, child: Child, attempt: int, *, resumed: bool) -> None:
@@ -383,7 +389,7 @@ class _Run:
     async def _folder(self) -> AsyncGenerator[Path]:
         """A folder that lives as long as the run."""
         parent = self._settings.runtime_dir
-        folder = await anyio.to_thread.run_sync(_make_folder, parent)
+        folder = await self._keeper.in_thread(_make_folder, parent)
         try:
             yield folder
         finally:
@@ -418,7 +424,7 @@ class _Run:
         if session_id is None:
             return
         conversation = self._deliver.message.conversation_id
-        await anyio.to_thread.run_sync(self._workspace.keep_session, conversation, session_id)
+        await self._keeper.in_thread(self._workspace.keep_session, conversation, session_id)
 
     # --- the end ---
 
@@ -458,6 +464,13 @@ class _Run:
             session_id=seen.end.session_id if seen.end else None,
             usage=seen.end.usage if seen.end else None,
         )
+
+    def _keep_spawn(self, record: SpawnRecord) -> None:
+        """For a person who looks; nothing waits for it."""
+        try:
+            self._workspace.keep_spawn(record)
+        except OSError as error:
+            logger.warning("no last-spawn.json: %s", error, extra={"action": "keep_spawn"})
 
 
 def _sent_in(earlier: TurnRecord | None) -> list[str]:

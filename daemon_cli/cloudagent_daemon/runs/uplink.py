@@ -1,14 +1,11 @@
 """The `Uplink` of runs: through the spool what must arrive, past it what may be lost."""
 
-import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar, cast
 
-import anyio
 from pydantic import TypeAdapter, ValidationError
 
+from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.link.client import LinkClient
-from cloudagent_daemon.link.committer import SpoolError
 from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.tables import Leftover
 from cloudagent_daemon.link.transport import NotConnectedError
@@ -29,14 +26,9 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.ids import RunId
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 _AGENTS: Final = TypeAdapter(list[AgentEntry])
 _FOUND: Final = TypeAdapter(FoundAgent)
-
-#: Between two attempts to write to a disk that takes nothing.
-RETRY_S: Final = 1.0
 
 
 class LiveRuns:
@@ -58,24 +50,27 @@ class LiveRuns:
 class SpoolUplink:
     """What runs say goes through `spool`, what they ask goes to `client`."""
 
-    def __init__(self, spool: Spool, client: LinkClient, live: LiveRuns) -> None:
+    def __init__(
+        self, spool: Spool, client: LinkClient, live: LiveRuns, keeper: Keeper | None = None
+    ) -> None:
         self._spool = spool
+        self._keeper = keeper or Keeper()
         self._client = client
         self._live = live
 
     async def report(self, frame: RunReport | Send | DeliveryReport | HostReport) -> None:
-        await self._keep(lambda: self._spool.append(frame))
+        await self._keeper.kept(lambda: self._spool.append(frame))
         if isinstance(frame, RunReport):
             self._client.deltas.reported(frame)
 
     async def finish(self, frame: RunReport) -> None:
-        await self._keep(lambda: self._spool.finish(frame))
+        await self._keeper.kept(lambda: self._spool.finish(frame))
         self._client.deltas.reported(frame)
         self._live.remove(frame.run_id)
 
     async def launched(self, launch: Launch) -> None:
         process = Leftover(launch.launch_id, launch.pid, launch.started_at)
-        await self._keep(
+        await self._keeper.kept(
             lambda: self._spool.record_launch(launch.delivery_id, process, launch.attempt)
         )
         self._live.add(LiveRun(run_id=launch.run_id, delivery_ids=[launch.delivery_id]))
@@ -98,17 +93,6 @@ class SpoolUplink:
             return await self._client.ask(query)
         except NotConnectedError as error:
             raise UplinkError(str(error)) from error
-
-    async def _keep(self, change: Callable[[], Awaitable[object]]) -> None:
-        """Waits for a disk that is full: what an agent has said is not thrown away for that."""
-        while True:
-            try:
-                await change()
-            except SpoolError as error:
-                logger.error("%s; trying again", error, extra={"action": "spool_full"})  # noqa: TRY400 - the trace tells nothing more
-                await anyio.sleep(RETRY_S)
-            else:
-                return
 
 
 def _understood(adapter: TypeAdapter[T], answer: Any) -> T:

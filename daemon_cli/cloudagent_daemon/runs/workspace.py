@@ -172,11 +172,15 @@ def _load(path: Path, model: type[M]) -> M | None:
 
 def _replace(path: Path, text: str) -> None:
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-    with open(draft, "x", encoding="utf-8", opener=_private) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with open(draft, "x", encoding="utf-8", opener=_private) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:  # a full disk: no half of it stays behind
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _private(path: Any, flags: int) -> int:
