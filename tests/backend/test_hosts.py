@@ -1,11 +1,13 @@
 """Host machines: keys shown once, revoked and rotated keys, and whose they are."""
 
+import logging
 import random
 from pathlib import Path
 
 import anyio
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from cloudagent_backend.store import keys
 from cloudagent_protocol.errors import CloseCode
@@ -125,6 +127,18 @@ async def test_a_key_that_is_revoked_before_its_hello_gets_no_link(
             with anyio.fail_after(2):
                 await link.wait_closed()
             assert link.close_code == code
+
+
+async def test_a_refused_handshake_is_no_fault_of_the_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_backend(tmp_path) as backend:
+        url = f"{backend.socket_url}/v1/daemon/ws"
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(url, additional_headers=machine(keys.new_key(keys.MACHINE)))
+        assert refused.value.response.status_code == 401
+        assert b'"code":"unauthorized"' in refused.value.response.body
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_removing_a_host_revokes_its_key_and_takes_its_agents_along(tmp_path: Path) -> None:

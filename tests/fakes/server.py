@@ -103,7 +103,8 @@ async def running_backend(directory: Path, **changes: Any) -> AsyncGenerator[Bac
     settings = replace(Settings(database_url=f"sqlite:///{directory / 'backend.db'}"), **changes)
     app = create_app(settings)
     server = _Server(uvicorn_config(settings, app))
-    listener = socket.socket()
+    # Named as TCP, or asyncio leaves Nagle's algorithm on, and each answer waits 40 ms for an ack.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     async with anyio.create_task_group() as tg:
         tg.start_soon(server.run_until_down, listener)

@@ -8,7 +8,7 @@ import logging
 import sqlite3
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -117,14 +117,15 @@ def documented(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    app.add_exception_handler(Refused, _refused)
+    # Of both kinds at once, for which Starlette has no type: requests, and sockets before they open.
+    app.add_exception_handler(Refused, cast("Any", _refused))
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     for error in (sqlite3.OperationalError, DatabaseError):
         app.add_exception_handler(error, _store_failed)
 
 
-async def _refused(connection: HTTPConnection, error: Exception) -> Response:
+async def _refused(connection: HTTPConnection, error: Exception) -> Response | None:
     assert isinstance(error, Refused)
     response = problem(
         error.code,
@@ -136,6 +137,7 @@ async def _refused(connection: HTTPConnection, error: Exception) -> Response:
     )
     if isinstance(connection, WebSocket):  # not accepted yet: its handshake fails with this answer
         await connection.send_denial_response(response)
+        return None  # it was sent: what is returned would be sent a second time
     return response
 
 
