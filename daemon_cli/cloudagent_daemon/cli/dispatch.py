@@ -15,6 +15,7 @@ from cloudagent_daemon.cli import (
     doctor,
     login,
     logs,
+    probe,
     profiles,
     service,
     start,
@@ -108,7 +109,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (login, service, start, stop, status, doctor, logs, profiles, agent):
+    for command in (login, service, start, stop, status, doctor, probe, logs, profiles, agent):
         command.add(commands, options)
     return parser
 
