@@ -48,7 +48,7 @@ def receive(value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("driver", "end"), [(BUILTIN, "agent"), (SCRIPTED, "scripted")], ids=lambda v: str(v)[-9:]
+    ("driver", "end"), [(BUILTIN, "agent"), (SCRIPTED, "scripted")], ids=["builtin", "scripted"]
 )
 def test_it_starts_our_program_apart_from_the_agents_folder(driver: Driver, end: str) -> None:
     command = driver.open(job()).launch()
