@@ -165,8 +165,9 @@ def test_a_machine_and_an_agent_are_added_with_what_the_page_shows(
     home.mkdir()
     with running_backend(tmp_path / "server") as backend, window(backend, size=size) as page:
         page.get_by_role("link", name="Connect a machine").click()
+        page.get_by_role("button", name="With a key").click()
         page.get_by_label("What do you call it?").fill("mbp-ana")
-        page.get_by_role("button", name="Continue").click()
+        page.get_by_role("button", name="Make a key").click()
         page.get_by_role("button", name="Just try it").click()
         shown = page.get_by_role("group", name="the one-shot command").inner_text()
         uvx, program, *rest = shlex.split(shown)
