@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
 from cloudagent_daemon.config import Limits, Settings
@@ -163,14 +164,12 @@ async def test_a_masked_tree_is_ended_whole(home: Path) -> None:
 
 def family(pid: int) -> list[int]:
     """The sleepers below the guardian of this process."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=,comm=", "--ppid", guardian_of(pid)], capture_output=True, text=True
-    )
-    return [int(line.split()[0]) for line in found.stdout.splitlines() if "sleep" in line]
+    children = psutil.Process(guardian_of(pid)).children()
+    return [child.pid for child in children if child.name() == "sleep"]
 
 
-def guardian_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+def guardian_of(pid: int) -> int:
+    return psutil.Process(pid).ppid()
 
 
 async def test_an_agent_whose_folder_is_hidden_is_not_started_and_told_why(home: Path) -> None:
