@@ -94,6 +94,8 @@ class Settings:
     insecure: bool = False
     #: A further root certificate, PEM.
     ca_file: Path | None = None
+    #: `[user@]host[:port]`, from where the server is reached (ssh.py); None: from here.
+    ssh_tunnel: str | None = None
     #: Started by a service manager, and so with an environment that is not a terminal's.
     service: bool = False
     #: Where to exit hard, for tests of recovery (crash.py).
@@ -114,6 +116,7 @@ class Stored:
     host_id: str
     limits: Limits = Limits()
     ca_file: str | None = None
+    ssh_tunnel: str | None = None
 
 
 def environment() -> dict[str, str]:
@@ -252,6 +255,7 @@ def write_file(path: Path, stored: Stored) -> None:
         "host_id": stored.host_id,
         **asdict(stored.limits),
         "ca_file": stored.ca_file,
+        "ssh_tunnel": stored.ssh_tunnel,
     }
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
@@ -273,6 +277,7 @@ def _parse(raw: Any) -> Stored:
         host_id=str(body["host_id"]),
         limits=_limits({name: body.get(name, value) for name, value in defaults.items()}, "it"),
         ca_file=body.get("ca_file"),
+        ssh_tunnel=body.get("ssh_tunnel"),
     )
 
 

@@ -38,6 +38,7 @@ from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
 from cloudagent_daemon.service import login_path
 from cloudagent_daemon.service.notify import Notifier, standing_text, without_manager
+from cloudagent_daemon.tunnel import Tunnel, tunnel_of
 from cloudagent_protocol.frames import Capability, Heartbeat, Hello, HostReport
 from cloudagent_protocol.resources import Hold, Runtime
 from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
@@ -84,6 +85,7 @@ class Daemon:
     Args:
         say: takes a line for the person at the terminal.
         job: of a daemon that lives for one message.
+        tunnel: that the way leads through.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class Daemon:
         spool: Spool,
         say: Callable[[str], None],
         job: OneMessage | None = None,
+        tunnel: Tunnel | None = None,
     ) -> None:
+        self._tunnel = tunnel
         self._notify = Notifier(settings.environment)
         #: For children. Its PATH is replaced once, before the first of them is started.
         self._environment = without_manager(settings.environment)
@@ -113,7 +117,11 @@ class Daemon:
         self.guards = Guards(settings.limits, [settings.runtime_dir, settings.agents_dir])
         keeper = Keeper(self.guards.trouble)
         self.client = LinkClient(
-            WebSocketTransport(way, self._key.current if self._key else always(key)),
+            WebSocketTransport(
+                way,
+                self._key.current if self._key else always(key),
+                tunnel.ready if tunnel else None,
+            ),
             spool,
             self._hello,
             self._alive,
@@ -137,6 +145,9 @@ class Daemon:
         async with anyio.create_task_group() as tasks:
             # The connection comes first: a slow start must not look like a dead machine.
             tasks.start_soon(self.client.run)
+            if self._tunnel:
+                tasks.start_soon(self._tunnel.run)
+                tasks.start_soon(self._watch_tunnel, self._tunnel)
             if self._settings.service:
                 await self._ask_login_shell()
             tasks.start_soon(self._introduce, ending)
@@ -180,6 +191,14 @@ class Daemon:
                 self.client.reconnect()
             with anyio.move_on_after(KEY_CHECK_S if rejected else math.inf):
                 await changed.wait()
+
+    async def _watch_tunnel(self, tunnel: Tunnel) -> None:
+        """Once the way is there again, nothing waits for the end of a backoff."""
+        while True:
+            changed = tunnel.changed
+            if tunnel.standing.state == "up" and self.client.standing.next_at is not None:
+                self.client.reconnect()
+            await changed.wait()
 
     async def reload(self) -> dict[str, Any]:
         """Takes another key over, if there is one. No run is touched."""
@@ -290,6 +309,7 @@ class Daemon:
             "server_url": self._settings.server_url,
             "insecure": bool(self._weaknesses),
             "weaknesses": self._weaknesses,
+            "tunnel": self._tunnel.report() if self._tunnel else None,
             "host_id": connection.welcome.host_id if connection else self._settings.host_id,
             "hostname": socket.gethostname(),
             "draining": self.queue.draining,
@@ -313,6 +333,7 @@ class Daemon:
             self.guards.changed,
             self._spool.committed,
             *([self._key.changed] if self._key else []),
+            *([self._tunnel.changed] if self._tunnel else []),
         ]
 
     def _agents(self) -> list[dict[str, Any]]:
@@ -456,12 +477,13 @@ async def live(
     state_dir = settings.state_dir
     spool_path = spool_file(state_dir) if state_dir else None
     old_state = old_state_file(state_dir) if state_dir else None
+    tunnel = await run_sync(tunnel_of, settings)
     way = way_of(settings)
     async with (
         open_spool(spool_path, old_state, settings.host_id) as spool,
         anyio.create_task_group() as tasks,
     ):
-        daemon = Daemon(settings, way, spool, say, job)
+        daemon = Daemon(settings, way, spool, say, job, tunnel)
         # In this group, not around it: what cannot be opened is raised as it is, in no group.
         if signals is not None:
             tasks.start_soon(_obey, signals, ending)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cloudagent_daemon import config
+from cloudagent_daemon import config, ssh
 from cloudagent_daemon.config import ConfigError, Limits, NotLoggedInError, Settings
 from cloudagent_daemon.paths import DEFAULT, Paths, profiles_dir
 
@@ -57,6 +57,7 @@ def settings_of(
     *,
     insecure: bool = False,
     ca_file: Path | None = None,
+    ssh_tunnel: str | None = None,
     debug: bool = False,
 ) -> Settings:
     """What `login` has stored for the profile.
@@ -86,6 +87,7 @@ def settings_of(
         environment=config.child_environment(environ, name),
         insecure=insecure,
         ca_file=ca_file or (Path(stored.ca_file) if stored.ca_file else None),
+        ssh_tunnel=ssh.kept(stored.ssh_tunnel if ssh_tunnel is None else ssh_tunnel),
         crash_at=environ.get(config.CRASH_VARIABLE),
         debug=debug,
         limits=config.read_limits(environ, stored.limits),
@@ -101,6 +103,7 @@ def one_shot(
     *,
     insecure: bool = False,
     ca_file: Path | None = None,
+    ssh_tunnel: str | None = None,
     debug: bool = False,
 ) -> Generator[Settings]:
     """Settings for a daemon that leaves no trace: all its files are temporary.
@@ -127,6 +130,7 @@ def one_shot(
             environment=config.child_environment(environ, name),
             insecure=insecure,
             ca_file=ca_file,
+            ssh_tunnel=ssh.kept(ssh_tunnel),
             crash_at=environ.get(config.CRASH_VARIABLE),
             debug=debug,
             limits=limits,

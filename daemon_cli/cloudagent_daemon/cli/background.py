@@ -61,6 +61,10 @@ def _argv(arguments: argparse.Namespace, here: Here) -> list[str]:
         words += ["--profile", here.profile]
     if arguments.insecure:
         words.append("--insecure")
+    if arguments.i_understand:
+        words.append("--i-understand")
+    if arguments.ssh_tunnel is not None:
+        words += ["--ssh-tunnel", arguments.ssh_tunnel]
     if arguments.ca_file:
         words += ["--ca-file", str(Path(arguments.ca_file).expanduser().absolute())]
     return [*words, "--debug"] if here.debug else words

@@ -1,14 +1,13 @@
 """`login`: a machine key for a profile, approved in the browser or verified, and kept."""
 
 import argparse
-import functools
 import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cloudagent_daemon import config, trust
+from cloudagent_daemon import config, ssh, trust
 from cloudagent_daemon.cli import reload, secret
 from cloudagent_daemon.cli.options import (
     NOT_LOGGED_IN,
@@ -53,6 +52,7 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     )
     add_key_options(parser)
     add_tls_options(parser)
+    add_tunnel_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -76,6 +76,14 @@ def add_tls_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--i-understand", action="store_true", help="--insecure, and over the internet too"
+    )
+
+
+def add_tunnel_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ssh-tunnel",
+        metavar="[USER@]HOST[:PORT]",
+        help="reach the server from there; the URL is as that machine sees it ('' for none)",
     )
 
 
@@ -118,6 +126,7 @@ def log_in(arguments: argparse.Namespace, here: Here) -> None:
     check_trust(arguments, server_url, again)
     key = _given_key(arguments, again)
     ca_file = _ca_file(arguments, stored, server_url)
+    tunnel = _tunnel(arguments, stored, server_url)
     known = stored if stored and stored.server_url == server_url else None
     config.check_writable(here.paths.config)
     done = _connect(
@@ -127,11 +136,12 @@ def log_in(arguments: argparse.Namespace, here: Here) -> None:
         known.machine_key if known else None,
         again,
         ca_file=ca_file,
+        tunnel=tunnel,
         insecure=arguments.insecure,
         quiet=arguments.json,
     )
     limits = stored.limits if stored else config.Limits()
-    kept = Stored(server_url, done.machine_key, done.host_id, limits, ca_file)
+    kept = Stored(server_url, done.machine_key, done.host_id, limits, ca_file, tunnel)
     _keep(here, kept, done)
     _tell(here, kept, done, as_json=arguments.json)
 
@@ -195,6 +205,13 @@ def _ca_file(arguments: argparse.Namespace, stored: Stored | None, server_url: s
     return stored.ca_file if stored and stored.server_url == server_url else None
 
 
+def _tunnel(arguments: argparse.Namespace, stored: Stored | None, server_url: str) -> str | None:
+    """What was named, or what was kept for this server."""
+    named: str | None = getattr(arguments, "ssh_tunnel", None)
+    known = stored.ssh_tunnel if stored and stored.server_url == server_url else None
+    return ssh.kept(known if named is None else named)
+
+
 def _connect(
     here: Here,
     server_url: str,
@@ -203,20 +220,28 @@ def _connect(
     again: str,
     *,
     ca_file: str | None,
+    tunnel: str | None,
     insecure: bool,
     quiet: bool,
 ) -> LoggedIn:
     import anyio
 
+    from cloudagent_daemon.cli.through import through
     from cloudagent_daemon.link.way import way_to
 
     authority = Path(ca_file) if ca_file else None
-    way = way_to(server_url, here.environ, ca_file=authority, insecure=insecure)
-    if key is not None:
-        return anyio.run(_verify, way, key, again)
     fancy = not quiet and config.wants_colour(here.environ) and sys.stderr.isatty()
+
+    async def work(near_end: Path | None) -> LoggedIn:
+        way = way_to(
+            server_url, here.environ, ca_file=authority, insecure=insecure, socket=near_end
+        )
+        if key is not None:
+            return await _verify(way, key, again)
+        return await _by_code(way, older_key, again, fancy=fancy)
+
     try:
-        return anyio.run(functools.partial(_by_code, way, older_key, again, fancy=fancy))
+        return anyio.run(through, tunnel, server_url, here.environ, work)
     except KeyboardInterrupt:
         print("Not logged in: you ended it.", file=sys.stderr)
         raise

@@ -2,11 +2,12 @@
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cloudagent_daemon import config
-from cloudagent_daemon.cli.login import add_tls_options, check_trust
+from cloudagent_daemon import config, ssh
+from cloudagent_daemon.cli.login import add_tls_options, add_tunnel_option, check_trust
 from cloudagent_daemon.cli.options import USAGE, CommandError, Commands, Here, safe
 from cloudagent_daemon.config import ConfigError, Stored
 from cloudagent_daemon.proxy import without_secret
@@ -27,6 +28,7 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
         "--server", metavar="URL", help="the backend's address (default: the profile's)"
     )
     add_tls_options(parser)
+    add_tunnel_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -46,7 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
         check_trust(arguments, server_url, here.command(f"probe --server {server_url}"))
     ca_file = arguments.ca_file or (known.ca_file if known else None)
     authority = Path(ca_file).expanduser() if ca_file else None
-    seen, proxy = anyio.run(_look, arguments, here, server_url, authority, key)
+    kept = known.ssh_tunnel if known else None
+    tunnel = ssh.kept(kept if arguments.ssh_tunnel is None else arguments.ssh_tunnel)
+    looked = Looked(server_url, authority, key, tunnel, insecure=arguments.insecure)
+    seen, proxy = anyio.run(_look, here, looked)
     steps = judge.judge(seen, SUPPORTED, DISTRIBUTION)
     code = judge.exit_code(steps)
     if arguments.json:
@@ -58,27 +63,41 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-async def _look(
-    arguments: argparse.Namespace,
-    here: Here,
-    server_url: str,
-    ca_file: Path | None,
-    key: str | None,
-) -> "tuple[Seen, str | None]":
+@dataclass(frozen=True)
+class Looked:
+    """What is to be looked at, and how."""
+
+    server_url: str
+    ca_file: Path | None
+    machine_key: str | None = field(repr=False)
+    tunnel: str | None
+    insecure: bool
+
+
+async def _look(here: Here, looked: Looked) -> "tuple[Seen, str | None]":
+    """What was seen, and the proxy's address if there is one."""
+    from cloudagent_daemon.cli.through import through
     from cloudagent_daemon.link.way import way_to
     from cloudagent_daemon.probe.look import look
     from cloudagent_daemon.probe.seen import Seen
 
-    try:
+    server = looked.server_url
+
+    async def work(near_end: Path | None) -> "tuple[Seen, str | None]":
         way = way_to(
-            server_url,
+            server,
             here.environ,
-            ca_file=ca_file,
-            insecure=arguments.insecure,
+            ca_file=looked.ca_file,
+            insecure=looked.insecure,
+            socket=near_end,
         )
-    except ConfigError as error:
-        return Seen(server_url, no_way=f"{error.what}: {error.why}"), None
-    return await look(way, key), without_secret(way.proxy) if way.proxy else None
+        proxy = without_secret(way.proxy) if way.proxy else None
+        return await look(way, looked.machine_key), proxy
+
+    try:
+        return await through(looked.tunnel, server, here.environ, work)
+    except (CommandError, ConfigError) as error:
+        return Seen(server, no_way=f"{error.what}: {error.why}", no_way_next=error.next_step), None
 
 
 def _stored(here: Here) -> Stored | None:

@@ -101,10 +101,18 @@ def _facts(report: Mapping[str, Any]) -> list[str]:
         found.append(
             f"  service   {service['manager']} {service['name']} {service['activity']}{detail}"
         )
+    if tunnel := report.get("tunnel"):
+        found.append(f"  tunnel    {_tunnel(tunnel)}")
     if report["runtimes"]:
         shown = " · ".join(_runtime(one) for one in _usable(report))
         found.append(f"  runtimes  {shown or 'none that can be used'}")
     return found
+
+
+def _tunnel(tunnel: Mapping[str, Any]) -> str:
+    again = f", started anew {tunnel['restarts']} times" if tunnel["restarts"] else ""
+    detail = f": {clip(str(tunnel['detail']))}" if tunnel["detail"] else ""
+    return f"ssh {clip(str(tunnel['target']))} {tunnel['state']}{again}{detail}"
 
 
 def _service(report: Mapping[str, Any]) -> str:

@@ -5,7 +5,12 @@ from pathlib import Path
 
 from cloudagent_daemon import config, lock, profile
 from cloudagent_daemon.cli import once, secret
-from cloudagent_daemon.cli.login import add_key_options, add_tls_options, check_trust
+from cloudagent_daemon.cli.login import (
+    add_key_options,
+    add_tls_options,
+    add_tunnel_option,
+    check_trust,
+)
 from cloudagent_daemon.cli.options import (
     CONFIGURATION,
     CONFLICT,
@@ -32,6 +37,7 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     parser.add_argument("--server-url", metavar="URL", help="one-shot: the backend's address")
     add_key_options(parser)
     add_tls_options(parser)
+    add_tunnel_option(parser)
     parser.add_argument(
         "--background", action="store_true", help="without a terminal; `stop` ends it"
     )
@@ -85,6 +91,7 @@ def _settings(arguments: argparse.Namespace, here: Here) -> config.Settings:
         here.environ,
         insecure=arguments.insecure,
         ca_file=_path(arguments.ca_file),
+        ssh_tunnel=arguments.ssh_tunnel,
         debug=here.debug,
     )
     check_trust(arguments, settings.server_url, here.command("start"), usage=False)
@@ -93,6 +100,13 @@ def _settings(arguments: argparse.Namespace, here: Here) -> config.Settings:
 
 def _one_shot(arguments: argparse.Namespace, here: Here) -> int:
     again = here.command("start --server-url URL --api-key-file FILE")
+    if arguments.once and arguments.ssh_tunnel:
+        raise CommandError(
+            "A job does not open an SSH tunnel",
+            f"--once with --ssh-tunnel {arguments.ssh_tunnel}",
+            "open it in the job first:  ssh -f -N -L 8700:127.0.0.1:8700 USER@HOST",
+            USAGE,
+        )
     key = _key(arguments, here, again)
     if not arguments.server_url or key is None:
         missing = "--server-url" if key else "a key (--api-key-file, --api-key or the environment)"
@@ -106,6 +120,7 @@ def _one_shot(arguments: argparse.Namespace, here: Here) -> int:
         here.environ,
         insecure=arguments.insecure,
         ca_file=_path(arguments.ca_file),
+        ssh_tunnel=arguments.ssh_tunnel,
         debug=here.debug,
     ) as settings:
         check_trust(arguments, settings.server_url, again)

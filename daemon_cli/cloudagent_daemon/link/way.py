@@ -4,9 +4,14 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from cloudagent_daemon import sockets
 from cloudagent_daemon.config import ConfigError, Settings
 from cloudagent_daemon.proxy import proxy_for
+
+#: Where a daemon's SSH tunnel begins.
+TUNNEL: Final = "tunnel.sock"
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def way_to(
 
 
 def way_of(settings: Settings) -> Way:
-    """The way of a daemon with these settings.
+    """The way of a daemon with these settings; through its own SSH tunnel, if it has one.
 
     Raises:
         ConfigError: see `way_to`.
@@ -56,7 +61,14 @@ def way_of(settings: Settings) -> Way:
         settings.environment,
         ca_file=settings.ca_file,
         insecure=settings.insecure,
+        socket=_near_end(settings),
     )
+
+
+def _near_end(settings: Settings) -> Path | None:
+    if settings.ssh_tunnel is None:
+        return None
+    return sockets.find(TUNNEL, settings.state_dir or settings.runtime_dir)
 
 
 def _context(ca_file: Path | None, *, insecure: bool = False) -> ssl.SSLContext:

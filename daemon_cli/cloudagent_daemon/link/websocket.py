@@ -52,14 +52,25 @@ def always(machine_key: str) -> KeySource:
 
 
 class WebSocketTransport:
-    """Connections to the daemon's endpoint of a server."""
+    """Connections to the daemon's endpoint of a server.
 
-    def __init__(self, way: Way, key: KeySource) -> None:
+    Args:
+        way: how it is reached.
+        key: asked for each connection.
+        ready: waits until the way is there; it may raise `UnreachableError`.
+    """
+
+    def __init__(
+        self, way: Way, key: KeySource, ready: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._way = way
         self._key = key
+        self._ready = ready
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator["WebSocketStream"]:
+        if self._ready:
+            await self._ready()
         stream = WebSocketStream(await self._open(await self._key()))
         try:
             yield stream

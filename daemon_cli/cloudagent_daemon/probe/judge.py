@@ -59,7 +59,7 @@ def judge(seen: Seen, supported: Iterable[int], daemon_version: str) -> list[Ste
         daemon_version: of this daemon.
     """
     if seen.no_way:
-        return [Step("way", "fail", seen.no_way, "correct what it names, then probe again")]
+        return [Step("way", "fail", seen.no_way, seen.no_way_next)]
     steps = [
         *_maybe(seen.name, lambda one: _name(one, through=seen.proxied is not None)),
         *_maybe(seen.tcp, _tcp),

@@ -80,6 +80,7 @@ class Seen:
     server_url: str
     #: Why there is no way to try; empty if there is.
     no_way: str = ""
+    no_way_next: str = ""
     name: Name | None = None
     tcp: Tcp | None = None
     proxied: Proxied | None = None
