@@ -263,6 +263,18 @@ async def test_another_persons_or_a_removed_host_is_not_taken_over(tmp_path: Pat
             assert (await look(backend, stranger.user_code)).json()["host"] is None
 
 
+async def test_an_ephemeral_host_is_over_with_its_job_and_not_logged_in_again(
+    tmp_path: Path,
+) -> None:
+    async with unpaced(tmp_path) as backend:
+        parent = {"Authorization": f"Bearer {backend.ana.host.raw_key}"}
+        async with httpx2.AsyncClient(base_url=backend.url, headers=parent) as client:
+            made = await client.post("/v1/daemon/ephemeral-hosts", json={"name": "job-1"})
+            assert made.status_code == 201, made.text
+        async with machine(backend, made.json()["raw_key"]) as job:
+            assert (await look(backend, job.user_code)).json()["host"] is None
+
+
 async def test_too_many_waiting_machines_are_refused(tmp_path: Path) -> None:
     async with unpaced(tmp_path, device_logins_per_address=3) as backend:
         async with httpx2.AsyncClient(base_url=backend.url) as client:
