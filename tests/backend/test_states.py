@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cloudagent_backend.delivery import states
 from cloudagent_protocol.events import Outcome, Reason
-from cloudagent_protocol.resources import AgentStatus, DeliveryState, RungName
+from cloudagent_protocol.ids import AgentId
+from cloudagent_protocol.resources import AgentStatus, DeliveryState, Hold, RungName
 
 S = DeliveryState
 
@@ -80,3 +81,12 @@ def test_an_agent_shows_how_its_last_run_ended(
     outcome: Outcome, reason: Reason | None, status: AgentStatus
 ) -> None:
     assert states.status_after(outcome, reason) is status
+
+
+def test_a_hold_of_the_machine_holds_everybody_and_one_of_an_agent_only_it() -> None:
+    mine, other = AgentId("agt_mine"), AgentId("agt_other")
+    low = Hold(reason="memory_low", detail="400 MB are free")
+    loop = Hold(reason="crash_loop", detail="3 crashes in a minute", agent_id=other)
+    assert states.hold_of([low, loop], mine) == low
+    assert states.hold_of([loop, low], other) == loop
+    assert states.hold_of([loop], mine) is None

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudagent_daemon.drivers.base import TurnEnd
-from cloudagent_daemon.runs.outcome import Facts, Failure, described, judge
+from cloudagent_daemon.runs.outcome import Facts, Failure, described, given_up, judge, unlaunched
 from cloudagent_protocol.events import Outcome, Reason
 
 WELL = TurnEnd(final_text="last words")
@@ -110,3 +110,27 @@ def test_every_turn_has_an_outcome_a_reason_if_it_failed_and_words_for_it(facts:
     assert (verdict.publish is not None) == (verdict.outcome is Outcome.AUTO_PUBLISHED)
     if facts.end is None or facts.end.reason is not None:
         assert unhappy
+
+
+def test_a_process_that_came_to_work_was_launched() -> None:
+    assert unlaunched(None, 1, ready=True) is None
+    assert unlaunched(TurnEnd(Reason.BILLING, detail="no credit"), 1, ready=False) is None
+
+
+def test_a_process_that_died_before_it_was_ready_says_how_it_ended() -> None:
+    failure = unlaunched(None, -9, ready=False)
+    assert failure is not None
+    assert failure.reason is Reason.CRASHED
+    assert "SIGKILL" in failure.detail
+
+
+def test_an_agent_without_its_tools_never_came_to_work() -> None:
+    end = TurnEnd(Reason.TOOLS_UNAVAILABLE, detail="the bridge did not answer")
+    failure = unlaunched(end, 1, ready=True)
+    assert failure == Failure(Reason.TOOLS_UNAVAILABLE, "the bridge did not answer")
+
+
+def test_what_is_given_up_is_dead_and_says_after_how_many_launches() -> None:
+    verdict = judge(Facts(failure=given_up(Failure(Reason.CRASHED, "It broke."), 3)))
+    assert (verdict.outcome, verdict.reason) == (Outcome.DEAD, Reason.CRASHED)
+    assert verdict.detail == "Given up after 3 launches. The last: It broke."
