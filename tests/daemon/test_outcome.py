@@ -134,3 +134,9 @@ def test_what_is_given_up_is_dead_and_says_after_how_many_launches() -> None:
     verdict = judge(Facts(failure=given_up(Failure(Reason.CRASHED, "It broke."), 3)))
     assert (verdict.outcome, verdict.reason) == (Outcome.DEAD, Reason.CRASHED)
     assert verdict.detail == "Given up after 3 launches. The last: It broke."
+
+
+def test_who_asked_another_agent_and_said_nothing_waits_for_its_answer() -> None:
+    verdict = judge(Facts(end=TurnEnd(), exit_code=0, asked=("bob", "eve", "bob")))
+    assert verdict.outcome is Outcome.SILENT
+    assert verdict.detail == "It asked bob, eve and waits for the answer."
