@@ -25,6 +25,14 @@ sh tests/needs.sh
 step 'the page: types and reducer'
 (cd backend/ui && { [ -d node_modules ] || npm ci --no-fund --no-audit --loglevel=error; } && npm run --silent check && npm test --silent)
 
+step 'rules at 100 % coverage'
+run coverage erase
+run coverage run --rcfile=tests/rules.coveragerc -m pytest -q -p no:cacheprovider tests/protocol tests/backend/test_states.py tests/daemon/test_outcome.py
+run coverage report --rcfile=tests/rules.coveragerc --fail-under=100
+
+step 'wheel, light install'
+sh tests/packaging.sh
+
 step 'tests, in two halves at once'
 # One waits for processes and clocks most of the time, the other computes: together they take little more than the longer.
 halves=$(mktemp -d)
@@ -34,13 +42,5 @@ run pytest -q --ignore=tests/e2e --ignore=tests/faults --ignore=tests/service &&
 wait
 cat "$halves/far"
 [ -e "$halves/near-passed" ] && [ -e "$halves/far-passed" ] || how 'a test failed, see above'
-
-step 'rules at 100 % coverage'
-run coverage erase
-run coverage run --rcfile=tests/rules.coveragerc -m pytest -q -p no:cacheprovider tests/protocol tests/backend/test_states.py tests/daemon/test_outcome.py
-run coverage report --rcfile=tests/rules.coveragerc --fail-under=100
-
-step 'wheel, light install'
-sh tests/packaging.sh
 
 printf '\nall checks passed\n'
