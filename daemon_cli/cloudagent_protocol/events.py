@@ -59,6 +59,7 @@ class Reason(StrEnum):
     INTERNAL = "internal"
     # why a message waits, or ended, without a run
     HOST_OFFLINE = "host_offline"
+    HOST_DRAINING = "host_draining"  # its machine's daemon is shutting down
     NOT_STEERABLE = "not_steerable"  # its driver takes nothing into a turn that is under way
     TOO_LARGE = "too_large"  # the message and its agent's settings do not fit into one frame
     HOST_REMOVED = "host_removed"

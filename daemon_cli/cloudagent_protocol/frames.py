@@ -99,6 +99,8 @@ class Hello(_Frame):
     unfinished: list[DeliveryId] = Field(default_factory=list[DeliveryId])
     running: list[LiveRun] = Field(default_factory=list[LiveRun])
     holds: Holds = Field(default_factory=list[Hold])
+    #: Whether it is shutting down already: see `Heartbeat`.
+    draining: bool = False
     #: Members of `Capability`; a newer daemon's may be unknown here.
     capabilities: list[str] = Field(default_factory=list[str])
 
@@ -255,6 +257,8 @@ class Heartbeat(_Frame):
     type: Literal["heartbeat"] = "heartbeat"
     running: list[LiveRun] = Field(default_factory=list[LiveRun])
     holds: Holds = Field(default_factory=list[Hold])
+    #: The daemon's: it finishes what runs, begins nothing, and then ends; it is sent nothing new.
+    draining: bool = False
 
 
 class Delta(_Frame):

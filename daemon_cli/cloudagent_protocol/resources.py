@@ -400,6 +400,10 @@ class DeliveryTrace(Resource):
     retry_of: DeliveryId | None = None
     outcome: str | None = None
     reason: str | None = None
+    #: Of one that is queued for a machine that takes nothing: its name, and since when it is offline
+    #: or shutting down (null: it has never been here).
+    waits_on: str | None = None
+    waits_since: AwareDatetime | None = None
     attempt: int = 0
     #: Who asked to stop it, while that is not done yet.
     interrupted_by: str | None = None

@@ -368,7 +368,7 @@ async def test_an_agent_on_a_machine_that_is_away_is_messaged_when_it_is_back(
         found = await it.find(turn.deliver, "backup")
         assert isinstance(found, FoundAgent)
         assert found.waits_for is not None
-        assert "nas is offline" in found.waits_for
+        assert "nas has not connected yet" in found.waits_for
         question = await turn.ask("backup")
         assert (await it.trace(question)).state == "queued"
         here = await it.find(turn.deliver, "api")

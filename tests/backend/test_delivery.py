@@ -60,7 +60,7 @@ async def test_a_queued_message_says_that_its_host_is_away(tmp_path: Path) -> No
         await desk.say()
         data = json.loads((await desk.log())[-1].data)
         assert data["reason"] == "host_offline"
-        assert data["rungs"][-1]["detail"].startswith("mbp is offline")
+        assert data["rungs"][-1]["detail"].startswith("mbp has not connected yet")
 
 
 async def test_messages_without_a_conversation_share_the_newest_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from client import bodies
 from client.bodies import begin_turn, end_turn, serve_agent
-from client.server import Answer, Server, page, problem
+from client.server import Answer, Json, Server, page, problem
+from cloudagent.cli import words
 
 CLOUDAGENT = str(Path(sys.executable).with_name("cloudagent"))
 
@@ -368,6 +370,40 @@ def test_trace_says_what_an_unfinished_message_waits_for(own_home: Path, server:
     server.on("GET", "/v1/agents", page())
     last = run(own_home, server, "trace", "msg_1").stdout.decode().splitlines()[-1]
     assert "its machine is offline" in last
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"reason": "host_offline", "waits_on": "mbp", "waits_since": "2026-11-20T09:12:00Z"},
+            "mbp is offline since 2026-11-20 09:12, will be delivered when it is back",
+        ),
+        (
+            {"reason": "host_offline", "waits_on": "mbp"},
+            "mbp has not connected yet, will be delivered when it does",
+        ),
+        (
+            {"reason": "host_draining", "waits_on": "mbp", "waits_since": "2026-11-20T09:12:00Z"},
+            "mbp is shutting down, will be delivered when it is back",
+        ),
+    ],
+)
+def test_trace_says_since_when_the_machine_of_a_queued_message_takes_nothing(
+    own_home: Path, server: Server, fields: Json, said: str
+) -> None:
+    waiting = bodies.delivery("queued", "stored", **fields)
+    trace = {"message_id": "msg_1", "deliveries": [waiting]}
+    server.on("GET", "/v1/messages/msg_1/trace", Answer(body=trace))
+    server.on("GET", "/v1/agents", page())
+    last = run(own_home, server, "trace", "msg_1").stdout.decode().splitlines()[-1]
+    assert said in last
+
+
+def test_a_moment_is_told_by_its_time_today_and_with_its_date_otherwise() -> None:
+    at = datetime(2026, 11, 20, 9, 12).astimezone()
+    assert words.moment(at, at + timedelta(hours=3)) == "09:12"
+    assert words.moment(at, at + timedelta(days=1)) == "2026-11-20 09:12"
 
 
 def test_interrupt_stops_the_running_runs_of_the_agent_only(own_home: Path, server: Server) -> None:

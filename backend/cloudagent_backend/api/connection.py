@@ -187,9 +187,10 @@ class Connection:
                 return frame
             case Delta() | Query():
                 return frame
-            case Heartbeat() if not self.machine.changes_nothing(frame):
-                return frame
-            case Heartbeat() | UnknownFrame():
+            case Heartbeat():
+                self.session.draining = frame.draining
+                return None if self.machine.changes_nothing(frame) else frame
+            case UnknownFrame():
                 return None
             case _:
                 raise ProtocolError(f"a {frame.type} is not for a backend")

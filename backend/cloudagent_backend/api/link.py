@@ -70,7 +70,13 @@ async def _begin(
 ) -> None:
     """From the hello to a connection that `Links` looks after."""
     socket = socket_of(websocket)
-    session = Session(machine.host_id, hello.instance_id, machine.parent_id, hello.capabilities)
+    session = Session(
+        machine.host_id,
+        hello.instance_id,
+        machine.parent_id,
+        hello.capabilities,
+        draining=hello.draining,
+    )
     # Attached before the first write: from here on an older connection writes nothing more.
     if not world.hub.attach(session):
         socket.close(session.close_code, session.close_reason)

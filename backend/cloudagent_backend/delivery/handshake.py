@@ -73,9 +73,11 @@ def tell_presence(c: sqlite3.Connection, user_id: UserId, host_id: HostId) -> No
 
 
 def _note_host(c: sqlite3.Connection, machine: Machine, hello: Hello) -> None:
+    machine.draining = hello.draining
     hosts.greet(
         c,
         machine.host_id,
+        hosts.here(draining=hello.draining),
         hostname=hello.hostname,
         os=hello.os,
         daemon_version=hello.daemon_version,

@@ -29,6 +29,7 @@ class Session:
         "close_code",
         "close_reason",
         "closed",
+        "draining",
         "host_id",
         "id",
         "instance_id",
@@ -42,6 +43,8 @@ class Session:
         instance_id: str,
         parent_id: HostId | None = None,
         capabilities: Collection[str] = (),
+        *,
+        draining: bool = False,
     ) -> None:
         self.id = f"ses_{secrets.token_hex(12)}"
         self.host_id = host_id
@@ -56,8 +59,14 @@ class Session:
         self.close_reason = ""
         #: Whether the handshake is done, so that work may be leased to it.
         self.ready = False
+        #: Whether its daemon is shutting down: it is given nothing new.
+        self.draining = draining
         #: Whether the store may have frames that were not sent.
         self.behind = True
+
+    @property
+    def takes_work(self) -> bool:
+        return self.ready and not self.draining
 
 
 class Hub:
@@ -134,7 +143,7 @@ class Hub:
     def helpers(self, host_id: HostId) -> list[HostId]:
         """Ephemeral hosts that can take work of this host's agents."""
         found = self._helpers.get(host_id, {}).values()
-        return [session.host_id for session in found if session.ready]
+        return [session.host_id for session in found if session.takes_work]
 
     def helps(self, host_id: HostId) -> HostId | None:
         """Whose agents this host serves, if it is a connected ephemeral one."""
@@ -148,7 +157,7 @@ class Hub:
     def ready(self, host_id: HostId) -> ReadyHost | None:
         """The host, if it can take work."""
         session = self._sessions.get(host_id)
-        if session is None or not session.ready:
+        if session is None or not session.takes_work:
             return None
         return ReadyHost(host_id, Capability.INTERRUPT_MODE in session.capabilities)
 

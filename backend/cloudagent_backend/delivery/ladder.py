@@ -6,8 +6,9 @@ All of it runs inside the caller's transaction.
 import sqlite3
 
 from cloudagent_backend.delivery import states
+from cloudagent_backend.delivery.away import away
 from cloudagent_backend.store import agents, clock, deliveries, events, hosts, outbox, runs
-from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
+from cloudagent_backend.store.deliveries import DeliveryRow, NewRung, Waits
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.events import Outcome, Reason
 from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, UserId
@@ -17,7 +18,6 @@ from cloudagent_protocol.resources import (
     DeliveryState,
     DeliveryTrace,
     EventType,
-    HostState,
     Message,
     RungName,
     Trace,
@@ -27,18 +27,18 @@ BACKEND = "backend"
 
 
 def trace(c: sqlite3.Connection, row: DeliveryRow) -> DeliveryTrace:
-    return deliveries.trace(row, waits_for=_waits_for(c, row))
+    return deliveries.trace(row, _waits(c, row))
 
 
-def _waits_for(c: sqlite3.Connection, row: DeliveryRow) -> str | None:
+def _waits(c: sqlite3.Connection, row: DeliveryRow) -> Waits | None:
     """Why it has not begun, if that has a reason."""
-    if row.state is DeliveryState.QUEUED and not _host_online(c, row):
-        return "host_offline"
+    if row.state is DeliveryState.QUEUED and (gone := away(c, row.host_id, row.agent_id)):
+        return Waits(gone.reason.value, gone.host, gone.since_us)
     # What a machine holds back has the rung; a look at the host for all others would be for nothing.
     if row.state is DeliveryState.RECEIVED and row.has_rung(RungName.WAITING):
         host = hosts.load_any(c, row.host_id)
         hold = states.hold_of(host.holds, row.agent_id) if host else None
-        return hold.reason if hold else None
+        return Waits(hold.reason) if hold else None
     return None
 
 
@@ -54,14 +54,8 @@ def trace_of(c: sqlite3.Connection, user_id: UserId, message: Message) -> Trace:
     )
 
 
-def _host_online(c: sqlite3.Connection, row: DeliveryRow) -> bool:
-    host = hosts.load_any(c, row.host_id)
-    here = host is not None and host.state is not HostState.OFFLINE
-    return here or hosts.has_helper(c, row.host_id, row.agent_id)
-
-
 def tell(c: sqlite3.Connection, row: DeliveryRow) -> None:
-    text = deliveries.trace_text(row, waits_for=_waits_for(c, row))
+    text = deliveries.trace_text(row, _waits(c, row))
     events.append(c, row.user_id, EventType.DELIVERY_UPDATED, text)
 
 

@@ -31,6 +31,8 @@ class Machine:
     offered: set[RunId] = field(default_factory=set[RunId])
     #: Why it starts nothing, as it said last on this connection.
     holds: list[Hold] = field(default_factory=list[Hold])
+    #: Whether it is shutting down, as it said last on this connection.
+    draining: bool = False
     #: When deliveries were sent over it, of those whose ladder does not say so yet; microseconds.
     sent: dict[DeliveryId, int] = field(default_factory=dict[DeliveryId, int])
 
@@ -58,6 +60,7 @@ class Machine:
                 return frame.run_id in self.seen
             case Heartbeat():
                 listed = {run.run_id for run in frame.running}
-                return frame.holds == self.holds and not self.unlisted and self.live <= listed
+                same = (frame.holds, frame.draining) == (self.holds, self.draining)
+                return same and not self.unlisted and self.live <= listed
             case _:
                 return False

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from cloudagent_backend.delivery import chains as rules
 from cloudagent_backend.delivery import ladder, sending
+from cloudagent_backend.delivery.away import away
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused
 from cloudagent_backend.store import (
@@ -46,7 +47,6 @@ from cloudagent_protocol.resources import (
     ChainState,
     DeliveryState,
     EventType,
-    HostState,
     Message,
     RungName,
 )
@@ -170,13 +170,11 @@ def _waits_for(c: sqlite3.Connection, target: AgentRow, cause: Cause | None) -> 
     chain = chains.load(c, target.user_id, cause.chain_id) if cause else None
     if chain and chain.state is ChainState.PAUSED:
         return _PAUSED
-    host = hosts.load_any(c, target.host_machine_id)
-    if host is None or host.state is not HostState.OFFLINE:
+    gone = away(c, target.host_machine_id, target.id)
+    if gone is None:
         return None
-    if hosts.has_helper(c, host.id, target.id):
-        return None
-    since = f" since {clock.rfc3339(host.last_seen_us)}" if host.last_seen_us else ""
-    return f"its machine {host.name} is offline{since}; it is delivered when that is back"
+    since = f" since {clock.rfc3339(gone.since_us)}" if gone.since_us else ""
+    return f"its machine {gone.words}{since}; it is delivered when that is back"
 
 
 # --- what was sent --------------------------------------------------------------------

@@ -75,7 +75,7 @@ class Applied:
     count: int = 0
     #: Runs that turned out to be over because a later attempt has begun.
     abandoned: list[RunId] = field(default_factory=list[RunId])
-    #: Machines whose agents were messaged by an agent.
+    #: Machines that there is work for: their agents were messaged by an agent, or they take it again.
     hosts: set[HostId] = field(default_factory=set[HostId])
     #: Why the rest was refused.
     error: ProtocolError | None = None
@@ -119,12 +119,20 @@ def _apply_one(
         case Delta():
             _begin_to_answer(c, machine, frame)
         case Heartbeat():
-            hold(c, machine, frame.holds)
-            for run_id in sorted(machine.gone(frame)):
-                _ask_again(c, machine, run_id, relay)
-                applied.hosts.add(machine.host_id)
+            _beat(c, machine, frame, applied, relay)
         case UnknownFrame():
             pass
+
+
+def _beat(
+    c: sqlite3.Connection, machine: Machine, frame: Heartbeat, applied: Applied, relay: Relay
+) -> None:
+    hold(c, machine, frame.holds)
+    if drain(c, machine, draining=frame.draining) and not frame.draining:
+        applied.hosts.add(machine.host_id)  # it takes work again
+    for run_id in sorted(machine.gone(frame)):
+        _ask_again(c, machine, run_id, relay)
+        applied.hosts.add(machine.host_id)
 
 
 def _ask_again(c: sqlite3.Connection, machine: Machine, run_id: RunId, relay: Relay) -> None:
@@ -178,6 +186,16 @@ def hold(c: sqlite3.Connection, machine: Machine, said: Sequence[Hold]) -> None:
     """The machine starts nothing for these reasons."""
     machine.holds[:] = said
     holds.heed(c, machine.user_id, machine.host_id, machine.name, said)
+
+
+def drain(c: sqlite3.Connection, machine: Machine, *, draining: bool) -> bool:
+    """The machine's daemon is shutting down, or is not after all; returns whether that is news."""
+    if draining is machine.draining:
+        return False
+    machine.draining = draining
+    hosts.set_state(c, machine.host_id, hosts.here(draining=draining))
+    tell_host(c, machine)
+    return True
 
 
 def tell_host(c: sqlite3.Connection, machine: Machine) -> None:

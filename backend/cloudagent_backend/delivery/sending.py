@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cloudagent_backend.delivery import chains, ladder, lending, shares
+from cloudagent_backend.delivery.away import away
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused, not_found
 from cloudagent_backend.delivery.machine import Machine
@@ -195,11 +196,9 @@ def queue(
             next=f"Start the daemon on {name}, or cancel messages that are no longer wanted.",
         )
     rungs = [NewRung(RungName.STORED, actor, _over_again(over) if over else None)]
-    if not agents.reachable(c, agent):
-        detail = f"{name} is offline; it is delivered when the machine is back"
-        rungs.append(
-            NewRung(RungName.WAITING, ladder.BACKEND, detail, reason=Reason.HOST_OFFLINE.value)
-        )
+    if gone := away(c, agent.host_machine_id, agent.id):
+        detail = f"{gone.words}; it is delivered when the machine is back"
+        rungs.append(NewRung(RungName.WAITING, ladder.BACKEND, detail, reason=gone.reason.value))
     row = DeliveryRow(
         id=new_delivery_id(),
         user_id=agent.user_id,

@@ -434,14 +434,27 @@ def interrupted(c: sqlite3.Connection, delivery_id: DeliveryId, actor: str) -> N
     c.execute("UPDATE deliveries SET interrupted_by = ? WHERE id = ?", (actor, delivery_id))
 
 
-def trace(row: DeliveryRow, *, waits_for: str | None = None) -> DeliveryTrace:
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Why a delivery has not begun; of a machine that takes nothing its name, and since when."""
+
+    reason: str
+    on: str | None = None
+    since_us: int | None = None
+
+
+_NOTHING: Final = Waits("")
+
+
+def trace(row: DeliveryRow, waits: Waits | None = None) -> DeliveryTrace:
     """The delivery as the API shows it; one that waits says for what."""
-    return DeliveryTrace.model_validate_json(trace_text(row, waits_for=waits_for))
+    return DeliveryTrace.model_validate_json(trace_text(row, waits))
 
 
-def trace_text(row: DeliveryRow, *, waits_for: str | None = None) -> str:
+def trace_text(row: DeliveryRow, waits: Waits | None = None) -> str:
     """As `trace`, in JSON: most steps of a delivery are only told, and its ladder is text already."""
-    reason = waits_for or row.reason
+    waits = waits or _NOTHING
+    reason = waits.reason or row.reason
     if row.state is DeliveryState.QUEUED and row.held:
         reason = "budget"
     fields = {
@@ -455,6 +468,8 @@ def trace_text(row: DeliveryRow, *, waits_for: str | None = None) -> str:
         "retry_of": row.retry_of,
         "outcome": row.outcome,
         "reason": reason,
+        "waits_on": waits.on,
+        "waits_since": clock.rfc3339(waits.since_us) if waits.since_us else None,
         "attempt": row.attempt,
         "interrupted_by": row.interrupted_by if row.outcome is None else None,
     }

@@ -230,20 +230,26 @@ def away_since(c: sqlite3.Connection, before_us: int) -> list[HostRow]:
 # --- what the link tells -----------------------------------------------------------------
 
 
+def here(*, draining: bool) -> HostState:
+    """The state of a host that is connected."""
+    return HostState.DRAINING if draining else HostState.ONLINE
+
+
 def greet(
     c: sqlite3.Connection,
     host_id: HostId,
+    state: HostState,
     *,
     hostname: str,
     os: str,
     daemon_version: str,
     runtimes: Sequence[Runtime],
 ) -> None:
-    """Its daemon has said hello: it is online, and this is what it is."""
+    """Its daemon has said hello: this is what it is, and how it stands."""
     c.execute(
         "UPDATE host_machines SET state = ?, last_seen_us = ?, hostname = ?, os = ?,"
         " daemon_version = ? WHERE id = ?",
-        (HostState.ONLINE.value, clock.now_us(), hostname, os, daemon_version, host_id),
+        (state.value, clock.now_us(), hostname, os, daemon_version, host_id),
     )
     set_runtimes(c, host_id, runtimes)
 

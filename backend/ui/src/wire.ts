@@ -140,6 +140,9 @@ export interface DeliveryTrace {
   retry_of?: string | null;
   outcome?: string | null;
   reason?: string | null;
+  /** The machine that it is queued for and that takes nothing, and since when. */
+  waits_on?: string | null;
+  waits_since?: string | null;
   attempt: number;
   /** Who asked to stop it, while that is not done yet. */
   interrupted_by?: string | null;

@@ -91,6 +91,7 @@ export function agentWords(agent: Agent, host: Host | undefined): Words {
   const hindered = obstacle(agent, host);
   if (hindered !== null && agent.status !== "working" && agent.status !== "offline")
     return { text: `${driverName(agent.driver)} ${hindered.version == null ? "is missing" : "cannot run"} on ${where}`, tone: "bad" };
+  if (host?.state === "draining" && agent.status === "idle") return { text: hostWords(host).text, tone: "quiet" };
   // What was missing then is there now: the machine looks at each start.
   if (agent.status === "runtime_missing" && host?.runtimes.some((runtime) => runtime.name === agent.driver) === true)
     return { text: `ready on ${where}`, tone: "good" };
@@ -121,7 +122,7 @@ export function hostWords(host: Host | undefined): Words {
     const low = host.holds.filter((hold) => hold.agent_id == null).map((hold) => holdWords(hold.reason));
     return low.length > 0 ? { text: low.join(", "), tone: "warn" } : { text: "online", tone: "good" };
   }
-  if (host.state === "draining") return { text: `${host.name} is finishing up`, tone: "warn" };
+  if (host.state === "draining") return { text: `${host.name} is shutting down`, tone: "warn" };
   if (host.last_seen_at === null) return { text: `${host.name} has not connected yet`, tone: "quiet" };
   return { text: `${host.name} is offline since ${since(host.last_seen_at)}`, tone: "quiet" };
 }
@@ -188,7 +189,7 @@ function queued(trace: DeliveryTrace, host: Host | undefined): Words {
     return { text: sent ? `on its way to ${host?.name ?? "its machine"}` : "stored · queued", tone: "busy" };
   }
   if (host.state === "draining")
-    return { text: `${host.name} is restarting, will be delivered when it is back`, tone: "warn" };
+    return { text: `${host.name} is shutting down, will be delivered when it is back`, tone: "warn" };
   const back = host.last_seen_at === null ? "when it does" : "when it is back";
   return { text: `${hostWords(host).text}, will be delivered ${back}`, tone: "warn" };
 }

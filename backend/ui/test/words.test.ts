@@ -70,6 +70,11 @@ describe("a ladder in words", () => {
     expect(words.cancellable).toBe(true);
   });
 
+  test("says that a machine is shutting down, and that the message waits", () => {
+    const words = ladder(trace("queued", ["stored", "waiting"]), agent, host("draining"));
+    expect(words.text).toBe("mbp is shutting down, will be delivered when it is back");
+  });
+
   test("can be taken back until it runs", () => {
     expect(ladder(trace("received", up), agent, host("online")).cancellable).toBe(true);
     expect(ladder(trace("running", up), agent, host("online")).cancellable).toBe(false);

@@ -48,6 +48,12 @@ def ago(at: datetime, now: datetime | None = None) -> str:
     return f"{duration(((now or datetime.now(UTC)) - at).total_seconds())} ago"
 
 
+def moment(at: datetime, now: datetime | None = None) -> str:
+    """The time of day where the person is, with the date if it was another day: `09:12`."""
+    local, today = at.astimezone(), (now or datetime.now(UTC)).astimezone()
+    return f"{local:%H:%M}" if local.date() == today.date() else f"{local:%Y-%m-%d %H:%M}"
+
+
 def ladder(delivery: DeliveryTrace, agent: str, now: datetime | None = None) -> list[str]:
     """A delivery, one line for each rung, with what it waits for if it is not over."""
     lines = [f"to {agent}: {_summary(delivery)}"]
@@ -59,7 +65,7 @@ def ladder(delivery: DeliveryTrace, agent: str, now: datetime | None = None) -> 
         before = rung.at
     if before is not None and delivery.state not in _ENDED:
         since = duration(((now or datetime.now(UTC)) - before).total_seconds())
-        lines.append(f"  now       {since + ' later':>16}  {_waits_for(delivery)}")
+        lines.append(f"  now       {since + ' later':>16}  {_waits_for(delivery, now)}")
     return lines
 
 
@@ -75,11 +81,11 @@ def _summary(delivery: DeliveryTrace) -> str:
     return words + took + reason + attempts
 
 
-def _waits_for(delivery: DeliveryTrace) -> str:
+def _waits_for(delivery: DeliveryTrace, now: datetime | None) -> str:
     if delivery.reason == "budget":
         return "paused: you decide whether its agents go on (cloudagent chains)"
-    if delivery.reason == "host_offline":
-        return "still here: its machine is offline (cloudagent hosts)"
+    if delivery.reason in {"host_offline", "host_draining"}:
+        return f"still here: {_away(delivery, now)}"
     match delivery.state:
         case DeliveryState.QUEUED:
             return "still here: waits for its turn"
@@ -89,3 +95,14 @@ def _waits_for(delivery: DeliveryTrace) -> str:
             return "waits for its turn on the machine"
         case _:
             return "still at work"
+
+
+def _away(delivery: DeliveryTrace, now: datetime | None) -> str:
+    """`mbp is offline since 09:12, will be delivered when it is back`."""
+    host = delivery.waits_on or "its machine"
+    if delivery.reason == "host_draining":
+        return f"{host} is shutting down, will be delivered when it is back"
+    if delivery.waits_on and delivery.waits_since is None:
+        return f"{host} has not connected yet, will be delivered when it does (cloudagent hosts)"
+    since = f" since {moment(delivery.waits_since, now)}" if delivery.waits_since else ""
+    return f"{host} is offline{since}, will be delivered when it is back"
