@@ -33,14 +33,18 @@ run coverage report --rcfile=tests/rules.coveragerc --fail-under=100
 step 'wheel, light install'
 sh tests/packaging.sh
 
-step 'tests, in two halves at once'
-# One waits for processes and clocks most of the time, the other computes: together they take little more than the longer.
-halves=$(mktemp -d)
-trap 'rm -rf "$halves"' EXIT
-{ run pytest -q -p no:cacheprovider tests/e2e tests/faults tests/service >"$halves/far" 2>&1 && touch "$halves/far-passed"; } &
-run pytest -q --ignore=tests/e2e --ignore=tests/faults --ignore=tests/service && touch "$halves/near-passed" || true
+step 'tests, in three parts at once'
+# Two wait for processes and clocks most of the time, one computes: together they take little more than the longest.
+parts=$(mktemp -d)
+trap 'rm -rf "$parts"' EXIT
+tests() { run pytest -q -p no:cacheprovider "$@"; }
+{ tests tests/e2e >"$parts/pages" 2>&1 && touch "$parts/pages-passed"; } &
+{ tests tests/faults tests/service >"$parts/machines" 2>&1 && touch "$parts/machines-passed"; } &
+tests --ignore=tests/e2e --ignore=tests/faults --ignore=tests/service --ignore=tests/protocol && touch "$parts/rest-passed" || true
 wait
-cat "$halves/far"
-[ -e "$halves/near-passed" ] && [ -e "$halves/far-passed" ] || how 'a test failed, see above'
+cat "$parts/pages" "$parts/machines"
+for part in rest pages machines; do
+  [ -e "$parts/$part-passed" ] || how 'a test failed, see above'
+done
 
 printf '\nall checks passed\n'
