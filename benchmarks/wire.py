@@ -163,6 +163,8 @@ class Host(Socket):
             self._unacked = self.last_seq = frame["seq"]
             if self._received:
                 self._received(frame)
+        elif frame["type"] == "heartbeat":  # a host that is silent for 26 s is given up
+            self.send('{"type": "heartbeat"}')
         elif frame["type"] == "welcome":
             self.epoch = frame["epoch"]
             self.ready.set_result(None)

@@ -90,6 +90,9 @@ class Links:
         if session.closed:
             connection.end(session.close_code, session.close_reason)
             return False
+        fresh, session.fresh = session.fresh, []
+        if not session.behind:
+            connection.send(fresh)
         return session.behind and connection.room > 0
 
     async def _send_stored(self, connections: Sequence[Connection]) -> None:

@@ -6,6 +6,7 @@ from typing import Final
 
 from cloudagent_backend.delivery.hints import Hints
 from cloudagent_backend.delivery.sending import ReadyHost
+from cloudagent_backend.store.outbox import OutboxRow
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.frames import Capability
 from cloudagent_protocol.ids import HostId
@@ -30,6 +31,7 @@ class Session:
         "close_reason",
         "closed",
         "draining",
+        "fresh",
         "host_id",
         "id",
         "instance_id",
@@ -63,6 +65,8 @@ class Session:
         self.draining = draining
         #: Whether the store may have frames that were not sent.
         self.behind = True
+        #: Frames that came into the store since it was looked at last, so that they need no look.
+        self.fresh: list[OutboxRow] = []
 
     @property
     def takes_work(self) -> bool:
@@ -134,6 +138,12 @@ class Hub:
         """The host's outbox has grown."""
         if session := self._sessions.get(host_id):
             session.behind = True
+            self.hints.hint(session)
+
+    def push(self, host_id: HostId, frame: OutboxRow) -> None:
+        """A frame for the host is on the disk, the last of its outbox."""
+        if session := self._sessions.get(host_id):
+            session.fresh.append(frame)
             self.hints.hint(session)
 
     def all_ready(self) -> list[ReadyHost]:

@@ -1,16 +1,18 @@
 """From a person to a machine: take a message in, lease it, stop it. Inside the caller's transaction."""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cloudagent_backend.delivery import chains, ladder, lending, shares
+from cloudagent_backend.delivery import chains, ladder, lending, shares, straight
 from cloudagent_backend.delivery.away import away
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused, not_found
+from cloudagent_backend.delivery.framing import deliver
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.states import ENDS, RETRIABLE
+from cloudagent_backend.delivery.straight import OnItsWay, Way
 from cloudagent_backend.store import (
     agents,
     clock,
@@ -28,8 +30,6 @@ from cloudagent_protocol.errors import ErrorCode, ProtocolError
 from cloudagent_protocol.events import Reason
 from cloudagent_protocol.frames import (
     AgentsChanged,
-    Deliver,
-    DeliveredMessage,
     Interrupt,
     Retried,
 )
@@ -88,11 +88,16 @@ class ReadyHost:
 @dataclass(frozen=True)
 class Submitted:
     message: Message
+    #: Whose queues have something (more) to lease.
     hosts: set[HostId]
+    #: What needs no lease any more: to be written to its machine once it is on the disk.
+    gone: Sequence[OnItsWay] = ()
 
 
-def submit(c: sqlite3.Connection, submission: Submission, backlog_cap: int) -> Submitted:
-    """Keep the message and a queued delivery per agent.
+def submit(
+    c: sqlite3.Connection, submission: Submission, backlog_cap: int, way: Way | None = None
+) -> Submitted:
+    """Keep the message and a delivery per agent: on its `way` at once where it may be, else queued.
 
     Raises:
         Refused: nothing of that name, nobody to deliver to, or a host's backlog is full.
@@ -108,7 +113,13 @@ def submit(c: sqlite3.Connection, submission: Submission, backlog_cap: int) -> S
         created_at=clock.at(clock.now_us()),
         chain_id=message_id,
     )
-    rows = [queue(c, message, agent, backlog_cap, mode=submission.mode) for agent in targets]
+    gone: list[OnItsWay] = []
+    rows: list[DeliveryRow] = []
+    for agent in targets:
+        one = straight.send(c, message, agent, submission.mode, way) if way else None
+        if one is not None:
+            gone.append(one)
+        rows.append(one.row if one else queue(c, message, agent, backlog_cap, mode=submission.mode))
     if submission.host_id:
         rows = [_pin(c, row, submission.host_id) for row in rows]
     message.deliveries = [summary(row) for row in rows]
@@ -118,7 +129,8 @@ def submit(c: sqlite3.Connection, submission: Submission, backlog_cap: int) -> S
         _stop_helpers(c, message, {agent.host_machine_id for agent in targets})
     for row in rows:
         ladder.tell(c, row)
-    return Submitted(message, {row.host_id for row in rows})
+    waits = {row.host_id for row in rows if row.state is DeliveryState.QUEUED}
+    return Submitted(message, waits, gone)
 
 
 def _stop_helpers(c: sqlite3.Connection, message: Message, owns: set[HostId]) -> None:
@@ -276,7 +288,7 @@ def _lease_one(
     elif leased := ladder.move(c, row, DeliveryState.LEASED):
         try:
             again = _retried(c, row)
-            outbox.put(c, host.id, _deliver(row, agent, message, limits.hops, again))
+            outbox.put(c, host.id, deliver(row, agent, message, limits.hops, again))
         except ProtocolError:
             detail = "the message and its agent's settings do not fit into one frame"
             _give_up(c, leased, detail, Reason.TOO_LARGE)
@@ -290,7 +302,7 @@ def offer_again(c: sqlite3.Connection, row: DeliveryRow, host_name: str, limits:
     agent, message = agents.load_any(c, row.agent_id), messages.load_bare(c, row.message_id)
     if agent is None or message is None:
         return
-    outbox.put(c, row.host_id, _deliver(row, agent, message, limits.hops, _retried(c, row)))
+    outbox.put(c, row.host_id, deliver(row, agent, message, limits.hops, _retried(c, row)))
     detail = f"{host_name} does not list it as running any more; it is asked what became of it"
     rung = NewRung(RungName.WAITING, ladder.BACKEND, detail, reason=Reason.UNLISTED.value)
     ladder.tell(c, deliveries.note(c, row, rung))
@@ -342,31 +354,6 @@ def _retried(c: sqlite3.Connection, row: DeliveryRow) -> Retried | None:
         outcome=over.outcome or over.state.value,
         reason=over.reason,
         began=over.has_rung(RungName.STARTED),
-    )
-
-
-def _deliver(
-    row: DeliveryRow, agent: AgentRow, message: Message, hop_limit: int, retry: Retried | None
-) -> Deliver:
-    elsewhere = row.conversation_id != message.conversation_id
-    return Deliver(
-        delivery_id=row.id,
-        delivery_seq=row.seq,
-        mode=row.mode,
-        agent=agents.spec(agent),
-        message=DeliveredMessage(
-            id=message.id,
-            conversation_id=row.conversation_id,
-            author=message.author,
-            text=message.text,
-            created_at=message.created_at,
-            chain_id=message.chain_id,
-            depth=message.depth,
-            caused_by=message.caused_by,
-            written_in=message.conversation_id if elsewhere else None,
-        ),
-        retry=retry,
-        hop_limit=hop_limit,
     )
 
 

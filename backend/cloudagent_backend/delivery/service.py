@@ -27,6 +27,7 @@ from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.relay import Relay
 from cloudagent_backend.delivery.reports import Applied, Reported
 from cloudagent_backend.delivery.sending import ReadyHost, Submission, Submitted
+from cloudagent_backend.delivery.straight import Way
 from cloudagent_backend.store import hosts, messages
 from cloudagent_backend.store.database import Database
 from cloudagent_backend.store.deliveries import DeliveryRow
@@ -105,6 +106,7 @@ class Service:
         self._window = window
         self._limits = limits
         self._relay = Relay(limits, backlog_cap)
+        self._way = Way(self._is_open, min(window, backlog_cap), limits.hops)
         #: Hosts that have left, until that is in the store.
         self._left: dict[HostId, Machine] = {}
         #: Rung when a host has work; the dispatcher listens.
@@ -126,13 +128,16 @@ class Service:
         """
 
         def work(c: sqlite3.Connection) -> Submitted:
-            done = sending.submit(c, submission, self._backlog_cap)
+            way = None if submission.host_id else self._way
+            done = sending.submit(c, submission, self._backlog_cap, way)
             # A machine that is here need not wait for the dispatcher and one more commit.
             self._lease_ready(c, done.hosts)
             return done
 
         done = await self._write(once(work), "submit")
         self._fanout.notify(submission.user_id)
+        for one in done.gone:
+            self._hub.push(one.row.host_id, one.frame)
         for host_id in self._with_helpers(done.hosts):
             self._hub.hint(host_id)
         return done.message
@@ -376,6 +381,10 @@ class Service:
     def _with_helpers(self, host_ids: Iterable[HostId]) -> list[HostId]:
         """These hosts, each after the ephemeral ones that help it: a job waits for its work."""
         return [one for host_id in host_ids for one in (*self._hub.helpers(host_id), host_id)]
+
+    def _is_open(self, host_id: HostId) -> bool:
+        """Whether a message may leave for the machine at once; ephemeral ones choose before it."""
+        return self._hub.ready(host_id) is not None and not self._hub.helpers(host_id)
 
     def _lease(self, c: sqlite3.Connection, host: ReadyHost) -> list[DeliveryRow]:
         if self._hub.helps(host.id):

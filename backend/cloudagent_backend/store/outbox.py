@@ -5,8 +5,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from cloudagent_protocol.frames import AgentsChanged, Deliver, Interrupt, encode
-from cloudagent_protocol.ids import DeliveryId, HostId, new_epoch
+from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, new_epoch
 
+_TAKE_FREE_WAY: Final = (
+    "UPDATE links SET delivery_seq = delivery_seq + 1, last = last + 1, backlog = backlog + 1"
+    " WHERE host_id = ?1 AND backlog < ?3"
+    " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE host_id = ?1 AND agent_id = ?2"
+    " AND state = 'queued' AND held = 0)"
+    " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE lent_by = ?1"
+    " AND state IN ('leased', 'received', 'running', 'waiting'))"
+    " RETURNING delivery_seq, last"
+)
 _LINK: Final = "SELECT epoch, accepted, acked, last FROM links WHERE host_id = ?"
 
 
@@ -57,6 +66,35 @@ def next_delivery_seq(
     return rows[0]["front_seq" if in_front else "delivery_seq"]
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Of a delivery in its agent's order, and of the frame that carries it."""
+
+    delivery: int
+    frame: int
+
+
+def take_free_way(
+    c: sqlite3.Connection, host_id: HostId, agent_id: AgentId, room: int
+) -> Numbers | None:
+    """Numbers for a delivery that leaves at once; null if it may not, and nothing has changed.
+
+    It may where fewer than `room` of the host's are unfinished, none is queued for the agent, and no
+    ephemeral host is at work for it (which may have the conversation).
+    """
+    rows = c.execute(_TAKE_FREE_WAY, (host_id, agent_id, room)).fetchall()
+    return Numbers(*rows[0]) if rows else None
+
+
+def leave_free_way(c: sqlite3.Connection, host_id: HostId) -> None:
+    """Give the numbers of `take_free_way` back, in its transaction."""
+    c.execute(
+        "UPDATE links SET delivery_seq = delivery_seq - 1, last = last - 1, backlog = backlog - 1"
+        " WHERE host_id = ?",
+        (host_id,),
+    )
+
+
 def renumbered(c: sqlite3.Connection, host_id: HostId) -> int:
     """The number of a delivery to this host that goes to the end of the queue."""
     [(seq,)] = c.execute(
@@ -92,15 +130,25 @@ def put(
         ProtocolError: it is larger than a frame may be; nothing was kept.
     """
     [(last,)] = c.execute("SELECT last FROM links WHERE host_id = ?", (host_id,)).fetchall()
-    text = encode(frame.model_copy(update={"seq": last + 1}))
-    [(seq,)] = c.execute(
-        "UPDATE links SET last = last + 1 WHERE host_id = ? RETURNING last", (host_id,)
-    ).fetchall()
+    keep(c, host_id, frame.model_copy(update={"seq": last + 1}))
+    c.execute("UPDATE links SET last = last + 1 WHERE host_id = ?", (host_id,))
+
+
+def keep(
+    c: sqlite3.Connection, host_id: HostId, frame: Deliver | Interrupt | AgentsChanged
+) -> OutboxRow:
+    """Keep a frame that has its number.
+
+    Raises:
+        ProtocolError: it is larger than a frame may be; nothing was kept.
+    """
     delivery_id = None if isinstance(frame, AgentsChanged) else frame.delivery_id
+    row = OutboxRow(frame.seq, frame.type, delivery_id, encode(frame))
     c.execute(
         "INSERT INTO outbox (host_id, seq, type, delivery_id, frame) VALUES (?, ?, ?, ?, ?)",
-        (host_id, seq, frame.type, delivery_id, text),
+        (host_id, row.seq, row.type, row.delivery_id, row.frame),
     )
+    return row
 
 
 def after(c: sqlite3.Connection, host_id: HostId, seq: int, limit: int) -> list[OutboxRow]:
