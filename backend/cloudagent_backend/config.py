@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from cloudagent_protocol.link import HEARTBEAT_S, SILENCE_S
+from cloudagent_protocol.link import HEARTBEAT_S, LEASE_S, SILENCE_S
 
 PREFIX: Final = "CLOUDAGENT_BACKEND_"
 #: The same name as the daemon's: whose point it is, the point tells.
@@ -70,6 +70,8 @@ class Settings:
     # --- the link and delivery ---
     heartbeat_s: float = HEARTBEAT_S
     silence_s: float = SILENCE_S
+    #: A frame that is not acknowledged for so long on a link that lives is sent again.
+    lease_s: float = LEASE_S
     hello_deadline_s: float = 10.0
     #: Deliveries that may be in flight at once, per host.
     window: int = 32
@@ -128,6 +130,7 @@ def load(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings
         "backlog_cap": _count(found, "BACKLOG_CAP", 1),
         "silence_s": (silence_s := _count(found, "SILENCE_S", 2)),
         "heartbeat_s": silence_s and silence_s * HEARTBEAT_S / SILENCE_S,
+        "lease_s": _count(found, "LEASE_S", 1),
         "crash_at": found.get(CRASH_VARIABLE),
     }
     changes |= {name: value for name, value in flags.items() if value is not None}

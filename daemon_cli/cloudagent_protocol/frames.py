@@ -33,6 +33,7 @@ from cloudagent_protocol.ids import (
     MessageId,
     RunId,
 )
+from cloudagent_protocol.link import LEASE_S
 from cloudagent_protocol.resources import (
     AgentRef,
     AgentSpec,
@@ -116,6 +117,8 @@ class Welcome(_Frame):
     host_id: HostId
     heartbeat_s: float
     silence_s: float
+    #: A numbered frame that is not acknowledged for so long is sent again, in both directions.
+    lease_s: float = LEASE_S
     #: Number of the last daemon frame that is on the backend's disk.
     last_seq: int = Field(ge=0)
     #: Deliveries that may be in flight (sent, not yet finished) at once.

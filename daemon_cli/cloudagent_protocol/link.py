@@ -12,6 +12,7 @@ accepted. After a reconnect both sides say what they have (`resume`), and what i
 sent again; numbers that were seen before are duplicates and only acknowledged anew.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,8 @@ from cloudagent_protocol.errors import CloseCode, ProtocolError
 HEARTBEAT_S: Final = 15.0
 #: Silence after which the peer is taken for dead: at most 26 s until both ends notice.
 SILENCE_S: Final = 25.0
+#: A numbered frame that is not acknowledged for so long goes out again, and then after twice as long.
+LEASE_S: Final = 30.0
 #: Numbered frames that may be under way, unacknowledged, per direction.
 IN_FLIGHT: Final = 256
 
@@ -55,6 +58,7 @@ class Link:
         now: float,
         heartbeat_s: float = HEARTBEAT_S,
         silence_s: float = SILENCE_S,
+        lease_s: float = LEASE_S,
         in_flight: int = IN_FLIGHT,
     ) -> None:
         self.accepted = accepted
@@ -63,9 +67,15 @@ class Link:
         self.sent = acked
         self.heartbeat_s = heartbeat_s
         self.silence_s = silence_s
+        self.lease_s = lease_s
         self.in_flight = in_flight
         self._heard_at = now
         self._spoke_at = now
+        #: When each frame that is under way went out; the oldest first.
+        self._stamped: deque[float] = deque()
+        #: When the oldest one was repeated, and how often; 0 once an ack brings news.
+        self._repeated_at = now
+        self._repeats = 0
 
     # --- sending ---
 
@@ -86,6 +96,32 @@ class Link:
             raise ValueError(f"{self.in_flight} frames are under way already")
         self.sent = seq
         self._spoke_at = now
+        self._stamped.append(now)
+
+    def repeat(self, now: float) -> None:
+        """The oldest frame that is under way is about to go out once more, with its number.
+
+        On a link that lives, what was lost is either the last frames or the last ack: whatever comes
+        after a lost frame shows the gap. The peer's answer to what it has already is its ack.
+        """
+        self._repeats += 1
+        self._repeated_at = now
+
+    @property
+    def lease_ends_at(self) -> float | None:
+        """When the oldest frame that is under way is to be repeated; null if there is none.
+
+        Each repetition gives it twice as long as before: on a slow line it may only be late.
+        """
+        if not self._stamped:
+            return None
+        since = self._repeated_at if self._repeats else self._stamped[0]
+        return since + self.lease_s * 2**self._repeats
+
+    def overdue(self, now: float) -> bool:
+        """Whether the oldest frame that is under way should go out once more."""
+        ends_at = self.lease_ends_at
+        return ends_at is not None and now >= ends_at
 
     def spoke(self, now: float) -> None:
         """A passing frame goes out; it counts as a sign of life."""
@@ -101,7 +137,10 @@ class Link:
             raise ProtocolError(f"ack of {seq}, but only {self.sent} were sent")
         if seq <= self.acked:
             return False
+        for _ in range(seq - self.acked):
+            self._stamped.popleft()
         self.acked = seq
+        self._repeats = 0
         return True
 
     # --- receiving ---
@@ -154,8 +193,10 @@ class Link:
         return now >= self.dies_at
 
     def next_deadline(self) -> float:
-        """When to look again at `heartbeat_due` and `dead`."""
-        return min(self._spoke_at + self.heartbeat_s, self.dies_at)
+        """When to look again at `heartbeat_due`, `dead` and `overdue`."""
+        due = min(self._spoke_at + self.heartbeat_s, self.dies_at)
+        ends_at = self.lease_ends_at
+        return due if ends_at is None else min(due, ends_at)
 
 
 def resume(*, outbox_acked: int, outbox_last: int, peer_has: int) -> int:

@@ -1,10 +1,13 @@
 """What is sent to a machine that is offline, or shutting down: it waits, and says for what."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from cloudagent_backend.store import clock, hosts
-from cloudagent_protocol.frames import Answer, Heartbeat
+from cloudagent_protocol.frames import Answer, Deliver, Heartbeat
 from cloudagent_protocol.resources import DeliveryTrace, HostMachine, Message, Trace
 from fakes.daemon import ScriptedDaemon, connection
 from fakes.server import Backend, running_backend
@@ -93,6 +96,22 @@ async def test_a_trace_says_since_when_the_machine_is_offline(tmp_path: Path) ->
         away = await trace(backend, await backend.post())
         assert (away.waits_on, away.waits_since) == ("ana-mbp", left)
         assert "ana-mbp is offline" in str(away.rungs[-1].detail)
+
+
+async def test_what_was_sent_to_a_machine_that_went_before_it_took_it_waits_for_its_return(
+    tmp_path: Path,
+) -> None:
+    async with running_backend(tmp_path) as backend:
+        async with link_of(backend) as daemon:
+            await daemon.greet()
+            message = await backend.post()
+            await daemon.expect(Deliver)
+        with anyio.fail_after(5):
+            async for row in backend.world.fanout.follow(backend.ana.user_id, 0):
+                if row.type == "host.updated" and json.loads(row.data)["state"] == "offline":
+                    break
+        waits = await trace(backend, message)
+        assert (waits.state, waits.reason, waits.waits_on) == ("leased", "host_offline", "ana-mbp")
 
 
 def test_a_host_that_is_here_is_online_or_draining() -> None:

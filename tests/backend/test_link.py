@@ -195,6 +195,35 @@ async def test_a_finished_delivery_is_dropped_by_the_welcome(tmp_path: Path) -> 
             assert (await daemon.greet(epoch=epoch, last_seq=1, unfinished=[held])).drop == [held]
 
 
+async def test_a_frame_that_is_not_acknowledged_on_a_link_that_lives_is_sent_again(
+    tmp_path: Path,
+) -> None:
+    fast = {"heartbeat_s": 0.1, "lease_s": 0.3}
+    async with running_backend(tmp_path, **fast) as backend, link_of(backend) as daemon:
+        await daemon.greet()
+        message = await backend.post()
+        first = await daemon.expect(Deliver)
+        assert await daemon.deliver() == first
+        await daemon.send(HostReport(runtimes=[]))
+        await daemon.settle()
+        assert (await trace(backend, message)).state == "received"
+
+
+async def test_only_the_oldest_frame_is_sent_again_and_none_that_is_acknowledged(
+    tmp_path: Path,
+) -> None:
+    fast = {"heartbeat_s": 0.1, "lease_s": 0.3}
+    async with running_backend(tmp_path, **fast) as backend, link_of(backend) as daemon:
+        await daemon.greet()
+        for text in ("one", "two", "three"):
+            await backend.post(text)
+        await daemon.deliver()
+        second, third = await daemon.expect(Deliver), await daemon.expect(Deliver)
+        # Until the second is acknowledged it is the only one that comes again.
+        assert [await daemon.expect(Deliver), await daemon.deliver()] == [second, second]
+        assert await daemon.deliver() == third
+
+
 async def test_the_newest_connection_wins(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, link_of(backend) as older:
         await older.greet()

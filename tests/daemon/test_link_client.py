@@ -137,6 +137,23 @@ async def test_a_delivery_is_on_the_disk_before_it_is_acknowledged() -> None:
         assert await d.received(1) == [sent.delivery_id]
 
 
+async def test_a_report_that_is_not_acknowledged_on_a_link_that_lives_is_sent_again() -> None:
+    backend = ScriptedBackend()
+    backend.heartbeat_s, backend.lease_s, backend.acks = 0.1, 0.3, False
+    async with scripted_backend(backend), daemon(backend) as d:
+        await backend.connected()
+        await d.spool.append(report("one"))
+        await d.spool.append(report("two"))
+        await backend.until(lambda: backend.repeats == 2)
+        assert await names(backend, 2) == ["one", "two"]
+        # Said once more: an ack of both came only now.
+        backend.acks = True
+        await backend.until(lambda: backend.accepted > 0)
+        with anyio.fail_after(10):
+            await d.spool.acked_beyond(backend.accepted - 1)
+        assert len(backend.connections) == 1
+
+
 async def test_reports_are_kept_until_acknowledged_and_sent_again_after_a_cut() -> None:
     async with scripted_backend() as backend, daemon(backend) as d:
         backend.acks = False

@@ -93,7 +93,7 @@ class ScriptedBackend:
         self.host_id = new_host_id()
         self.epoch = new_epoch()
         self.agent = AgentSpec(id=AgentId("agent_1"), name="Ada", driver="scripted")
-        self.heartbeat_s, self.silence_s = 15.0, 25.0
+        self.heartbeat_s, self.silence_s, self.lease_s = 15.0, 25.0, 30.0
         #: The code of the problem that another key gets.
         self.rejection = "unauthorized"
         #: Answers instead of an upgrade: status, content type, body.
@@ -227,6 +227,7 @@ class ScriptedBackend:
                 host_id=self.host_id,
                 heartbeat_s=self.heartbeat_s,
                 silence_s=self.silence_s,
+                lease_s=self.lease_s,
                 last_seq=self.accepted,
                 window=32,
                 agents=[AgentRef.model_validate(self.agent.model_dump())],

@@ -76,9 +76,11 @@ class Loss:
 
 @dataclass(eq=False)
 class Gap:
-    """The next so many numbered frames vanish, and what follows does not."""
+    """The next so many numbered frames vanish, or others that are wanted; what follows does not."""
 
     frames: int = 1
+    #: Which frames vanish, by their JSON object; None: any that is numbered.
+    wanted: Callable[[dict[str, Any]], bool] | None = None
     #: When each of them came, Unix seconds.
     lost_at: list[float] = field(default_factory=list[float])
 
@@ -443,11 +445,12 @@ class Proxy:
             del older[:-_REPLAYED]
             if self._active(flow, Duplicate):
                 out.append(message.raw)
-            for gap in self._active(flow, Gap):
-                if len(gap.lost_at) < gap.frames:
-                    gap.lost_at.append(time.time())
-                    self._tell()
-                    out.clear()
+        for gap in self._active(flow, Gap):
+            meant = gap.wanted(frame) if gap.wanted else message.seq is not None
+            if meant and len(gap.lost_at) < gap.frames:
+                gap.lost_at.append(time.time())
+                self._tell()
+                out.clear()
         if frame.get("type") == "welcome":
             connection.welcomed = True
             return out + self._replay(flow)

@@ -2,17 +2,21 @@
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
-from e2e.harness import executed
+from e2e.harness import Json, executed
 from faults.history import Reply, Spawned
 from faults.proxy import BOTH, Bandwidth, Direction, Gap, Latency, Loss
 from faults.site import Site, count, site
 from faults.sizes import AGENTS, CUTS, DEADLINE_S, FULL, MARKS, MESSAGES, SILENCE_S, seeded
 
 pytestmark = MARKS
+#: Whether a frame is meant.
+Frames: TypeAlias = Callable[[Json], bool]
 MACHINE = Path(__file__).parent / "machine"
 OUTAGE_S = 300 if FULL else 5
 
@@ -76,6 +80,48 @@ def test_row30_a_gap_in_the_numbers_is_resynced_within_5_s(
         place.settle(deadline_s=DEADLINE_S)
         history = place.judge()
         assert count(history, Spawned) == count(history, Reply) == MESSAGES
+
+
+def finished(frame: Json) -> bool:
+    return frame.get("event", {}).get("type") == "finished"
+
+
+def deliver(frame: Json) -> bool:
+    return frame.get("type") == "deliver"
+
+
+def ack(frame: Json) -> bool:
+    return frame.get("type") == "ack"
+
+
+def test_a_last_frame_or_ack_that_is_lost_on_a_link_that_lives_is_made_good_by_its_lease(
+    tmp_path: Path,
+) -> None:
+    lease = {"CLOUDAGENT_BACKEND_LEASE_S": "1", "CLOUDAGENT_BACKEND_SILENCE_S": "4"}
+    with site(tmp_path, 1, proxied=True, **lease) as place, place.daemon():
+        proxy = place.proxy
+        assert proxy
+        losses: list[tuple[Frames, Frames, Direction, Direction]] = [
+            # What is lost, what comes again for it, and which ways these go.
+            (deliver, deliver, "down", "down"),
+            (ack, deliver, "up", "down"),
+            (finished, finished, "up", "up"),
+        ]
+        for lost, again, way, back in losses:
+            before = frames(place, again, back)
+            with proxy.toxic(Gap(1, lost), way):
+                place.post(1)
+                proxy.until(lambda _, a=again, b=back, n=before: frames(place, a, b) >= n + 2)
+            place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        assert count(history, Spawned) == count(history, Reply) == len(losses)
+        assert proxy.count("welcome") == 1
+
+
+def frames(place: Site, wanted: Frames, direction: Direction) -> int:
+    assert place.proxy
+    seen = list(place.proxy.seen)
+    return sum(one.direction == direction and wanted(one.frame) for one in seen)
 
 
 def lose_one(place: Site, direction: Direction, frames: int) -> None:

@@ -113,8 +113,45 @@ def test_a_peer_of_another_history_cannot_be_resumed(peer_has: int) -> None:
         resume(outbox_acked=3, outbox_last=9, peer_has=peer_has)
 
 
+def test_a_frame_that_is_not_acknowledged_in_time_is_overdue_and_then_after_twice_as_long() -> None:
+    link = new_link()
+    assert link.lease_ends_at is None
+    assert not link.overdue(1_000.0)
+    link.stamp(1, 101.0)
+    link.stamp(2, 102.0)
+    assert not link.overdue(130.9)
+    assert link.overdue(131.0)
+    link.repeat(131.0)
+    assert not link.overdue(190.9)
+    assert link.overdue(191.0)
+    link.repeat(191.0)
+    assert link.lease_ends_at == 311.0
+
+
+def test_news_by_an_ack_gives_the_frame_behind_it_its_own_time() -> None:
+    link = new_link()
+    link.stamp(1, 101.0)
+    link.stamp(2, 120.0)
+    link.repeat(131.0)
+    link.on_ack(1)
+    assert link.lease_ends_at == 150.0
+    link.on_ack(2)
+    assert link.lease_ends_at is None
+
+
+def test_an_overdue_frame_is_looked_at_in_time() -> None:
+    link = Link(accepted=0, acked=0, now=100.0, lease_s=5.0)
+    link.stamp(1, 101.0)
+    assert link.next_deadline() == 106.0
+    link.repeat(106.0)
+    assert link.next_deadline() == 116.0  # the heartbeat; the lease ends at the same time
+    link.heard(106.0)
+    link.on_ack(1)
+    assert link.next_deadline() == 116.0
+
+
 class Wire(RuleBasedStateMachine):
-    """One direction between two ends: the wire is cut between any two frames.
+    """One direction between two ends: the wire is cut between any two frames, and loses any.
 
     The sender's outbox and the receiver's disk survive; links and frames under way do not.
     """
@@ -152,7 +189,12 @@ class Wire(RuleBasedStateMachine):
     @rule(again=st.booleans())
     def arrive(self, again: bool) -> None:
         seq = self.flying[0] if again else self.flying.pop(0)
-        match self.receiver.receive(seq):
+        try:
+            judged = self.receiver.receive(seq)
+        except ProtocolError:  # what was lost before it shows
+            self.connect()
+            return
+        match judged:
             case Fresh(seq):
                 self.undurable.append(seq)
             case Duplicate(ack):
@@ -172,6 +214,24 @@ class Wire(RuleBasedStateMachine):
         if self.sender.on_ack(ack := self.acks.pop(0)):
             self.forgotten = ack
 
+    @precondition(lambda self: self.flying)
+    @rule(which=st.integers(0, 3))
+    def lose_a_frame(self, which: int) -> None:
+        del self.flying[which % len(self.flying)]
+
+    @precondition(lambda self: self.acks)
+    @rule()
+    def lose_an_ack(self) -> None:
+        self.acks.pop(0)
+
+    @precondition(lambda self: self.sender.lease_ends_at is not None)
+    @rule()
+    def repeat_what_is_overdue(self) -> None:
+        self.clock = max(self.clock, self.sender.lease_ends_at or 0.0)
+        assert self.sender.overdue(self.clock)
+        self.sender.repeat(self.clock)
+        self.flying.append(self.sender.acked + 1)
+
     @rule()
     def cut_and_reconnect(self) -> None:
         self.connect()
@@ -186,15 +246,18 @@ class Wire(RuleBasedStateMachine):
 
     @override
     def teardown(self) -> None:
-        """Left alone, everything arrives."""
-        self.connect()
-        while len(self.disk) < len(self.outbox):
-            if self.sender.may_send and self.sender.sent < len(self.outbox):
+        """Left alone, on a link that lives, everything arrives and is acknowledged."""
+        while self.forgotten < len(self.outbox):
+            if self.acks:
+                self.acknowledge()
+            elif self.undurable:
+                self.make_durable_and_acknowledge()
+            elif self.flying:
+                self.arrive(again=False)
+            elif self.sender.may_send > 0 and self.sender.sent < len(self.outbox):
                 self.send()
             else:
-                self.arrive(again=False)
-                self.make_durable_and_acknowledge()
-                self.acknowledge()
+                self.repeat_what_is_overdue()
         assert self.disk == self.outbox
 
 

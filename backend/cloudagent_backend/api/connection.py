@@ -57,6 +57,8 @@ class Bells:
     reported: Hints["Connection"] = field(default_factory=Hints["Connection"])
     #: Deliveries were sent, and their acknowledgement is awaited.
     sent: Hints["Connection"] = field(default_factory=Hints["Connection"])
+    #: What was sent last is not acknowledged, and is to be sent again.
+    overdue: Hints["Connection"] = field(default_factory=Hints["Connection"])
     ended: Hints["Connection"] = field(default_factory=Hints["Connection"])
 
 
@@ -232,16 +234,32 @@ class Connection:
                 self.machine.sent[row.delivery_id] = at_us
                 self._bells.sent.hint(self)
 
+    def repeat(self, row: OutboxRow) -> None:
+        """Send the oldest frame that is not acknowledged once more, unless its ack has come."""
+        if row.seq != self.link.acked + 1 or row.seq > self.link.sent or self.ended:
+            return
+        logger.info(
+            "frame %d is not acknowledged; sending it again", row.seq, extra=self.about("repeat")
+        )
+        self._socket.write(row.frame)
+        self.link.spoke(time.monotonic())
+
     # --- liveness ---
 
     def look(self, now: float) -> float:
-        """Send a heartbeat if one is due, give the peer up if it is silent; when to look again."""
+        """Send a heartbeat, or an old frame again, if that is due; give the peer up if it is silent.
+
+        Returns when to look again.
+        """
         self.link.heard(self._socket.heard_at)
         if self.link.dead(now):
             self.refuse(ProtocolError("nothing was heard", CloseCode.HEARTBEAT_MISSED))
         elif self.link.heartbeat_due(now):
             self._socket.write(_HEARTBEAT)
             self.link.spoke(now)
+        if self.link.overdue(now):
+            self.link.repeat(now)
+            self._bells.overdue.hint(self)
         return self.link.next_deadline()
 
     def about(self, action: str) -> dict[str, str]:

@@ -118,6 +118,7 @@ def _link(world: World, greeting: Greeting) -> Link:
         now=time.monotonic(),
         heartbeat_s=settings.heartbeat_s,
         silence_s=settings.silence_s,
+        lease_s=settings.lease_s,
     )
 
 
@@ -130,6 +131,7 @@ def _welcome(world: World, session: Session, greeting: Greeting, protocol: int) 
         host_id=session.host_id,
         heartbeat_s=settings.heartbeat_s,
         silence_s=settings.silence_s,
+        lease_s=settings.lease_s,
         last_seq=greeting.link.accepted,
         window=settings.window,
         agents=greeting.agents,

@@ -64,7 +64,14 @@ class Links:
     async def run(self) -> None:
         """Until cancelled."""
         async with anyio.create_task_group() as tg:
-            for loop in (self._sends, self._applies, self._watches, self._notes, self._sees_off):
+            for loop in (
+                self._sends,
+                self._repeats,
+                self._applies,
+                self._watches,
+                self._notes,
+                self._sees_off,
+            ):
                 tg.start_soon(loop)
 
     async def settle(self) -> None:
@@ -117,6 +124,25 @@ class Links:
             connection.session.behind |= len(rows) == room
             if connection.session.behind and connection.room > 0:
                 self._hub.hints.hint(connection.session)
+
+    async def _repeats(self) -> None:
+        """Send again what was sent and is not acknowledged on a link that lives."""
+        while True:
+            connections = [one for one in await self.bells.overdue.take() if not one.ended]
+
+            def read(
+                c: sqlite3.Connection, those: Sequence[Connection] = connections
+            ) -> list[list[OutboxRow]]:
+                return [outbox.after(c, one.session.host_id, one.link.acked, 1) for one in those]
+
+            try:
+                found = await self._database.read(read)
+            except Exception:
+                logger.exception("the outbox was not read", extra={"action": "repeat"})
+                continue  # it will be overdue again
+            for connection, rows in zip(connections, found, strict=True):
+                for row in rows:
+                    connection.repeat(row)
 
     async def _notes(self) -> None:
         """Say of what is not acknowledged that it was at least sent."""

@@ -32,7 +32,8 @@ def trace(c: sqlite3.Connection, row: DeliveryRow) -> DeliveryTrace:
 
 def _waits(c: sqlite3.Connection, row: DeliveryRow) -> Waits | None:
     """Why it has not begun, if that has a reason."""
-    if row.state is DeliveryState.QUEUED and (gone := away(c, row.host_id, row.agent_id)):
+    here = row.state in {DeliveryState.QUEUED, DeliveryState.LEASED}
+    if here and (gone := away(c, row.host_id, row.agent_id)):
         return Waits(gone.reason.value, gone.host, gone.since_us)
     # What a machine holds back has the rung; a look at the host for all others would be for nothing.
     if row.state is DeliveryState.RECEIVED and row.has_rung(RungName.WAITING):

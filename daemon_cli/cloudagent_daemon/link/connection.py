@@ -4,6 +4,7 @@ What comes in goes to the spool and is then acknowledged; what the spool keeps g
 the window allows.
 """
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -39,6 +40,8 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.link import Fresh, Link
 from cloudagent_protocol.version import SUPPORTED
+
+logger = logging.getLogger(__name__)
 
 HANDSHAKE_S: Final = 10.0
 ANSWER_S: Final = 10.0
@@ -87,6 +90,7 @@ class Connection:
             now=time.monotonic(),
             heartbeat_s=welcome.heartbeat_s,
             silence_s=welcome.silence_s,
+            lease_s=welcome.lease_s,
         )
         self._acked = anyio.Event()
         #: From the sending of a frame to the word that the backend has kept it; null until then.
@@ -250,6 +254,10 @@ class Connection:
             if self._link.dead(now):
                 why = f"nothing heard for {self._link.silence_s:g} s"
                 raise ProtocolError(why, CloseCode.HEARTBEAT_MISSED)
+            if self._link.overdue(now):
+                self._link.repeat(now)
+                with anyio.move_on_after(self._link.dies_at - now):
+                    await self._repeat()
             if self._hurry.is_set() or self._link.heartbeat_due(now):
                 self._hurry = anyio.Event()
                 # A network that takes nothing must not hide that nothing comes either.
@@ -257,6 +265,16 @@ class Connection:
                     await self._send(self._alive())
             with anyio.move_on_after(max(0.0, self._link.next_deadline() - time.monotonic())):
                 await self._hurry.wait()
+
+    async def _repeat(self) -> None:
+        """What was sent last may be lost on a link that lives: the oldest of it goes out once more."""
+        oldest = await self._spool.frames_after(self._link.acked, 1)
+        for seq, text in oldest:
+            if self._link.acked < seq <= self._link.sent:  # else its ack has come meanwhile
+                about = {"action": "repeat"}
+                logger.info("frame %d is not acknowledged; sending it again", seq, extra=about)
+                self._link.spoke(time.monotonic())
+                await self._stream.send(text)
 
     async def _send(self, frame: Any) -> None:
         self._link.spoke(time.monotonic())
