@@ -62,6 +62,9 @@ class Limits:
     min_memory_mb: int = 512
     min_disk_mb: int = 500
     min_disk_percent: float = 2.0
+    #: How long an agent is left alone after its third crash in a row (runs/breaker.py); later pauses
+    #: are longer. 0: never.
+    crash_pause_s: float = 60.0
 
 
 #: The smallest values that make sense, where that is not 0.

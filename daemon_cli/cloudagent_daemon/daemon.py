@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from cloudagent_daemon.link.way import Way, way_of
 from cloudagent_daemon.link.websocket import WebSocketTransport, always
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.paths import Paths, old_state_file, spool_file
+from cloudagent_daemon.runs.breaker import Breaker, Pause
 from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
@@ -39,7 +41,7 @@ from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
 from cloudagent_daemon.service import login_path
 from cloudagent_daemon.service.notify import Notifier, standing_text, without_manager
 from cloudagent_daemon.tunnel import Tunnel, tunnel_of
-from cloudagent_protocol.frames import Capability, Heartbeat, Hello, HostReport
+from cloudagent_protocol.frames import MAX_HOLDS, Capability, Heartbeat, Hello, HostReport
 from cloudagent_protocol.resources import Hold, Runtime
 from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
 
@@ -138,6 +140,7 @@ class Daemon:
             uplink,
             max_runs=settings.limits.max_runs,
             admit=self.guards.admit,
+            breaker=Breaker(time.monotonic, settings.limits.crash_pause_s),
         )
 
     async def run(self, ending: Ending) -> None:
@@ -160,6 +163,7 @@ class Daemon:
                 tasks.start_soon(self._watch_key, self._key)
             tasks.start_soon(self.guards.watch)
             tasks.start_soon(self._heed_guards)
+            tasks.start_soon(self._heed_pauses)
             tasks.start_soon(self._tell_manager, ending)
             logger.info("Serving", extra={"action": "serve", "profile": self._settings.profile})
             await ending.requested.wait()
@@ -219,6 +223,15 @@ class Daemon:
             self.client.beat()
             for guard in refusing:
                 logger.warning("%s", guard.detail, extra={"action": guard.state})
+            await changed.wait()
+
+    async def _heed_pauses(self) -> None:
+        """The backend is told at once of an agent that is left alone, and of the end of that."""
+        said = self.queue.breaker.paused()
+        while True:
+            changed = self.queue.changed
+            if said != (said := self.queue.breaker.paused()):
+                self.client.beat()
             await changed.wait()
 
     async def _ask_login_shell(self) -> None:
@@ -342,15 +355,17 @@ class Daemon:
             deliver.agent.id: since.isoformat() for deliver, since in self.queue.working.values()
         }
         ended = {agent_id: at.isoformat() for agent_id, at in self.queue.ended.items()}
+        paused = {one.agent_id: _hold_of(one) for one in self.queue.breaker.paused()}
         return [
             {
                 "id": agent.id,
                 "name": agent.name,
                 "driver": agent.driver,
-                "status": "working" if agent.id in working else "idle",
+                "status": _status(working=agent.id in working, paused=agent.id in paused),
                 "since": working.get(agent.id),
                 "last_turn_at": ended.get(agent.id),
                 "queued": self.queue.order.queued(agent.id),
+                "hold": paused[agent.id].model_dump(mode="json") if agent.id in paused else None,
             }
             for agent in (connection.agents if connection else ())
         ]
@@ -378,7 +393,9 @@ class Daemon:
 
     def _holds(self) -> list[Hold]:
         """Why nothing is started here at the moment, for the backend."""
-        return [Hold(reason=guard.state, detail=guard.detail) for guard in self.guards.refusing]
+        held = [Hold(reason=guard.state, detail=guard.detail) for guard in self.guards.refusing]
+        pauses = [_hold_of(one) for one in self.queue.breaker.paused()]
+        return (held + pauses)[:MAX_HOLDS]
 
     async def _introduce(self, ending: Ending) -> None:
         """Looks what agent programs there are, tells the person, and the backend."""
@@ -592,6 +609,16 @@ def give_back_memory() -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         m_mmap_threshold = -3
         mallopt(m_mmap_threshold, 1_048_576)
+
+
+def _hold_of(pause: Pause) -> Hold:
+    return Hold(
+        reason="crash_loop", detail=pause.detail, agent_id=pause.agent_id, until=pause.until_at
+    )
+
+
+def _status(*, working: bool, paused: bool) -> str:
+    return "working" if working else "crashed" if paused else "idle"
 
 
 def _log_guard() -> dict[str, Any]:

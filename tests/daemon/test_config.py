@@ -58,6 +58,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("STOP_TIMEOUT_S", "-1"),
         ("MIN_MEMORY_MB", "-1"),
         ("MIN_DISK_PERCENT", "101"),
+        ("CRASH_PAUSE_S", "-1"),
     ],
 )
 def test_a_limit_out_of_range_is_refused(name: str, value: str) -> None:

@@ -4,6 +4,8 @@ import os
 import resource
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -15,15 +17,18 @@ from cloudagent_daemon import guards
 from cloudagent_daemon.config import Limits
 from cloudagent_daemon.guards import RUN_DESCRIPTORS, Disk, Gauges, Guards, judge
 from cloudagent_daemon.link.spool import open_spool
+from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.ports import StopSignal
 from cloudagent_daemon.runs.queue import RunQueue
-from cloudagent_protocol.events import Outcome
+from cloudagent_protocol.events import Finished, Outcome
 from cloudagent_protocol.frames import Deliver
 from fakes.runs import RecordedUplink, a_delivery
 
 MB = 1_000_000
 GB = 1_000 * MB
 LIMITS = Limits()
+#: Pauses nobody.
+NEVER = Breaker(time.monotonic, 0)
 
 
 def gauges(
@@ -174,14 +179,16 @@ async def test_what_is_refused_waits_and_starts_when_there_is_room(tmp_path: Pat
     machine, started = Machine(), anyio.Event()
 
     class Runs:
-        async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome:
+        async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
             started.set()
             await stop.wait()
-            return Outcome.CANCELLED
+            return Finished(at=datetime.now(UTC), outcome=Outcome.CANCELLED)
 
     watched = Guards(LIMITS, [tmp_path], look_own=machine.own, look_s=0.01)
     async with open_spool(None) as spool, anyio.create_task_group() as tasks:
-        queue = RunQueue(spool, Runs(), RecordedUplink(), max_runs=5, admit=watched.admit)
+        queue = RunQueue(
+            spool, Runs(), RecordedUplink(), max_runs=5, admit=watched.admit, breaker=NEVER
+        )
         tasks.start_soon(queue.run)
         machine.memory = 100 * MB
         deliver = a_delivery().model_copy(update={"seq": 1})

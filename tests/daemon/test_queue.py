@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import psutil
 
 from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.tables import Leftover
+from cloudagent_daemon.runs.breaker import CRASHES, Breaker
 from cloudagent_daemon.runs.ports import Launch, Said, StopSignal
 from cloudagent_daemon.runs.queue import MAX_ATTEMPTS, RunQueue
 from cloudagent_protocol.events import Finished, Outcome, Reason
@@ -29,6 +31,7 @@ from cloudagent_protocol.frames import (
     Interrupt,
     ListAgents,
     ListMessages,
+    Retried,
     RunReport,
     decode,
 )
@@ -64,20 +67,35 @@ def delivery(
     )
 
 
+def _ending(outcome: Outcome, reason: Reason | None = None) -> Finished:
+    return Finished(
+        seq=1, at=datetime.now(UTC), outcome=outcome, reason=reason, detail="killed by SIGSEGV"
+    )
+
+
+#: Pauses nobody.
+NEVER = Breaker(time.monotonic, 0)
+CRASH = _ending(Outcome.FAILED, Reason.CRASHED)
+
+
 class World:
     """A runner whose runs end when the test says so, and the uplink over the spool."""
 
-    def __init__(self, spool: Spool, *, max_runs: int = 5) -> None:
+    def __init__(self, spool: Spool, *, max_runs: int = 5, breaker: Breaker = NEVER) -> None:
         self.spool = spool
         self.started: list[tuple[str, int]] = []
         self.stopped: list[tuple[str, str, bool]] = []
         self.endings: list[RunReport] = []
         self.fault: Exception | None = None
-        self.queue = RunQueue(spool, self, self, max_runs=max_runs)
+        #: How runs end, where not with a reply.
+        self.verdicts: dict[str, Finished] = {}
+        self.queue = RunQueue(spool, self, self, max_runs=max_runs, breaker=breaker)
         self._ends: dict[str, anyio.Event] = {}
         self._news = anyio.Event()
 
-    def end(self, number: int) -> None:
+    def end(self, number: int, verdict: Finished | None = None) -> None:
+        if verdict:
+            self.verdicts[f"dlv_{number}"] = verdict
         self._ends[f"dlv_{number}"].set()
 
     async def until(self, *started: int) -> None:
@@ -94,7 +112,7 @@ class World:
 
     # --- the runner ---
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome:
+    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
         self._ends[deliver.delivery_id] = anyio.Event()
         self.started.append((deliver.delivery_id, attempt))
         self._notify()
@@ -110,16 +128,17 @@ class World:
             tasks.start_soon(watch)
             await self._ends[deliver.delivery_id].wait()
             tasks.cancel_scope.cancel()
+        finished = self.verdicts.get(deliver.delivery_id) or _ending(Outcome.REPLIED)
         await self.finish(
             RunReport(
                 run_id=new_run_id(),
                 agent_id=deliver.agent.id,
                 conversation_id=deliver.message.conversation_id,
                 delivery_ids=[deliver.delivery_id],
-                event=Finished(seq=1, at=datetime.now(UTC), outcome=Outcome.REPLIED),
+                event=finished,
             )
         )
-        return Outcome.REPLIED
+        return finished
 
     # --- the uplink ---
 
@@ -152,8 +171,10 @@ class World:
 
 
 @asynccontextmanager
-async def queue_over(spool: Spool, *, max_runs: int = 5) -> AsyncGenerator[World]:
-    world = World(spool, max_runs=max_runs)
+async def queue_over(
+    spool: Spool, *, max_runs: int = 5, breaker: Breaker = NEVER
+) -> AsyncGenerator[World]:
+    world = World(spool, max_runs=max_runs, breaker=breaker)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.queue.run)
         yield world
@@ -384,6 +405,65 @@ async def test_cancelling_the_queue_leaves_its_messages_unfinished() -> None:
             await world.until(1)
         assert [change.delivery_id for change in await spool.changes_after(0)] == ["dlv_1"]
         assert world.endings == []
+
+
+def long_pauses() -> Breaker:
+    return Breaker(time.monotonic, 3_600.0)
+
+
+async def crash(world: World, first: int, *numbers: int) -> None:
+    """Messages that crash one after the other, of which the first is running."""
+    await world.until(*range(1, first + 1))
+    for number in (first, *numbers):
+        await world.until(*range(1, number + 1))
+        world.end(number, CRASH)
+        await world.until_ended(number)
+
+
+async def test_an_agent_that_crashes_again_and_again_is_left_alone_and_loses_nothing() -> None:
+    numbers = list(range(1, CRASHES + 3))
+    now = [0.0]
+    breaker = Breaker(lambda: now[0], 0.2)
+    async with open_spool(None) as spool, queue_over(spool, breaker=breaker) as world:
+        await spool.receive([delivery(n) for n in numbers], numbers[-1])
+        await crash(world, *numbers[:CRASHES])
+        assert [pause.agent_id for pause in breaker.paused()] == ["agent_1"]
+        # Another agent works on meanwhile.
+        await spool.receive([delivery(90, "conv_90", "agent_2")], 90)
+        await world.until(*numbers[:CRASHES], 90)
+        assert world.queue.order.queued(AgentId("agent_1")) == 2
+        now[0] = 0.2  # the pause ends by itself, in the old order
+        await world.until(*numbers[:CRASHES], 90, CRASHES + 1)
+
+
+async def test_a_retry_of_a_person_has_a_paused_agent_tried_at_once_and_in_order() -> None:
+    async with open_spool(None) as spool, queue_over(spool, breaker=long_pauses()) as world:
+        await spool.receive([delivery(n) for n in range(1, 5)], 4)
+        await crash(world, 1, 2, 3)
+        assert world.queue.breaker.paused()
+        again = Retried(delivery_id=DeliveryId("dlv_1"), actor="Ana", outcome="failed")
+        retry = delivery(5).model_copy(update={"retry": again})
+        await spool.receive([retry], 5)
+        await world.until(1, 2, 3, 4)
+        world.end(4)
+        await world.until(1, 2, 3, 4, 5)
+        assert world.queue.breaker.paused() == []
+
+
+async def test_a_look_at_the_machine_ends_all_pauses() -> None:
+    async with open_spool(None) as spool, queue_over(spool, breaker=long_pauses()) as world:
+        await spool.receive([delivery(n) for n in range(1, 5)], 4)
+        await crash(world, 1, 2, 3)
+        world.queue.lift()
+        await world.until(1, 2, 3, 4)
+
+
+async def test_what_waits_for_a_paused_agent_can_be_taken_back() -> None:
+    async with open_spool(None) as spool, queue_over(spool, breaker=long_pauses()) as world:
+        await spool.receive([delivery(n) for n in range(1, 5)], 4)
+        await crash(world, 1, 2, 3)
+        await spool.receive([Interrupt(seq=5, delivery_id=DeliveryId("dlv_4"), actor="Ana")], 5)
+        assert (await world.until_ended(4))[-1].outcome == Outcome.CANCELLED
 
 
 async def test_nothing_starts_while_another_daemon_has_the_host() -> None:

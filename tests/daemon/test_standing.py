@@ -111,6 +111,24 @@ STATES: dict[str, dict[str, Any]] = {
             }
         ]
     ),
+    "crash-loop": report(
+        agents=[
+            *AGENTS,
+            agent(
+                "ios",
+                "crashed",
+                queued=2,
+                last_turn_at=ago(seconds=20),
+                hold={
+                    "reason": "crash_loop",
+                    "until": ago(seconds=-280),
+                    "detail": "It crashed 4 times in a row and is left alone for 5 min, or until one "
+                    "of its messages is retried. The last time: The agent's process ended early "
+                    "(killed by SIGSEGV).",
+                },
+            ),
+        ]
+    ),
     "by-hand-with-notes": report(
         service=None,
         notes=["state.db could not be read and was set aside as state.db.corrupt-20261120T091200Z"],

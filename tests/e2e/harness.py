@@ -243,6 +243,8 @@ class Backend:
         with connect(
             self.url.replace("http://", "ws://", 1) + f"/v1/events/ws{query}",
             additional_headers={"Authorization": f"Bearer {self.token}"},
+            # With a bound, what nobody reads any more would keep the close frame waiting for 10 s.
+            max_queue=None,
         ) as socket:
             yield Follower(socket)
 

@@ -16,7 +16,7 @@ from cloudagent_daemon.config import Limits, Settings
 from cloudagent_daemon.mask import Masks
 from cloudagent_daemon.runs.ports import Launch, Said, StopSignal, UplinkError
 from cloudagent_daemon.runs.runner import Runner
-from cloudagent_protocol.events import Finished, Outcome
+from cloudagent_protocol.events import Finished
 from cloudagent_protocol.frames import (
     AgentEntry,
     Deliver,
@@ -176,9 +176,8 @@ class World:
         masks = Masks(self.settings)
         runner = Runner(self.settings, self.bridge, self.uplink, masks, relaunch_s=(0.0, 0.0))
         with anyio.fail_after(30):
-            outcome = await runner.run(deliver, attempt=attempt, stop=stop or StopSignal())
-        assert outcome == self.uplink.end.outcome
-        assert isinstance(outcome, Outcome)
+            finished = await runner.run(deliver, attempt=attempt, stop=stop or StopSignal())
+        assert finished == self.uplink.end
         return self.uplink
 
     @property

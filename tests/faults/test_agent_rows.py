@@ -5,6 +5,7 @@ from pathlib import Path
 
 import psutil
 
+from cloudagent_daemon.runs.breaker import CRASHES
 from e2e.harness import Process
 from faults.history import Done, Effect, Reply, Spawned
 from faults.site import Site, count, site
@@ -72,6 +73,52 @@ def test_row14_floods_of_output_cost_the_daemon_32_mib_at_most_and_end_with_a_st
             assert grown <= 32, f"{grown:.0f} MiB for {FLOOD_MB} MB of {kind}"
         history = place.judge()
         assert count(history, Reply) == count(history, Effect) == len(place.recorder.posts)
+
+
+@seeded
+def test_row10_an_agent_that_crashes_again_and_again_is_left_alone_until_a_person_retries(
+    tmp_path: Path, seed: int
+) -> None:
+    with site(tmp_path, 2) as place, place.daemon(CLOUDAGENT_CRASH_PAUSE_S="600"):
+        with place.backend.follow() as events:
+            # Of the first agent; the second works on meanwhile.
+            for _ in range(CRASHES):
+                place.post(1, "@@kill")
+                place.post(1)
+            place.post(4)
+            first, third = place.recorder.posts[0], place.recorder.posts[2 * CRASHES]
+            waits = events.until(
+                lambda event: (
+                    event["type"] == "delivery.updated"
+                    and event["data"]["message_id"] == third.message
+                    and event["data"]["reason"] == "crash_loop"
+                )
+            )
+        host = place.backend.call("GET", f"/v1/host-machines/{place.host}")
+        [hold] = host["holds"]
+        assert (hold["reason"], hold["agent_id"]) == ("crash_loop", first.agent)
+        assert hold["until"] > host["last_seen_at"]
+        assert "SIGKILL" in hold["detail"]
+        again = place.backend.call("POST", f"/v1/messages/{first.message}/retry")
+        retried = again["deliveries"][-1]["id"]
+        with place.backend.follow(after=waits["id"]) as events:
+            events.until(
+                lambda event: event["type"] == "host.updated" and not event["data"]["holds"]
+            )
+            events.until(
+                lambda event: (
+                    event["type"] == "delivery.updated"
+                    and event["data"]["id"] == retried
+                    and event["data"]["state"] == "failed"
+                )
+            )
+        place.settle(deadline_s=DEADLINE_S)
+        history = place.history()
+        assert count(history, Reply) == CRASHES + 4
+        spawned = [record.message for record in history if isinstance(record, Spawned)]
+        mine = [post.message for post in place.recorder.posts if post.agent == first.agent]
+        # In their order, and the retry after them.
+        assert [one for one in spawned if one in mine] == [*mine, first.message]
 
 
 @seeded

@@ -64,7 +64,8 @@ def test_row4_the_processes_of_a_killed_daemon_are_gone_within_5_s(tmp_path: Pat
 def test_row10_an_agent_that_is_killed_is_told_as_crashed_and_the_next_message_goes_on(
     tmp_path: Path, seed: int
 ) -> None:
-    with site(tmp_path, AGENTS) as place, place.daemon():
+    # By default an agent that is killed again and again would be left alone for a minute.
+    with site(tmp_path, AGENTS) as place, place.daemon(CLOUDAGENT_CRASH_PAUSE_S="0"):
         killed = 0
         while len(place.recorder.posts) < MESSAGES:
             place.post(1, "@@kill")

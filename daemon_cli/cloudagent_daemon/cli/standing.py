@@ -140,7 +140,7 @@ def _agents(report: Mapping[str, Any], now: float, user_home: str, width: int) -
     agents = report["agents"]
     if not agents:
         return ["  agents    none"] if report["state"] == "connected" else []
-    order = {"working": 0, "waiting": 1, "idle": 3}
+    order = {"crashed": -1, "working": 0, "waiting": 1, "idle": 3}
     ranked = sorted(agents, key=lambda agent: order.get(agent["status"], 2))
     names = min(_NAME, max(len(flat(str(agent["name"]))) for agent in agents))
     doing = {id(agent): _doing(agent, now) for agent in agents}
@@ -158,6 +158,8 @@ def _doing(agent: Mapping[str, Any], now: float) -> str:
     match agent["status"]:
         case "working" if agent.get("since"):
             what = f"turn {duration(now - _unix(agent['since']))}"
+        case "crashed" if hold := agent.get("hold"):
+            what = _pause(hold, now)
         case "waiting" if agent.get("waiting_for"):
             what = clip(str(agent["waiting_for"]), 48)
         case _ if agent.get("last_turn_at"):
@@ -165,6 +167,11 @@ def _doing(agent: Mapping[str, Any], now: float) -> str:
         case _:
             what = ""
     return ", ".join(filter(None, (what, queued)))
+
+
+def _pause(hold: Mapping[str, Any], now: float) -> str:
+    left = duration(_unix(hold["until"]) - now) if hold.get("until") else ""
+    return f"paused, tried again in {left}" if left else "paused"
 
 
 def _folder(agent: Mapping[str, Any], user_home: str) -> str:
@@ -193,6 +200,11 @@ def _notes(report: Mapping[str, Any], command: Callable[[str], str]) -> list[str
         if guard.get("state") != "ok":
             waits = f"; {held} messages wait" if held else ""
             said.append(f"nothing is started: {clip(str(guard.get('detail')))}{waits}")
+    said += [
+        f"{clip(str(agent['name']), _NAME)}: {clip(str(agent['hold'].get('detail')), 2 * _LONGEST)}"
+        for agent in report["agents"]
+        if agent.get("hold")
+    ]
     if report["pid"] and report["runtimes"] and not _usable(report):
         said.append(f"no coding agent was found; {command('doctor')} says why")
     own: Mapping[str, Any] = report.get("own_files") or {}

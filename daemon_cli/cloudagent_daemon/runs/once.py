@@ -194,7 +194,7 @@ class _Runs:
     watcher: OneMessage
     inner: Runs
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome:
+    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
         deliver = self.watcher.delivered(deliver)
         try:
             return await self.inner.run(deliver, attempt=attempt, stop=stop)

@@ -6,10 +6,22 @@ served longest ago; and the last free place goes only to an agent that has none,
 messages of one never hold up the first message of another.
 """
 
+from typing import Protocol
+
 from cloudagent_daemon.link.tables import Waiting
 from cloudagent_protocol.frames import Deliver
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId
 from cloudagent_protocol.resources import DeliveryMode
+
+
+class Withholds(Protocol):
+    """Whether nothing of an agent may start now."""
+
+    def __call__(self, agent_id: AgentId, *, at_work: bool) -> bool: ...
+
+
+def _nobody(agent_id: AgentId, *, at_work: bool) -> bool:
+    return False
 
 
 class Order:
@@ -17,10 +29,12 @@ class Order:
 
     Args:
         max_runs: runs at once, over all agents.
+        withholds: of whom nothing may start; what waits keeps its place.
     """
 
-    def __init__(self, max_runs: int) -> None:
+    def __init__(self, max_runs: int, withholds: Withholds = _nobody) -> None:
         self._max_runs = max_runs
+        self._withholds = withholds
         self._waiting: dict[AgentId, dict[DeliveryId, Waiting]] = {}
         self._running: dict[DeliveryId, Deliver] = {}
         self._served: dict[AgentId, int] = {}
@@ -33,6 +47,10 @@ class Order:
     def queued(self, agent_id: AgentId) -> int:
         """How many deliveries wait for this agent."""
         return len(self._waiting.get(agent_id, {}))
+
+    def waits(self, deliver: Deliver) -> bool:
+        """Whether this delivery is known, and has not begun."""
+        return deliver.delivery_id in self._waiting.get(deliver.agent.id, {})
 
     def put(self, waiting: Waiting) -> None:
         """A delivery that shall run, or what has changed about one that waits."""
@@ -82,6 +100,7 @@ class Order:
             for head in heads
             if head.message.conversation_id not in busy
             and not (last_place and head.agent.id in at_work)
+            and not self._withholds(head.agent.id, at_work=head.agent.id in at_work)
         ]
 
     def ended(self, delivery_id: DeliveryId) -> None:

@@ -5,6 +5,7 @@ first change, and what an earlier life left behind comes first because it came f
 """
 
 import logging
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -14,6 +15,7 @@ import anyio
 from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.tables import Waiting
 from cloudagent_daemon.process import end_leftover
+from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.order import Order
 from cloudagent_daemon.runs.ports import StopSignal, Uplink
 from cloudagent_protocol.events import Finished, Outcome, Reason
@@ -32,7 +34,7 @@ STOP_S: Final = 20.0
 class Runs(Protocol):
     """What the queue needs of the runner."""
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome: ...
+    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished: ...
 
 
 class RunQueue:
@@ -41,6 +43,7 @@ class RunQueue:
     Args:
         admit: asked before each start whether the machine has room for it; once it has refused,
             `hold` is to be called when there is room again.
+        breaker: leaves agents alone that crash again and again.
     """
 
     def __init__(
@@ -51,12 +54,15 @@ class RunQueue:
         *,
         max_runs: int,
         admit: Callable[[], bool] = lambda: True,
+        breaker: Breaker,
     ) -> None:
         self._spool = spool
         self._admit = admit
         self._runner = runner
         self._uplink = uplink
-        self.order = Order(max_runs)
+        #: Whose messages wait, because it crashes again and again.
+        self.breaker = breaker
+        self.order = Order(max_runs, self.breaker.withholds)
         #: Deliveries whose run is alive, with since when (Unix seconds).
         self.working: dict[DeliveryId, tuple[Deliver, datetime]] = {}
         #: When each agent's last run ended, in this life of the daemon.
@@ -96,13 +102,19 @@ class RunQueue:
             self._held.discard(why)
             self._released.set()
 
+    def lift(self) -> None:
+        """Who was left alone after crashes is tried at once: a person has had a look."""
+        self.breaker.lift()
+        self._released.set()
+
     def stop_all(self, actor: str) -> None:
         """Ends what runs."""
         for stop in self._stops.values():
             stop.request(actor)
 
     async def _more_to_do(self, number: int) -> None:
-        """Until the inbox has changed beyond `number`, or a hold has ended."""
+        """Until the inbox has changed beyond `number`, or a hold or an agent's pause has ended."""
+        pause_s = self.breaker.next_in()
         async with anyio.create_task_group() as tasks:
 
             async def released() -> None:
@@ -110,7 +122,8 @@ class RunQueue:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(released)
-            await self._spool.changed_beyond(number)
+            with anyio.move_on_after(math.inf if pause_s is None else pause_s):
+                await self._spool.changed_beyond(number)
             tasks.cancel_scope.cancel()
         self._released = anyio.Event()
 
@@ -147,6 +160,8 @@ class RunQueue:
             self.order.remove(delivery_id)
             await self._uplink.finish(_only_report(waiting.deliver, ending))
         else:
+            if waiting.deliver.retry and not self.order.waits(waiting.deliver):
+                self.breaker.lift([waiting.deliver.agent.id])
             self.order.put(waiting)
             await self._meet(waiting.deliver)
         self._notify()
@@ -200,9 +215,10 @@ class RunQueue:
         began = {"action": "run_started", **about, "attempt": attempt}
         logger.info("%s begins to work", deliver.agent.name, extra=began)
         try:
-            outcome = await self._runner.run(deliver, attempt=attempt, stop=stop)
-            ended = {"action": "run_ended", **about, "outcome": outcome.value}
+            finished = await self._runner.run(deliver, attempt=attempt, stop=stop)
+            ended = {"action": "run_ended", **about, "outcome": finished.outcome.value}
             logger.info("%s is done", deliver.agent.name, extra=ended)
+            self._judge(deliver, finished)
         except Exception as error:
             # The edge of a run's task: a fault of ours ends this run, not the daemon.
             logger.exception("a run failed", extra={"action": "run_failed", **about})
@@ -218,6 +234,16 @@ class RunQueue:
             self.ended[deliver.agent.id] = datetime.now(UTC)
             del self._stops[deliver.delivery_id], self.working[deliver.delivery_id]
             self._start_next(tasks)
+
+    def _judge(self, deliver: Deliver, finished: Finished) -> None:
+        before = self.breaker.paused()
+        self.breaker.ended(deliver.agent.id, finished)
+        for pause in self.breaker.paused():
+            if pause not in before:
+                # Whoever waits for the next end of a pause has to look again.
+                self._released.set()
+                about = {"action": "crash_loop", "agent_id": pause.agent_id}
+                logger.warning("%s: %s", deliver.agent.name, pause.detail, extra=about)
 
     async def _end_leftovers(self) -> None:
         """Ends what earlier lives left running, before a second run of the same can begin."""

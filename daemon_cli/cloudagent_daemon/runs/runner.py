@@ -85,7 +85,7 @@ class Runner:
         self._masks = masks
         self._relaunch_s = relaunch_s
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Outcome:
+    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
         """Does one delivery's work; returns when its process tree is gone and `finish` returned.
 
         Raises nothing but cancellation: then the process tree is gone too and nothing is reported,
@@ -95,8 +95,8 @@ class Runner:
             workspace = Workspace(self._settings.agents_dir, deliver.agent)
             await self._keeper.in_thread(workspace.prepare)
             earlier = await anyio.to_thread.run_sync(workspace.turn_of, deliver.delivery_id)
-            if earlier and (outcome := await self._settled(deliver, workspace, earlier)):
-                return outcome
+            if earlier and (finished := await self._settled(deliver, workspace, earlier)):
+                return finished
             run = _Run(
                 self._settings,
                 self._bridge,
@@ -115,7 +115,7 @@ class Runner:
 
     async def _settled(
         self, deliver: Deliver, workspace: Workspace, earlier: TurnRecord
-    ) -> Outcome | None:
+    ) -> Finished | None:
         """Ends what an earlier life of the daemon left, and the delivery too if its turn was over.
 
         Over means: the verdict was written down, or the agent's last act was a reply. What it sent
@@ -133,9 +133,9 @@ class Runner:
             return None
         await Reporter(self._uplink, deliver, earlier.run_id).finish(finished)
         await anyio.to_thread.run_sync(workspace.forget_turn, deliver.delivery_id)
-        return finished.outcome
+        return finished
 
-    async def _give_up(self, deliver: Deliver, error: Exception) -> Outcome:
+    async def _give_up(self, deliver: Deliver, error: Exception) -> Finished:
         finished = Finished(
             seq=1,
             at=now(),
@@ -147,7 +147,7 @@ class Runner:
             await Reporter(self._uplink, deliver, new_run_id()).finish(finished)
         except Exception:
             logger.exception("a failed run could not be reported", extra={"action": "run"})
-        return Outcome.FAILED
+        return finished
 
 
 class _Run:
@@ -178,7 +178,7 @@ class _Run:
         self._launches = 0
         self._attempt: Attempt | None = None
 
-    async def go(self, attempt: int, stop: StopSignal, earlier: TurnRecord | None) -> Outcome:
+    async def go(self, attempt: int, stop: StopSignal, earlier: TurnRecord | None) -> Finished:
         note = prompts.interrupted(_sent_in(earlier)) if earlier or attempt > 1 else ""
         if not note and self._deliver.retry and self._deliver.retry.began:
             note = prompts.retried(self._deliver.retry)
@@ -428,7 +428,7 @@ class _Run:
 
     # --- the end ---
 
-    async def _conclude(self, seen: Seen, failure: Failure | None, stop: StopSignal) -> Outcome:
+    async def _conclude(self, seen: Seen, failure: Failure | None, stop: StopSignal) -> Finished:
         verdict = judge(
             Facts(
                 end=seen.end,
@@ -449,7 +449,7 @@ class _Run:
         crash.point("before_finish")
         await self._reporter.finish(finished)
         await anyio.to_thread.run_sync(self._workspace.forget_turn, self._deliver.delivery_id)
-        return finished.outcome
+        return finished
 
     def _finished(self, verdict: Verdict, seen: Seen) -> Finished:
         return Finished(
