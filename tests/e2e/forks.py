@@ -5,13 +5,14 @@ Most of what a start costs is imports. For tests that start a backend or a daemo
     process = Process([str(BIN / "cloudagent-daemon"), "start"], env=env, cwd=home, start=forked)
 
 It is the same code in a process, session and environment of its own, and it ends as any interpreter
-does. What only a new interpreter shows (`PYTHON*` variables, a module that is missing) needs a real
+does. `forked_run` waits for its end, and `forked_in` gives it a terminal. What only a new interpreter shows (`PYTHON*` variables, a module that is missing) needs a real
 start: the default. As a program this file is the parent: `python forks.py SOCKET_FD`.
 """
 
 import array
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -21,6 +22,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import termios
 import threading
 import warnings
 from pathlib import Path
@@ -28,13 +31,18 @@ from typing import IO, Any, Final
 
 #: Where a command's code begins (pyproject.toml, scripts).
 MAINS: Final = {
+    "cloudagent": "cloudagent.cli",
     "cloudagent-backend": "cloudagent_daemon.cli.backend",
     "cloudagent-daemon": "cloudagent_daemon.cli.main",
 }
 #: What they import when they run.
 _IMPORTED: Final = (
     "cloudagent_backend.cli",
+    "cloudagent.cli",
+    "cloudagent.cli.send",
+    "cloudagent_daemon.ci",
     "cloudagent_daemon.cli.dispatch",
+    "cloudagent_daemon.cli.login",
     "cloudagent_daemon.bridge.rpc",
     "cloudagent_daemon.daemon",
 )
@@ -47,7 +55,13 @@ _START_S: Final = 30.0
 class Forked:
     """A started command; as much of `subprocess.Popen` as tests use."""
 
-    def __init__(self, parent: "_Parent", pid: int, stdin: IO[str], stdout: IO[str]) -> None:
+    def __init__(
+        self,
+        parent: "_Parent",
+        pid: int,
+        stdin: IO[str] | None = None,
+        stdout: IO[str] | None = None,
+    ) -> None:
         self._parent = parent
         self.pid, self.stdin, self.stdout = pid, stdin, stdout
 
@@ -76,7 +90,49 @@ class Forked:
 
 def forked(argv: list[str], env: dict[str, str], cwd: Path) -> Forked:
     """Starts one of our commands; its standard output and error come in one stream."""
-    return _parent().fork(argv, env, cwd)
+    theirs_in, stdin = os.pipe()
+    stdout, theirs_out = os.pipe()
+    try:
+        started = _parent().fork(argv, env, cwd, theirs_in, theirs_out, theirs_out)
+    finally:
+        os.close(theirs_in)
+        os.close(theirs_out)
+    started.stdin = os.fdopen(stdin, "w", encoding="utf-8")
+    started.stdout = os.fdopen(stdout, encoding="utf-8")
+    return started
+
+
+def forked_run(
+    argv: list[str], env: dict[str, str], cwd: Path, *, stdin: str = "", timeout_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run`, with both of the command's streams kept apart.
+
+    Raises:
+        subprocess.TimeoutExpired: it had not ended by then; it is killed.
+    """
+    with (
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as said,
+        tempfile.TemporaryFile() as complained,
+    ):
+        given.write(stdin.encode())
+        given.seek(0)
+        started = _parent().fork(argv, env, cwd, given.fileno(), said.fileno(), complained.fileno())
+        try:
+            code = started.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            raise
+        said.seek(0)
+        complained.seek(0)
+        return subprocess.CompletedProcess(
+            argv, code, said.read().decode(), complained.read().decode()
+        )
+
+
+def forked_in(argv: list[str], env: dict[str, str], cwd: Path, terminal: int) -> Forked:
+    """Starts one of our commands in a terminal, given by the end that is the command's."""
+    return _parent().fork(argv, env, cwd, terminal, terminal, terminal)
 
 
 class _Parent:
@@ -91,20 +147,18 @@ class _Parent:
         self.news = threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def fork(self, argv: list[str], env: dict[str, str], cwd: Path) -> Forked:
-        theirs_in, stdin = os.pipe()
-        stdout, theirs_out = os.pipe()
+    def fork(
+        self, argv: list[str], env: dict[str, str], cwd: Path, stdin: int, stdout: int, stderr: int
+    ) -> Forked:
+        """The child gets duplicates of the three handles; the caller closes its own."""
         job = {"argv": argv, "env": env, "cwd": str(cwd)}
-        handles = array.array("i", [theirs_in, theirs_out])
+        handles = array.array("i", [stdin, stdout, stderr])
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handles.tobytes())]
         self._socket.sendmsg([json.dumps(job).encode() + b"\n"], control)
         with self.news:
             assert self.news.wait_for(lambda: bool(self._started), _START_S), "nothing was forked"
             pid = self._started.pop()
-        os.close(theirs_in)
-        os.close(theirs_out)
-        writer = os.fdopen(stdin, "w", encoding="utf-8")
-        return Forked(self, pid, writer, os.fdopen(stdout, encoding="utf-8"))
+        return Forked(self, pid)
 
     def end(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -181,17 +235,24 @@ def _reap(control: socket.socket, children: set[int]) -> None:
 def become(job: dict[str, Any]) -> int:
     """The command, from here on."""
     os.setsid()
-    stdin, stdout = job["handles"]
-    for handle, standard in ((stdin, 0), (stdout, 1), (stdout, 2)):
+    for standard, handle in enumerate(job["handles"]):
         os.dup2(handle, standard)
-    os.close(stdin)
-    os.close(stdout)
+        os.close(handle)
+    if os.isatty(0):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Those that the parent has were made for what it was given: a file, perhaps, or nothing.
+    # As long as the process lives, so no block closes them.
+    line_or_block = 1 if os.isatty(1) else -1
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", line_or_block, "utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     if job["env"].get("PYTHONWARNINGS") == "error":
         warnings.simplefilter("error")
     sys.argv = job["argv"]
+    sys.orig_argv = [sys.executable, *sys.argv]
     module = importlib.import_module(MAINS[Path(sys.argv[0]).name])
     return module.main()
 

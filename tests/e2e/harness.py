@@ -1,7 +1,7 @@
 """Real backend and daemon processes for end-to-end tests, on loopback, each with a home of its own.
 
-Everything is started as a person would start it (the installed commands) and ended by pid. Nothing
-here sleeps: a test waits for an event of the backend's log, or for a line of a process's output.
+Everything is an installed command in a process of its own, and ended by pid. Nothing here sleeps:
+a test waits for an event of the backend's log, or for a line of a process's output.
 """
 
 import contextlib
@@ -20,6 +20,8 @@ from typing import IO, Any, Protocol, TypeAlias
 
 import httpx2
 from websockets.sync.client import ClientConnection, connect
+
+from e2e.forks import forked, forked_run
 
 BIN = Path(sys.executable).parent
 DEADLINE_S = 30.0
@@ -43,7 +45,8 @@ class Started(Protocol):
     def kill(self) -> None: ...
 
 
-#: Starts argv with an environment in a folder; forks.py has a quicker way.
+#: Starts argv with an environment in a folder: as a person does, or as forks.py does (the default
+#: here: of the seconds that a start takes, most are imports).
 Start: TypeAlias = Callable[[list[str], dict[str, str], Path], Started]
 
 
@@ -188,19 +191,15 @@ class Backend:
     token: str = ""
     link_key: str = ""
     http: httpx2.Client = field(default_factory=httpx2.Client)
-    start: Start = executed
+    start: Start = forked
+    #: How many agents were made without a name.
+    unnamed: int = 0
 
-    def let_in(self) -> None:
+    def let_in(self, email: str = "ana@example.com") -> None:
         """Makes the account, a token and a one-time link, as `cloudagent up` does."""
-        argv = [str(BIN / "cloudagent-backend"), "grant", "--email", "ana@example.com", "--json"]
-        grant = subprocess.run(
-            [*argv, "--database-url", f"sqlite:///{self.database}"],
-            env=clean_environment(self.home),
-            cwd=self.home,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        argv = [str(BIN / "cloudagent-backend"), "grant", "--email", email, "--json"]
+        argv += ["--database-url", f"sqlite:///{self.database}"]
+        grant = checked(forked_run(argv, clean_environment(self.home), self.home))
         granted = json.loads(grant.stdout)
         self.token, self.link_key = granted["access_token"], granted["link_key"]
 
@@ -220,7 +219,10 @@ class Backend:
         made = self.call("POST", "/v1/host-machines", {"name": name})
         return made["id"], made["raw_key"]
 
-    def create_agent(self, host_id: str, name: str = "shop", **fields: Any) -> str:
+    def create_agent(self, host_id: str, name: str = "", **fields: Any) -> str:
+        """An agent: its id. Without a name it is `shop`, and later ones `shop-2` and so on."""
+        self.unnamed += not name
+        name = name or ("shop" if self.unnamed == 1 else f"shop-{self.unnamed}")
         body = {"name": name, "host_machine_id": host_id, **fields}
         return self.call("POST", "/v1/agents", body)["id"]
 
@@ -279,7 +281,7 @@ def database_of(home: Path) -> Path:
 
 @contextlib.contextmanager
 def running_backend(
-    home: Path, *, port: int = 0, token: str = "", start: Start = executed, **extra: str
+    home: Path, *, port: int = 0, token: str = "", start: Start = forked, **extra: str
 ) -> Generator[Backend]:
     """A backend on a database below `home`, with a user and a token.
 
@@ -314,32 +316,23 @@ def running_daemon(
     **extra: str,
 ) -> Generator[Process]:
     """A daemon logged in under `home`; `extra` goes into its environment."""
-    home.mkdir(parents=True, exist_ok=True)
     env = clean_environment(home, **extra)
-    if not (home / ".cloudagent" / "daemon" / "config.json").exists():
-        subprocess.run(
-            [
-                str(BIN / "cloudagent-daemon"),
-                "login",
-                "--server",
-                server_url,
-                "--api-key-file",
-                "-",
-            ],
-            input=key,
-            text=True,
-            env=env,
-            cwd=home,
-            check=True,
-            capture_output=True,
-        )
+    log_in(home, server_url, key, env)
     with started_daemon(home, env, wait_for=wait_for) as process:
         yield process
 
 
+def log_in(home: Path, server_url: str, key: str, env: dict[str, str]) -> None:
+    """With the machine key, unless somebody is logged in."""
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / ".cloudagent" / "daemon" / "config.json").exists():
+        argv = [str(BIN / "cloudagent-daemon"), "login", "--server", server_url]
+        checked(forked_run([*argv, "--api-key-file", "-"], env, home, stdin=key))
+
+
 @contextlib.contextmanager
 def started_daemon(
-    home: Path, env: dict[str, str], *, wait_for: str = "Connected", start: Start = executed
+    home: Path, env: dict[str, str], *, wait_for: str = "Connected", start: Start = forked
 ) -> Generator[Process]:
     """A daemon of a home where somebody has logged in."""
     process = Process([str(BIN / "cloudagent-daemon"), "start"], env=env, cwd=home, start=start)
@@ -349,6 +342,12 @@ def started_daemon(
         yield process
     finally:
         process.stop()
+
+
+def checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """What has ended well; what has not fails the test with its own words."""
+    assert done.returncode == 0, f"{done.args}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done
 
 
 def processes_with(marker: str) -> list[int]:

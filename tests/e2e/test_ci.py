@@ -14,13 +14,14 @@ import pytest
 
 from cloudagent_daemon import ci, profile
 from cloudagent_daemon.runs.once import OneMessage
+from e2e.forks import forked, forked_run
 from e2e.harness import BIN, Backend, Process, clean_environment, running_backend
 
 KEY = "sk_machine_" + "k" * 40 + "000000"
 
 
 class Job:
-    """`start --once` in a home of its own."""
+    """`start --once` in a home of its own; forked, but for the documented lines."""
 
     def __init__(self, home: Path, url: str, key: str) -> None:
         self.home = home
@@ -34,21 +35,13 @@ class Job:
         return [program, "start", "--server-url", self.url, "--api-key-file", "-", "--once", *words]
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.argv(*words),
-            input=self.key,
-            env=self.env,
-            cwd=self.home.parent,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=60,
-            check=False,
-        )
+        return forked_run(self.argv(*words), self.env, self.home.parent, stdin=self.key)
 
     @contextlib.contextmanager
     def started(self, *words: str) -> Generator[Process]:
-        process = Process(self.argv(*words), env=self.env, cwd=self.home.parent, stdin=self.key)
+        process = Process(
+            self.argv(*words), env=self.env, cwd=self.home.parent, stdin=self.key, start=forked
+        )
         try:
             yield process
         finally:

@@ -19,6 +19,7 @@ import httpx2
 import pytest
 
 from cloudagent_backend.store import keys
+from e2e.forks import forked_in
 from fakes.certificates import authority, self_signed
 from fakes.front import page_front, tls_front
 from fakes.server import Backend, running_backend
@@ -42,7 +43,8 @@ class Machine:
 
     @asynccontextmanager
     async def command(self, *words: str, **env: str) -> AsyncGenerator[Terminal]:
-        async with terminal([PROGRAM, *words], {**self.env, **env}, self.home) as shown:
+        """The command, forked: test_a_machine_is_let_in_by_a_code starts it as a shell does."""
+        async with terminal([PROGRAM, *words], {**self.env, **env}, self.home, forked_in) as shown:
             yield shown
 
     @property
@@ -97,7 +99,8 @@ def check(name: str, shown: str, url: str, *secrets: str) -> None:
 
 async def test_a_machine_is_let_in_by_a_code(tmp_path: Path, machine: Machine) -> None:
     async with backend_at(tmp_path, public_url="https://agents.example.com") as backend:
-        async with machine.command("login", "--server", backend.url) as shown:
+        command = [PROGRAM, "login", "--server", backend.url]
+        async with terminal(command, machine.env, machine.home) as shown:
             code = await code_on(shown)
             await shown.until("▀")
             await shown.until("left; Ctrl-C ends it.")

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
+from e2e.forks import forked_run
 from e2e.harness import BIN, Process, clean_environment, processes_with
 
 pytestmark = pytest.mark.slow
@@ -53,15 +54,16 @@ def alive(folder: Path) -> list[int]:
 
 
 def command(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [CLOUDAGENT, *args],
-        env=clean_environment(folder.parent),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return forked_run([CLOUDAGENT, *args], clean_environment(folder.parent), folder)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Path, Process, str]]:
+    """An `up` that only is looked at: its folder, the process, and the link that it printed."""
+    folder = tmp_path_factory.mktemp("up") / "shop"
+    folder.mkdir()
+    with up(folder) as (process, link):
+        yield folder, process, link
 
 
 def shown(folder: Path, *args: str) -> Any:
@@ -70,7 +72,9 @@ def shown(folder: Path, *args: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_from_nothing_to_an_answer_and_back_to_nothing(folder: Path) -> None:
+def test_from_nothing_to_an_answer_and_back_to_nothing_and_later_on_as_before(
+    folder: Path,
+) -> None:
     with up(folder) as (process, link):
         said = process.output
         assert "✓ server" in said
@@ -81,20 +85,37 @@ def test_from_nothing_to_an_answer_and_back_to_nothing(folder: Path) -> None:
         done = command(folder, "send", "shop", "hello", "--wait")
         assert done.returncode == 0, done.stderr
         assert "hello" in done.stdout
-        message = shown(folder, "send", "shop", "hello again", "--wait")["sent"]
-        trace = command(folder, "trace", message).stdout
+        first = shown(folder, "send", "shop", "hello again", "--wait")
+        trace = command(folder, "trace", first["sent"]).stdout
         for words in ("stored by the server", "sent to the machine", "on ", "agent started"):
             assert words in trace, trace
         assert "its last text was published" in trace.splitlines()[-1]  # the demo just echoes
-        begun = time.monotonic()
-        process.popen.send_signal(signal.SIGINT)
-        assert process.wait() == 0
-        assert time.monotonic() - begun < 10
-        assert alive(folder) == []
+        hosts = shown(folder, "hosts")["hosts"]
+        ends(process, folder, signal.SIGINT)
+    with up(folder) as (process, _):
+        again = shown(folder, "send", "shop", "hello", "--wait")
+        assert again["conversation_id"] == first["conversation_id"]
+        assert [h["id"] for h in shown(folder, "hosts")["hosts"]] == [h["id"] for h in hosts]
+        assert len(shown(folder, "agents")["agents"]) == 1
+        # A turn that runs does not hold up the end.
+        shown(folder, "send", "shop", "@@sleep 60")
+        deadline = time.monotonic() + 20
+        while shown(folder, "agents")["agents"][0]["status"] != "working":
+            assert time.monotonic() < deadline
+        ends(process, folder, signal.SIGTERM)
 
 
-def test_the_link_opens_the_page_once(folder: Path) -> None:
-    with up(folder) as (_, link), httpx2.Client(base_url=link) as browser:
+def ends(process: Process, folder: Path, number: signal.Signals) -> None:
+    begun = time.monotonic()
+    process.popen.send_signal(number)
+    assert process.wait() == 0
+    assert time.monotonic() - begun < 10
+    assert alive(folder) == []
+
+
+def test_the_link_opens_the_page_once(running: tuple[Path, Process, str]) -> None:
+    _, _, link = running
+    with httpx2.Client(base_url=link) as browser:
         base = f"http://{urlsplit(link).netloc}"
         [key] = parse_qs(urlsplit(link).query)["k"]
         head = {"Origin": base, "X-Cloudagent": "1"}
@@ -106,39 +127,27 @@ def test_the_link_opens_the_page_once(folder: Path) -> None:
         assert again.status_code in {401, 403, 404, 409, 410}
 
 
-def test_a_second_up_finds_the_running_one(folder: Path) -> None:
-    with up(folder) as (process, link):
-        before = set(alive(folder))
-        second = start(folder, "--demo")
-        other = second.wait_for_line("  Chat ").split()[1]
-        assert second.wait() == 0
-        assert urlsplit(other).netloc == urlsplit(link).netloc
-        assert parse_qs(urlsplit(other).query) != parse_qs(urlsplit(link).query)
-        assert set(alive(folder)) == before
-        assert process.popen.poll() is None
-        assert len(shown(folder, "agents")["agents"]) == 1
+def test_a_second_up_finds_the_running_one_and_in_another_folder_adds_an_agent(
+    running: tuple[Path, Process, str],
+) -> None:
+    folder, process, link = running
+    before = set(alive(folder))
+    second = start(folder, "--demo")
+    other = second.wait_for_line("  Chat ").split()[1]
+    assert second.wait() == 0
+    assert urlsplit(other).netloc == urlsplit(link).netloc
+    assert parse_qs(urlsplit(other).query) != parse_qs(urlsplit(link).query)
+    assert set(alive(folder)) == before
+    assert process.popen.poll() is None
+    assert len(shown(folder, "agents")["agents"]) == 1
 
-
-def test_up_in_another_folder_adds_an_agent_to_the_running_server(folder: Path) -> None:
     docs = folder.parent / "docs"
     docs.mkdir()
-    with up(folder):
-        second = start(docs, "--demo")
-        second.wait_for_line("“docs” on scripted")
-        assert second.wait() == 0
-        names = [agent["name"] for agent in shown(folder, "agents")["agents"]]
-        assert sorted(names) == ["docs", "shop"]
-
-
-def test_a_restart_keeps_the_host_the_agent_and_the_conversation(folder: Path) -> None:
-    with up(folder):
-        first = shown(folder, "send", "shop", "remember me", "--wait")
-        hosts = shown(folder, "hosts")["hosts"]
-    with up(folder):
-        again = shown(folder, "send", "shop", "hello", "--wait")
-        assert again["conversation_id"] == first["conversation_id"]
-        assert [h["id"] for h in shown(folder, "hosts")["hosts"]] == [h["id"] for h in hosts]
-        assert len(shown(folder, "agents")["agents"]) == 1
+    second = start(docs, "--demo")
+    second.wait_for_line("“docs” on scripted")
+    assert second.wait() == 0
+    names = [agent["name"] for agent in shown(folder, "agents")["agents"]]
+    assert sorted(names) == ["docs", "shop"]
 
 
 def test_a_profile_of_another_server_is_left_alone(folder: Path) -> None:
@@ -164,46 +173,21 @@ def test_a_profile_of_another_server_is_left_alone(folder: Path) -> None:
     assert (home / "daemon" / "profiles" / "local" / "config.json").exists()
 
 
-def test_a_machine_key_that_no_longer_works_is_replaced(folder: Path) -> None:
-    with up(folder):
-        [host] = shown(folder, "hosts")["hosts"]
-    config = folder.parent / ".cloudagent" / "daemon" / "config.json"
-    login = json.loads(config.read_text(encoding="utf-8"))
-    broken = login | {"machine_key": login["machine_key"][:-1] + "0"}
-    config.write_text(json.dumps(broken), encoding="utf-8")
-    with up(folder):
-        assert [h["id"] for h in shown(folder, "hosts")["hosts"]] == [host["id"]]
-        assert command(folder, "send", "shop", "hello", "--wait").returncode == 0
-
-
-def test_a_turn_that_runs_does_not_hold_up_the_end(folder: Path) -> None:
-    with up(folder) as (process, _):
-        shown(folder, "send", "shop", "@@sleep 60")
-        deadline = time.monotonic() + 20
-        while shown(folder, "agents")["agents"][0]["status"] != "working":
-            assert time.monotonic() < deadline
-        begun = time.monotonic()
-        process.popen.send_signal(signal.SIGTERM)
-        assert process.wait() == 0
-        assert time.monotonic() - begun < 10
-        assert alive(folder) == []
-
-
-def test_secrets_are_in_private_files_and_in_no_argv(folder: Path) -> None:
-    with up(folder):
-        home = folder.parent / ".cloudagent"
-        key = json.loads((home / "daemon" / "config.json").read_text())["machine_key"]
-        token = json.loads((home / "client.json").read_text())["token"]
-        for pid in alive(folder):
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-            assert key not in argv
-            assert token not in argv
-        for path in home.rglob("*"):
-            mode = path.stat().st_mode
-            if path.is_file() and path.suffix in {".json", ".db", ".log"}:
-                private = mode & 0o077 == 0 or path.parent.stat().st_mode & 0o077 == 0
-                assert private, (path, oct(mode))
-        assert (home / "client.json").stat().st_mode & 0o777 == 0o600
+def test_secrets_are_in_private_files_and_in_no_argv(running: tuple[Path, Process, str]) -> None:
+    folder, _, _ = running
+    home = folder.parent / ".cloudagent"
+    key = json.loads((home / "daemon" / "config.json").read_text())["machine_key"]
+    token = json.loads((home / "client.json").read_text())["token"]
+    for pid in alive(folder):
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+        assert key not in argv
+        assert token not in argv
+    for path in home.rglob("*"):
+        mode = path.stat().st_mode
+        if path.is_file() and path.suffix in {".json", ".db", ".log"}:
+            private = mode & 0o077 == 0 or path.parent.stat().st_mode & 0o077 == 0
+            assert private, (path, oct(mode))
+    assert (home / "client.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_port_that_is_taken_is_named(folder: Path) -> None:
@@ -223,7 +207,10 @@ def test_without_a_coding_agent_it_says_what_to_do(folder: Path) -> None:
     assert alive(folder) == []
 
 
-def test_the_first_coding_agent_that_is_found_gets_the_folder(folder: Path) -> None:
+@pytest.mark.parametrize("victim", ["cloudagent-backend", "cloudagent-daemon"])
+def test_the_first_coding_agent_that_is_found_gets_the_folder_and_when_one_part_dies_the_rest_ends(
+    folder: Path, victim: str
+) -> None:
     programs = folder.parent / "bin"
     programs.mkdir()
     claude = programs / "claude"
@@ -233,16 +220,6 @@ def test_the_first_coding_agent_that_is_found_gets_the_folder(folder: Path) -> N
     process.wait_for_line("runtimes  claude_code 2.1.137")
     process.wait_for_line("“shop” on claude_code")
     process.wait_for_line("Stop")
-    process.stop()
-    assert alive(folder) == []
-
-
-@pytest.mark.parametrize("victim", ["cloudagent-backend", "cloudagent-daemon"])
-def test_when_one_part_dies_the_rest_is_stopped_and_its_log_shown(
-    folder: Path, victim: str
-) -> None:
-    process = start(folder, "--demo", "--port", "0")
-    process.wait_for_line("Stop")
     [pid] = [pid for pid in alive(folder) if victim in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(pid, signal.SIGKILL)
     process.wait_for_line("has ended (signal 9)")
@@ -250,12 +227,20 @@ def test_when_one_part_dies_the_rest_is_stopped_and_its_log_shown(
     assert alive(folder) == []
 
 
-def test_what_a_killed_up_left_behind_is_ended_by_the_next(folder: Path) -> None:
+def test_what_a_killed_up_left_behind_is_ended_by_the_next_and_a_key_that_is_void_replaced(
+    folder: Path,
+) -> None:
     process = start(folder, "--demo", "--port", "0")
     process.wait_for_line("Stop")
+    [host] = shown(folder, "hosts")["hosts"]
     process.kill()
     left = alive(folder)
     assert left
+    config = folder.parent / ".cloudagent" / "daemon" / "config.json"
+    login = json.loads(config.read_text(encoding="utf-8"))
+    broken = login | {"machine_key": login["machine_key"][:-1] + "0"}
+    config.write_text(json.dumps(broken), encoding="utf-8")
     with up(folder) as (_, _):
         assert not set(left) & set(alive(folder))
+        assert [h["id"] for h in shown(folder, "hosts")["hosts"]] == [host["id"]]
         assert command(folder, "send", "shop", "hello", "--wait").returncode == 0

@@ -8,9 +8,10 @@ import re
 import struct
 import subprocess
 import termios
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import anyio
 from anyio.to_thread import run_sync
@@ -19,10 +20,34 @@ _SGR = re.compile(r"\x1b\[[0-9;]*m")
 WAIT_S = 30.0
 
 
+class Started(Protocol):
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def kill(self) -> None: ...
+
+
+#: Starts argv with an environment in a folder, in the terminal of this handle; as a session of its own.
+Start: TypeAlias = Callable[[list[str], dict[str, str], Path, int], Started]
+
+
+def executed_in(argv: list[str], env: dict[str, str], cwd: Path, handle: int) -> Started:
+    """Starts a command as a shell does; e2e/forks.py has a quicker way."""
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    return subprocess.Popen(
+        argv, env=env, cwd=cwd, stdin=handle, stdout=handle, stderr=handle, preexec_fn=own_terminal
+    )
+
+
 class Terminal:
     """One command in a terminal of 80 to 40 characters."""
 
-    def __init__(self, process: subprocess.Popen[bytes], handle: int) -> None:
+    def __init__(self, process: Started, handle: int) -> None:
         self.process = process
         self._handle = handle
         self.raw = ""
@@ -79,25 +104,12 @@ class Terminal:
 
 @asynccontextmanager
 async def terminal(
-    argv: Sequence[str], env: Mapping[str, str], cwd: Path
+    argv: Sequence[str], env: Mapping[str, str], cwd: Path, start: Start = executed_in
 ) -> AsyncGenerator[Terminal]:
     """Runs the command in a terminal of its own; it is killed if it has not ended."""
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-
-    def own_terminal() -> None:
-        os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    process = subprocess.Popen(
-        argv,
-        env=dict(env),
-        cwd=cwd,
-        stdin=there,
-        stdout=there,
-        stderr=there,
-        preexec_fn=own_terminal,
-    )
+    process = start(list(argv), dict(env), cwd, there)
     os.close(there)
     running = Terminal(process, here)
     async with anyio.create_task_group() as tasks:
