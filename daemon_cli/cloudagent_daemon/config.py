@@ -62,6 +62,10 @@ class Limits:
     min_memory_mb: int = 512
     min_disk_mb: int = 500
     min_disk_percent: float = 2.0
+    #: What the processes of one run may take together, by size and as a share of the machine's memory;
+    #: the smaller counts, and 0 asks for nothing (footprint.py).
+    run_memory_mb: int = 0
+    run_memory_percent: float = 75.0
     #: How long an agent is left alone after its third crash in a row (runs/breaker.py); later pauses
     #: are longer. 0: never.
     crash_pause_s: float = 60.0
@@ -304,7 +308,7 @@ def _limits(values: Mapping[str, Any], where: str) -> Limits:
     # `not >=` rather than `<`: a NaN is in no range.
     numbers = {name: value for name, value in made.items() if not isinstance(value, str)}
     low = [name for name, value in numbers.items() if not value >= _LEAST.get(name, 0)]
-    if low or limits.min_disk_percent > 100:
+    if low or max(limits.min_disk_percent, limits.run_memory_percent) > 100:
         raise ConfigError(
             f"A limit in {where} is out of range", str(limits), "cloudagent-daemon status"
         )

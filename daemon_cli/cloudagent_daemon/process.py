@@ -74,6 +74,11 @@ class Child:
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             await stdin.aclose()
 
+    @property
+    def root(self) -> int:
+        """Of whom all that it started is a descendant: on Linux its guardian, orphans included."""
+        return self._leash.guardian or self.pid
+
     async def read_stdout(self) -> bytes:
         """The next piece of standard output; empty at its end."""
         return await _receive(self._streams.stdout)

@@ -53,6 +53,7 @@ class Reason(StrEnum):
     CRASHED = "crashed"  # ended by a signal or with an error, without a result
     NO_RESULT = "no_result"  # ended well, but never said how the turn went
     HUNG = "hung"  # no sign of life for too long
+    OUT_OF_MEMORY = "out_of_memory"  # its processes took more than its machine's owner allows
     INTERRUPTED = "interrupted"  # a person stopped it
     DAEMON_STOPPED = "daemon_stopped"
     AGENT_UNKNOWN = "agent_unknown"

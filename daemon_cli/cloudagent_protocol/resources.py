@@ -194,6 +194,8 @@ class AgentSpec(AgentRef):
     command: list[str] | None = None
     env: dict[str, str] = Field(default_factory=dict[str, str])
     cwd: str | None = None
+    #: Silence after which a run of it is ended; null: what its machine's owner has set.
+    hang_timeout_s: float | None = None
 
 
 class EphemeralHost(HostMachineWithKey):
@@ -220,6 +222,8 @@ _Word = Annotated[
 ]
 _Command = Annotated[list[_Word], Field(min_length=1, max_length=50)]
 _Path = Annotated[str, StringConstraints(max_length=4_096, pattern=r"^(/|~)[^\x00]*$")]
+#: At least as long as a coding agent may be silent at its start; at most a week.
+_HangTimeout = Annotated[float, Field(ge=10, le=604_800, allow_inf_nan=False)]
 _Mode = Literal["default", "acceptEdits", "plan", "bypassPermissions"]
 _Model = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$")
@@ -238,6 +242,7 @@ class AgentCreate(Body):
     command: _Command | None = None
     env: _Env = Field(default_factory=dict[str, str])
     cwd: _Path | None = None
+    hang_timeout_s: _HangTimeout | None = None
 
 
 class AgentUpdate(Body):
@@ -251,6 +256,7 @@ class AgentUpdate(Body):
     command: _Command | None = None
     env: _Env | None = None
     cwd: _Path | None = None
+    hang_timeout_s: _HangTimeout | None = None
 
 
 # --- conversations and messages -------------------------------------------------------

@@ -27,6 +27,7 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
             command=["prog", "--flag"],
             env={"A": "1"},
             cwd="~/src",
+            hang_timeout_s=7_200,
         )
         made = await client.post("/v1/agents", json=body)
         assert made.status_code == 201
@@ -55,6 +56,9 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
         {"env": {"A": "a\x1bb"}},
         {"env": {"A": 1}},
         {"cwd": "relative"},
+        {"hang_timeout_s": 0},
+        {"hang_timeout_s": 1e9},
+        {"hang_timeout_s": "long"},
         {"model": "-rf"},
         {"model": "a b"},
         {"colour": "red"},

@@ -72,6 +72,7 @@ def test_every_outcome_has_an_end_and_a_rung(outcome: Outcome) -> None:
         (Outcome.CANCELLED, Reason.INTERRUPTED, AgentStatus.IDLE),
         (Outcome.FAILED, Reason.CRASHED, AgentStatus.CRASHED),
         (Outcome.FAILED, Reason.TOOLS_UNAVAILABLE, AgentStatus.CRASHED),
+        (Outcome.FAILED, Reason.OUT_OF_MEMORY, AgentStatus.CRASHED),
         (Outcome.FAILED, Reason.RUNTIME_MISSING, AgentStatus.RUNTIME_MISSING),
         (Outcome.FAILED, Reason.RATE_LIMIT, AgentStatus.IDLE),
         (Outcome.DEAD, Reason.SPAWN_FAILED, AgentStatus.CRASHED),

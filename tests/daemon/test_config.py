@@ -59,6 +59,8 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("MIN_MEMORY_MB", "-1"),
         ("MIN_DISK_PERCENT", "101"),
         ("CRASH_PAUSE_S", "-1"),
+        ("RUN_MEMORY_MB", "-1"),
+        ("RUN_MEMORY_PERCENT", "101"),
     ],
 )
 def test_a_limit_out_of_range_is_refused(name: str, value: str) -> None:

@@ -1,6 +1,7 @@
 """One run with a fake coding agent: every way that it may go ends in exactly one `Finished`."""
 
 import json
+import re
 import signal
 import threading
 from pathlib import Path
@@ -238,6 +239,34 @@ async def test_a_silent_process_is_taken_for_hung_and_ended(tmp_path: Path) -> N
         seen = await world.run("@@setsid\n@@hang")
         children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
     assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.HUNG)
+    assert children
+    assert not any(map(alive, children))
+
+
+async def test_an_agents_own_hang_timeout_counts_and_not_its_machines(tmp_path: Path) -> None:
+    async with a_world(tmp_path, hang_timeout_s=600) as world:
+        world.agent = world.agent.model_copy(update={"hang_timeout_s": 1.0})
+        seen = await world.run("@@hang")
+    assert seen.end.reason == Reason.HUNG
+    assert "for 1 s" in seen.end.detail
+
+
+async def test_a_session_journal_that_grows_is_a_sign_of_life(tmp_path: Path) -> None:
+    async with a_world(tmp_path, hang_timeout_s=1.5) as world:
+        seen = await world.run("@@journal 4\n@@reply done")
+    assert (seen.end.outcome, [send.text for send in seen.sends]) == (Outcome.REPLIED, ["done"])
+
+
+async def test_a_tree_that_takes_too_much_memory_is_warned_and_then_ended_whole(
+    tmp_path: Path,
+) -> None:
+    async with a_world(tmp_path, run_memory_mb=300) as world:
+        seen = await world.run("@@allocate 320\n@@hang")
+        children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.OUT_OF_MEMORY)
+    assert re.search(r"took 3\d\d MB of memory, and 300 MB are allowed", seen.end.detail)
+    [warning] = [event.text for event in seen.events if event.type == "stderr"]
+    assert "it is ended if it goes on so" in warning
     assert children
     assert not any(map(alive, children))
 

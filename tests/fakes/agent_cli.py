@@ -330,6 +330,25 @@ class Agent:
     def do_ignore(self, name: str, earlier: list[str]) -> None:
         signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)
 
+    def do_allocate(self, megabytes: str, earlier: list[str]) -> None:
+        # In a child of its own, and then in this process: the tree is what counts.
+        half = int(megabytes) // 2
+        code = f"import time; kept = bytearray({half} * 1_000_000); time.sleep(3600)"
+        child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], start_new_session=True)
+        effect(f"child {child.pid}")
+        self.kept = bytearray(half * 1_000_000)
+
+    def do_journal(self, seconds: str, earlier: list[str]) -> None:
+        # Silent on all pipes, while the session's file grows.
+        here = os.getcwd()  # noqa: PTH109
+        folder = "".join(c if c.isascii() and c.isalnum() else "-" for c in here)
+        path = f"{os.environ['HOME']}/.claude/projects/{folder}/{self.session_id}.jsonl"
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+        end = time.monotonic() + float(seconds)
+        while time.monotonic() < end:
+            append(path, "{}")
+            time.sleep(0.1)
+
     def do_hang(self, rest: str, earlier: list[str]) -> None:
         effect("hang")
         end = time.monotonic() + 3600

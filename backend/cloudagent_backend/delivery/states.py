@@ -55,6 +55,7 @@ _CRASHES: Final = frozenset(
         Reason.CRASHED,
         Reason.HUNG,
         Reason.NO_RESULT,
+        Reason.OUT_OF_MEMORY,
         Reason.SPAWN_FAILED,
         Reason.TOOLS_UNAVAILABLE,
     }

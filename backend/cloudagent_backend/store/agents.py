@@ -35,6 +35,7 @@ class AgentRow:
     command: list[str] | None
     env: dict[str, str]
     cwd: str | None
+    hang_timeout_s: float | None
     #: As of its last run; see `resource`.
     status: AgentStatus
     created_us: int
@@ -64,6 +65,7 @@ def spec(row: AgentRow) -> AgentSpec:
         command=row.command,
         env=row.env,
         cwd=row.cwd,
+        hang_timeout_s=row.hang_timeout_s,
     )
 
 
@@ -94,7 +96,8 @@ def create(c: sqlite3.Connection, user_id: UserId, body: AgentCreate) -> AgentRo
     agent_id = new_agent_id()
     c.execute(
         "INSERT INTO agents (id, user_id, host_machine_id, name, driver, model, instructions,"
-        " mode, command, env, cwd, created_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " mode, command, env, cwd, hang_timeout_s, created_us)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             agent_id,
             user_id,
@@ -107,6 +110,7 @@ def create(c: sqlite3.Connection, user_id: UserId, body: AgentCreate) -> AgentRo
             _encode(body.command),
             _encode(body.env),
             body.cwd,
+            body.hang_timeout_s,
             clock.now_us(),
         ),
     )
@@ -126,7 +130,7 @@ def update(c: sqlite3.Connection, row: AgentRow, changes: dict[str, Any]) -> Age
     after = replace(row, **changes)
     c.execute(
         "UPDATE agents SET name = ?, driver = ?, model = ?, instructions = ?, mode = ?,"
-        " command = ?, env = ?, cwd = ? WHERE id = ?",
+        " command = ?, env = ?, cwd = ?, hang_timeout_s = ? WHERE id = ?",
         (
             after.name,
             after.driver,
@@ -136,6 +140,7 @@ def update(c: sqlite3.Connection, row: AgentRow, changes: dict[str, Any]) -> Age
             _encode(after.command),
             _encode(after.env),
             after.cwd,
+            after.hang_timeout_s,
             row.id,
         ),
     )

@@ -174,6 +174,10 @@ _HOLDS: Final = """
 ALTER TABLE host_machines ADD COLUMN holds TEXT NOT NULL DEFAULT '[]';  -- JSON
 """
 
+_HANG_TIMEOUTS: Final = """
+ALTER TABLE agents ADD COLUMN hang_timeout_s REAL;  -- null: as its machine has it
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
@@ -184,6 +188,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _HOLDS,
     delivery_schema.MODES,
     delivery_schema.RETRIES,
+    _HANG_TIMEOUTS,
 )
 
 

@@ -251,6 +251,7 @@ const REASONS: Record<string, string> = {
   crashed: "The program crashed",
   no_result: "The program ended without a result",
   hung: "No sign of life for too long",
+  out_of_memory: "It took too much memory",
   interrupted: "Stopped",
   daemon_stopped: "The daemon was stopped",
   agent_unknown: "The machine does not know this agent",

@@ -1,6 +1,7 @@
 """One process of a run: started, fed, read, watched, ended. What it meant is judged elsewhere."""
 
 import codecs
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from cloudagent_daemon import footprint
 from cloudagent_daemon.drivers.base import (
     Command,
     DriverEvent,
@@ -27,11 +29,15 @@ from cloudagent_daemon.runs.ports import StopSignal
 from cloudagent_daemon.runs.report import now
 from cloudagent_protocol.events import Ready, Reason, Stderr, Text, ToolCall
 
+logger = logging.getLogger(__name__)
+
 #: How long a process may take to leave after its turn's end, and to heed an interrupt.
 LINGER_S: Final = 10.0
 INTERRUPT_S: Final = 2.0
 #: How long its pipes may stay open after the whole tree is gone: they should not at all.
 DRAIN_S: Final = 10.0
+#: How often it is asked how much memory it takes.
+MEMORY_LOOK_S: Final = 2.0
 #: A larger line is understood in a thread, so that the daemon's other work goes on.
 _LARGE_LINE_BYTES: Final = 262_144
 #: What is kept of stderr for the end, and how much of it is shown as it comes.
@@ -64,6 +70,7 @@ class Attempt:
         stop: ends the attempt when requested.
         hang_timeout_s: silence after which the process is taken for dead.
         mask: what the process must not see.
+        memory_limit: bytes that its whole tree may take; null: as much as there is.
     """
 
     session: DriverSession
@@ -77,6 +84,8 @@ class Attempt:
     stop: StopSignal
     hang_timeout_s: float
     mask: Mask = NO_MASK
+    memory_limit: int | None = None
+    memory_look_s: float = MEMORY_LOOK_S
     seen: Seen = field(default_factory=Seen)
     _alive_at: float = field(default_factory=time.monotonic)
     _open_pipes: int = 2
@@ -105,6 +114,8 @@ class Attempt:
             async with anyio.create_task_group() as watchers:
                 watchers.start_soon(self._watch_stop)
                 watchers.start_soon(self._watch_silence)
+                if self.memory_limit is not None:
+                    watchers.start_soon(self._watch_memory, child, self.memory_limit)
                 watchers.start_soon(self._end_when_enough, child)
                 await self._converse(child)
                 watchers.cancel_scope.cancel()
@@ -202,6 +213,29 @@ class Attempt:
         )
         self._finish_by(interrupts=True)
 
+    async def _watch_memory(self, child: Child, limit: int) -> None:
+        """Too much is said at once, and ends the run if it is too much at the next look as well."""
+        warned = False
+        while True:
+            await anyio.sleep(self.memory_look_s)  # no event tells of memory
+            taken = await anyio.to_thread.run_sync(footprint.exceeds, child.root, limit)
+            if taken is None:
+                warned = False
+                continue
+            figures = f"{_mb(taken)} of memory, and {_mb(limit)} are allowed"
+            if warned:
+                break
+            warned = True
+            logger.warning("a run takes %s", figures, extra={"action": "run_memory"})
+            note = f"[its processes take {figures}: it is ended if it goes on so]\n"
+            await self.on_event(Stderr(at=now(), text=note))
+        self.seen.failure = Failure(
+            Reason.OUT_OF_MEMORY,
+            f"The agent and what it started took {figures}; it was ended. The limit is "
+            "`run_memory_mb` or `run_memory_percent` in the machine's config.json.",
+        )
+        self._finish_by(interrupts=True)
+
     async def _silence_left(self) -> float:
         """How long it may still be silent, in seconds."""
         left = self._alive_at + self.hang_timeout_s - time.monotonic()
@@ -226,6 +260,10 @@ class Attempt:
         how = self.session.interrupt()
         if isinstance(how, Signals):
             await child.interrupt(how, INTERRUPT_S)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1_000_000:,.0f} MB"
 
 
 def _written_at(path: Path) -> float:

@@ -26,6 +26,7 @@ _CRASHES: Final = frozenset(
     {
         Reason.CRASHED,
         Reason.HUNG,
+        Reason.OUT_OF_MEMORY,
         Reason.SPAWN_FAILED,
         Reason.TOOLS_UNAVAILABLE,
     }

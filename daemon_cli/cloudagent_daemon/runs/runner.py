@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from cloudagent_daemon import crash
+from cloudagent_daemon import crash, footprint
 from cloudagent_daemon.bridge.server import Bridge, Session
 from cloudagent_daemon.bridge.tools import TOOLS, Toolbox
 from cloudagent_daemon.config import Settings
@@ -298,8 +298,10 @@ class _Run:
             on_start=started,
             on_event=self._event,
             stop=stop,
-            hang_timeout_s=self._settings.limits.hang_timeout_s,
+            hang_timeout_s=self._deliver.agent.hang_timeout_s
+            or self._settings.limits.hang_timeout_s,
             mask=mask,
+            memory_limit=await anyio.to_thread.run_sync(footprint.most, self._settings.limits),
         )
         try:
             seen = await self._attempt.run()
