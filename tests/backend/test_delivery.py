@@ -730,7 +730,10 @@ async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
             deliveries.in_flight_by_agent(c, desk.machine.host_id)
             deliveries.open_of_host(c, desk.machine.host_id)
             deliveries.in_flight(c, desk.machine.host_id)
-            deliveries.open_of_agent(c, desk.agent_id)
+            deliveries.open_of_agent(c, desk.agent_id, [desk.machine.host_id])
+            deliveries.carried(c, desk.machine.host_id, 5)
+            outbox.link(c, desk.machine.host_id)
+            outbox.take_free_way(c, desk.machine.host_id, desk.agent_id, 5)
             deliveries.of_message(c, desk.user_id, MessageId("msg_1"))
             deliveries.of_conversation(c, ConversationId("conv_1"), limit=5)
             messages.following(c, ConversationId("conv_1"), None, 5)
@@ -754,7 +757,7 @@ async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
                 or ("TEMP B-TREE" in row["detail"] and "json_each" not in sql)
             ]
 
-        assert await desk.database.read(work) == []
+        assert await desk.database.write(work) == []
         assert statements
 
 

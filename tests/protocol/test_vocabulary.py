@@ -1,5 +1,7 @@
 """Ids, problems, versions and what the bodies accept."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -23,6 +25,7 @@ TEXT: TypeAdapter[str] = TypeAdapter(MessageText)
         (ids.new_token_id, "tok_"),
         (ids.new_host_id, "host_"),
         (ids.new_agent_id, "agent_"),
+        (ids.new_request_id, "req_"),
         (ids.new_conversation_id, "conv_"),
         (ids.new_message_id, "msg_"),
         (ids.new_delivery_id, "dlv_"),
@@ -91,3 +94,23 @@ def test_run_events_are_told_apart_by_type_as_data_and_as_objects() -> None:
     assert isinstance(adapter.validate_python(raw | {"type": "novel"}), UnknownEvent)
     with pytest.raises(ValidationError):
         adapter.validate_python("started")
+
+
+def test_the_random_parts_of_many_threads_and_of_a_forked_child_are_all_different() -> None:
+    script = """
+import os, threading
+from cloudagent_protocol.ids import new_message_id
+made = [new_message_id()]
+threads = [threading.Thread(target=lambda: made.extend(new_message_id() for _ in range(500)))
+           for _ in range(4)]
+[one.start() for one in threads], [one.join() for one in threads]
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+print("\\n".join([*made, *(new_message_id() for _ in range(50))] if child else
+      [new_message_id() for _ in range(50)]), flush=True)
+os._exit(0)
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    randoms = [one[-16:] for one in printed.stdout.split()]
+    assert len(randoms) == len(set(randoms)) == 2_101

@@ -7,7 +7,7 @@ request (whom it is addressed to, how large and how slow its body may be).
 import asyncio
 import ipaddress
 import logging
-import secrets
+from functools import lru_cache
 from typing import Final, cast
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from cloudagent_backend.api.errors import problem
 from cloudagent_backend.api.sockets import WriteDeadline, cancelled
 from cloudagent_backend.config import Settings
 from cloudagent_protocol.errors import ErrorCode
+from cloudagent_protocol.ids import new_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def is_address(name: str) -> bool:
     return True
 
 
+@lru_cache(maxsize=256)
 def is_loopback(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -77,7 +79,7 @@ class Gate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        request_id = f"req_{secrets.token_hex(8)}"
+        request_id = new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id)
         headers = Headers(scope=scope)

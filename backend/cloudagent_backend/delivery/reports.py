@@ -166,9 +166,10 @@ def _waits(c: sqlite3.Connection, machine: Machine, frame: DeliveryReport) -> No
 
 def acked(c: sqlite3.Connection, machine: Machine, seq: int) -> None:
     """The machine has all frames up to `seq` on its disk."""
-    for delivery_id in outbox.acked(c, machine.host_id, seq):
-        if row := deliveries.load(c, delivery_id):
-            receive(c, machine, row)
+    rows = deliveries.carried(c, machine.host_id, seq)
+    outbox.acked(c, machine.host_id, seq)
+    for row in rows:
+        receive(c, machine, row)
 
 
 def receive(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> DeliveryRow:

@@ -469,7 +469,12 @@ def change_agents(c: sqlite3.Connection, host_id: HostId) -> None:
 
 def remove_agent(c: sqlite3.Connection, agent_id: AgentId) -> None:
     """The agent is gone: what waits for it is cancelled, what runs is asked to stop."""
-    for row in deliveries.open_of_agent(c, agent_id):
+    agent = agents.load_any(c, agent_id)
+    if agent is None:
+        return
+    own = agent.host_machine_id
+    machines = [own, *(helper.id for helper in hosts.children(c, own))]
+    for row in deliveries.open_of_agent(c, agent_id, machines):
         stop(c, row, ladder.BACKEND, detail="the agent was removed")
 
 

@@ -9,6 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final
 
 from cloudagent_backend.store import clock
@@ -278,11 +279,20 @@ def in_flight_by_agent(c: sqlite3.Connection, host_id: HostId) -> Counter[AgentI
     return Counter(agent_id for (agent_id,) in rows)
 
 
-def open_of_agent(c: sqlite3.Connection, agent_id: AgentId) -> list[DeliveryRow]:
+def open_of_agent(
+    c: sqlite3.Connection, agent_id: AgentId, host_ids: Sequence[HostId]
+) -> list[DeliveryRow]:
+    """With these machines: its own, and the ephemeral ones that serve it."""
+    rows = [row for one in host_ids for row in open_of_host(c, one) if row.agent_id == agent_id]
+    return sorted(rows, key=attrgetter("seq"))
+
+
+def carried(c: sqlite3.Connection, host_id: HostId, seq: int) -> list[DeliveryRow]:
+    """What the frames of a host's outbox up to `seq` deliver, in their order."""
     rows = c.execute(
-        "SELECT * FROM deliveries WHERE agent_id = ?"
-        " AND state IN ('queued', 'leased', 'received', 'running', 'waiting') ORDER BY seq",
-        (agent_id,),
+        "SELECT d.* FROM outbox o CROSS JOIN deliveries d ON d.id = o.delivery_id"
+        " WHERE o.host_id = ? AND o.seq <= ? AND o.type = 'deliver' ORDER BY o.seq",
+        (host_id, seq),
     )
     return [_row(row) for row in rows]
 

@@ -150,6 +150,13 @@ CREATE INDEX deliveries_queued ON deliveries (host_id, agent_id, seq)
 CREATE INDEX deliveries_held ON deliveries (host_id) WHERE state = 'queued' AND held = 1;
 """
 
+# What was written at each step of a delivery and is seldom or never asked for. An agent's open ones
+# are found by its machines; what a host has acknowledged is what its outbox no longer has.
+FEWER_WRITES: Final = """
+DROP INDEX deliveries_open_of_agent;
+ALTER TABLE links DROP COLUMN acked;
+"""
+
 RETRIES: Final = """
 ALTER TABLE deliveries ADD COLUMN retry_of TEXT;      -- the earlier delivery that it does over
 ALTER TABLE deliveries ADD COLUMN retried_by TEXT;    -- who asked for that

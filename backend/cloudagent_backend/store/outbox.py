@@ -16,7 +16,11 @@ _TAKE_FREE_WAY: Final = (
     " AND state IN ('leased', 'received', 'running', 'waiting'))"
     " RETURNING delivery_seq, last"
 )
-_LINK: Final = "SELECT epoch, accepted, acked, last FROM links WHERE host_id = ?"
+#: The outbox has no gaps: what is acknowledged ends where it begins.
+_LINK: Final = (
+    "SELECT epoch, accepted, coalesce((SELECT min(seq) FROM outbox WHERE host_id = ?1) - 1, last),"
+    " last FROM links WHERE host_id = ?1"
+)
 
 
 @dataclass(frozen=True)
@@ -160,15 +164,9 @@ def after(c: sqlite3.Connection, host_id: HostId, seq: int, limit: int) -> list[
     return [OutboxRow(*row) for row in rows]
 
 
-def acked(c: sqlite3.Connection, host_id: HostId, seq: int) -> list[DeliveryId]:
-    """The daemon has everything up to `seq`: forget it; returns which deliveries those were."""
-    c.execute("UPDATE links SET acked = max(acked, ?) WHERE host_id = ?", (seq, host_id))
-    rows = c.execute(
-        "DELETE FROM outbox WHERE host_id = ? AND seq <= ? RETURNING seq, type, delivery_id",
-        (host_id, seq),
-    ).fetchall()
-    rows.sort(key=lambda row: row["seq"])
-    return [DeliveryId(row["delivery_id"]) for row in rows if row["type"] == "deliver"]
+def acked(c: sqlite3.Connection, host_id: HostId, seq: int) -> None:
+    """The daemon has everything up to `seq`: forget it."""
+    c.execute("DELETE FROM outbox WHERE host_id = ? AND seq <= ?", (host_id, seq))
 
 
 def accepted(c: sqlite3.Connection, host_id: HostId, seq: int) -> None:
@@ -182,7 +180,7 @@ def start_epoch(c: sqlite3.Connection, host_id: HostId) -> LinkRow:
     c.execute("DELETE FROM outbox WHERE host_id = ?", (host_id,))
     c.execute(
         "INSERT INTO links (host_id, epoch) VALUES (?, ?) ON CONFLICT (host_id)"
-        " DO UPDATE SET epoch = excluded.epoch, accepted = 0, acked = 0, last = 0",
+        " DO UPDATE SET epoch = excluded.epoch, accepted = 0, last = 0",
         (host_id, epoch),
     )
     return LinkRow(epoch, 0, 0, 0)

@@ -189,6 +189,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     delivery_schema.MODES,
     delivery_schema.RETRIES,
     _HANG_TIMEOUTS,
+    delivery_schema.FEWER_WRITES,
 )
 
 

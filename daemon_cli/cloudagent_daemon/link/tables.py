@@ -212,13 +212,27 @@ def import_old_state(connection: sqlite3.Connection, path: Path) -> int:
 # --- inbox ----------------------------------------------------------------------------
 
 
-def receive(c: sqlite3.Connection, frames: Iterable[Numbered], accepted: int) -> None:
-    """Keeps a batch of backend frames, of which `accepted` is the last number."""
+def receive(c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int) -> None:
+    """Keeps a batch of backend frames, of which `accepted` is the last number.
+
+    Of a backlog all are new: these are added together, what else comes takes its turn between them.
+    """
+    known = _known(c, [frame.delivery_id for frame in frames if isinstance(frame, Deliver)])
+    fresh: list[Deliver] = []
     for frame in frames:
         match frame:
+            case Deliver(mode=mode, delivery_id=delivery_id) if (
+                delivery_id not in known and mode is not DeliveryMode.INTERRUPT
+            ):
+                known.add(delivery_id)
+                fresh.append(frame)
             case Deliver():
+                _add(c, fresh)
+                fresh = []
                 _keep(c, frame)
             case Interrupt():
+                _add(c, fresh)
+                fresh = []
                 c.execute(
                     "UPDATE inbox SET interrupted_by = ?, changed = ?"
                     " WHERE id = ? AND finished_at IS NULL",
@@ -226,7 +240,30 @@ def receive(c: sqlite3.Connection, frames: Iterable[Numbered], accepted: int) ->
                 )
             case _:
                 pass
+    _add(c, fresh)
     c.execute("UPDATE link SET accepted = max(accepted, ?)", (accepted,))
+
+
+def _known(c: sqlite3.Connection, delivery_ids: Sequence[DeliveryId]) -> set[DeliveryId]:
+    rows = c.execute(
+        "SELECT id FROM inbox WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps(delivery_ids),),
+    )
+    return {row[0] for row in rows}
+
+
+def _add(c: sqlite3.Connection, fresh: Sequence[Deliver]) -> None:
+    """Keeps deliveries that the inbox has never had."""
+    if not fresh:
+        return
+    first = _next_change(c, len(fresh)) - len(fresh) + 1
+    c.executemany(
+        "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)",
+        [
+            (frame.delivery_id, frame.delivery_seq, number, frame.model_dump_json())
+            for number, frame in enumerate(fresh, first)
+        ],
+    )
 
 
 def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
@@ -272,8 +309,12 @@ def _make_way(c: sqlite3.Connection, frame: Deliver) -> None:
         )
 
 
-def _next_change(c: sqlite3.Connection) -> int:
-    return c.execute("UPDATE link SET changes = changes + 1 RETURNING changes").fetchone()[0]
+def _next_change(c: sqlite3.Connection, how_many: int = 1) -> int:
+    """The number of the next change, or of the last of so many."""
+    [(number,)] = c.execute(
+        "UPDATE link SET changes = changes + ? RETURNING changes", (how_many,)
+    ).fetchall()
+    return number
 
 
 def changes_after(c: sqlite3.Connection, number: int) -> list[Change]:
