@@ -15,6 +15,7 @@ import anyio
 
 from cloudagent_daemon import daemon
 from cloudagent_daemon.config import Settings
+from cloudagent_daemon.ending import INTERRUPTED, Ending
 from cloudagent_daemon.link.ephemeral import Backend, RefusedError
 from cloudagent_daemon.link.transport import KeyRejectedError, LinkError, UnreachableError
 from cloudagent_daemon.link.way import way_of
@@ -81,7 +82,7 @@ async def run(
         make_s: how long a backend that cannot be reached is asked again.
     """
     job = Job()
-    ending = daemon.Ending()
+    ending = Ending()
     backend = Backend(way_of(settings))
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
@@ -105,16 +106,16 @@ async def run(
     return job
 
 
-async def _obey(signals: AsyncIterator[signal.Signals], ending: daemon.Ending) -> None:
+async def _obey(signals: AsyncIterator[signal.Signals], ending: Ending) -> None:
     async for _ in signals:
-        ending.request(daemon.INTERRUPTED)
+        ending.request(INTERRUPTED)
 
 
 async def _make(
     backend: Backend,
     settings: Settings,
     agent: str | None,
-    ending: daemon.Ending,
+    ending: Ending,
     job: Job,
     make_s: float,
 ) -> EphemeralHost | None:

@@ -53,6 +53,8 @@ class Limits:
     max_runs: int = 5
     #: How long running work may go on after the first SIGTERM.
     stop_timeout_s: float = 60.0
+    #: What an agent gets between SIGTERM and SIGKILL when that time, or its run, is over.
+    term_timeout_s: float = 9.0
     #: Silence of a coding agent (output, stderr and journal) after which its run is ended.
     hang_timeout_s: float = 1800.0
     #: Whether the daemon's own files are hidden from agents: where the machine can (`auto`), not at

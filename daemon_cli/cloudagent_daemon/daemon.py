@@ -10,7 +10,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,9 @@ from cloudagent_daemon.config import Settings
 from cloudagent_daemon.control_server import ControlServer
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.table import detect
+from cloudagent_daemon.ending import FLUSH_S, Ending, longest_s
 from cloudagent_daemon.guards import Guards
+from cloudagent_daemon.installation import Installation, place
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.keyfile import KeyFile
 from cloudagent_daemon.link.spool import Spool, open_spool
@@ -33,6 +35,7 @@ from cloudagent_daemon.link.way import Way, way_of
 from cloudagent_daemon.link.websocket import WebSocketTransport, always
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.paths import Paths, old_state_file, spool_file
+from cloudagent_daemon.process import Ladder
 from cloudagent_daemon.runs.breaker import Breaker, Pause
 from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.queue import RunQueue
@@ -47,38 +50,21 @@ from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
 
 logger = logging.getLogger(__name__)
 
-#: How long the last reports may take to reach the backend, after the last run's end.
-FLUSH_S: Final = 5.0
 #: The same for a job, which has no next life: a connection that broke may come back meanwhile.
 JOB_FLUSH_S: Final = 60.0
 #: How long a one-shot daemon waits for its host's name before it goes on without.
 NAMED_S: Final = 5.0
 #: `status` is rewritten no more often than this.
 STATUS_S: Final = 0.2
-LOCK_CHECK_S: Final = 30.0
+LOCK_CHECK_S: Final = 5.0
 KEY_CHECK_S: Final = 1.0
+#: What runs may still take when another version is installed: nobody waits for it, and a run that is
+#: cut off must be resumed.
+UPGRADE_S: Final = 300.0
 
-RESTART_ME: Final = 75
 KEY_REJECTED: Final = 4
-INTERRUPTED: Final = 130
+TAKEN_OVER: Final = 6
 HUNG_UP: Final = 129
-
-
-class Ending:
-    """That the daemon shall end, and with which exit code; the first request counts."""
-
-    def __init__(self) -> None:
-        self.requested = anyio.Event()
-        #: Set when there is no more time to drain.
-        self.at_once = anyio.Event()
-        self.code = 0
-
-    def request(self, code: int) -> None:
-        if self.requested.is_set():
-            self.at_once.set()
-        else:
-            self.code = code
-            self.requested.set()
 
 
 class Daemon:
@@ -100,11 +86,13 @@ class Daemon:
         tunnel: Tunnel | None = None,
     ) -> None:
         self._tunnel = tunnel
+        self._ladder = Ladder(settings.limits.term_timeout_s)
         self._notify = Notifier(settings.environment)
         #: For children. Its PATH is replaced once, before the first of them is started.
         self._environment = without_manager(settings.environment)
         settings = replace(settings, environment=self._environment)
         self._settings = settings
+        self._installation = Installation(place(), self._environment)
         self._spool = spool
         self._say = say
         self._job = job
@@ -133,7 +121,7 @@ class Daemon:
         self._masks = Masks(settings)
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir, keeper)
         uplink = job.uplink(self._uplink) if job else self._uplink
-        runner = Runner(settings, self._bridge, uplink, self._masks, keeper)
+        runner = Runner(settings, self._bridge, uplink, self._masks, keeper, ladder=self._ladder)
         self.queue = RunQueue(
             spool,
             job.runs(runner) if job else runner,
@@ -144,7 +132,8 @@ class Daemon:
         )
 
     async def run(self, ending: Ending) -> None:
-        """Serves until `ending` is requested, then drains."""
+        """Serves until an end is wanted, then drains."""
+        self._ladder.hurry = ending.at_once
         async with anyio.create_task_group() as tasks:
             # The connection comes first: a slow start must not look like a dead machine.
             tasks.start_soon(self.client.run)
@@ -164,13 +153,50 @@ class Daemon:
             tasks.start_soon(self.guards.watch)
             tasks.start_soon(self._heed_guards)
             tasks.start_soon(self._heed_pauses)
+            tasks.start_soon(self._installation.watch)
+            tasks.start_soon(self._heed_installation, ending)
             tasks.start_soon(self._tell_manager, ending)
             logger.info("Serving", extra={"action": "serve", "profile": self._settings.profile})
-            await ending.requested.wait()
+            await ending.wanted.wait()
+            logger.info(
+                "%s",
+                f"restarting: {ending.why}" if ending.why else "stopping",
+                extra={"action": "stop", "running": len(self.queue.working)},
+            )
+            # Nothing new is taken, and the backend is told so; the link and its heartbeats go on.
+            self.queue.close()
+            self.client.beat()
+            patience_s = await self._in_peace(ending)
+            # Not before: from here on a manager's own time runs.
             self._notify.stopping()
-            logger.info("stopping", extra={"action": "stop", "running": len(self.queue.working)})
-            await self._drain(ending)
+            if not self._job:
+                limits = self._settings.limits
+                ending.at_the_latest(longest_s(patience_s, limits.term_timeout_s))
+            await self._drain(ending, patience_s)
             tasks.cancel_scope.cancel()
+
+    async def _in_peace(self, ending: Ending) -> float:
+        """Lets runs end before a restart that nobody waits for.
+
+        Returns how many seconds they may still take: none, unless a request came meanwhile.
+        """
+        if not ending.requested.is_set():
+            with anyio.move_on_after(ending.patience_s):
+                await _first_of(ending.requested.wait, self.queue.idle)
+        return self._settings.limits.stop_timeout_s if ending.requested.is_set() else 0.0
+
+    async def _heed_installation(self, ending: Ending) -> None:
+        """Another version leads to a restart; with none that works, nothing is started."""
+        while True:
+            installation = self._installation
+            changed = installation.changed
+            self.queue.hold("installation", held=bool(installation.holds))
+            self.client.beat()
+            if installation.state == "changed" and not self._settings.one_shot:
+                ending.restart(installation.detail, UPGRADE_S)
+            elif installation.detail:
+                self._say(f"! {installation.detail}")
+            await changed.wait()
 
     async def _fence(self) -> None:
         """Starts nothing while another daemon has the host, or the key is no good.
@@ -255,8 +281,8 @@ class Daemon:
         await self._bridge.warm_up()
         self._notify.ready()
         while True:
-            changes = [self.client.changed, self.queue.changed, ending.requested]
-            self._notify.alive(self._standing_text(draining=ending.requested.is_set()))
+            changes = [self.client.changed, self.queue.changed, ending.wanted]
+            self._notify.alive(self._standing_text(draining=ending.wanted.is_set()))
             with anyio.move_on_after(self._notify.pet_s):
                 await _any_of([event for event in changes if not event.is_set()])
             await anyio.sleep(STATUS_S)
@@ -330,7 +356,10 @@ class Daemon:
             "since": _time(standing.since),
             "last_seq": self._spool.marks.accepted,
             "unsent": self._spool.marks.last - self._spool.marks.acked,
-            "notes": [note for note in (self._spool.note, key_note) if note],
+            "notes": [
+                note for note in (self._installation.detail, self._spool.note, key_note) if note
+            ],
+            "installation": self._installation.report(),
             "runtimes": [runtime.model_dump() for runtime in self._runtimes],
             "agents": self._agents(),
             "guards": [*self.guards.report(), _log_guard()],
@@ -344,6 +373,7 @@ class Daemon:
             self.client.changed,
             self.queue.changed,
             self.guards.changed,
+            self._installation.changed,
             self._spool.committed,
             *([self._key.changed] if self._key else []),
             *([self._tunnel.changed] if self._tunnel else []),
@@ -385,17 +415,20 @@ class Daemon:
             unfinished=await self._spool.held(),
             running=self._live.all(),
             holds=self._holds(),
+            draining=self.queue.draining,
             capabilities=list(Capability),
         )
 
     def _alive(self) -> Heartbeat:
-        return Heartbeat(running=self._live.all(), holds=self._holds())
+        return Heartbeat(
+            running=self._live.all(), holds=self._holds(), draining=self.queue.draining
+        )
 
     def _holds(self) -> list[Hold]:
         """Why nothing is started here at the moment, for the backend."""
         held = [Hold(reason=guard.state, detail=guard.detail) for guard in self.guards.refusing]
         pauses = [_hold_of(one) for one in self.queue.breaker.paused()]
-        return (held + pauses)[:MAX_HOLDS]
+        return [*self._installation.holds, *held, *pauses][:MAX_HOLDS]
 
     async def _introduce(self, ending: Ending) -> None:
         """Looks what agent programs there are, tells the person, and the backend."""
@@ -410,7 +443,7 @@ class Daemon:
         self._say(f"Connecting to {server} as host {host or '(the backend will name it)'}{lasting}")
         if self._job:
             await self._job.watch(self.client, self._refusals)
-            if not ending.requested.is_set():  # a second request would leave no time to report
+            if not ending.wanted.is_set():  # a second request would leave no time to report
                 ending.request(0)
             return
         if self._settings.one_shot and self.client.standing.state == "unauthorized":
@@ -430,7 +463,7 @@ class Daemon:
                 await self.client.changed.wait()
         return self.client.connection.welcome.host_id if self.client.connection else None
 
-    async def _drain(self, ending: Ending) -> None:
+    async def _drain(self, ending: Ending, patience_s: float) -> None:
         async with anyio.create_task_group() as tasks:
 
             async def hurry() -> None:
@@ -438,9 +471,7 @@ class Daemon:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(hurry)
-            await self.queue.drain(
-                self._settings.limits.stop_timeout_s, another_life=not self._settings.one_shot
-            )
+            await self.queue.drain(patience_s, another_life=not self._settings.one_shot)
             if self._job:
                 await self._flush_job(self._job)
             elif self.client.connection:
@@ -460,7 +491,7 @@ class Daemon:
             job.unsent = self._spool.marks.last - self._spool.marks.acked
 
 
-async def run(settings: Settings, say: Callable[[str], None], lock_inode: int | None = None) -> int:
+async def run(settings: Settings, say: Callable[[str], None], held: lock.Held | None = None) -> int:
     """Lives until a signal; returns the exit code.
 
     Raises:
@@ -469,7 +500,7 @@ async def run(settings: Settings, say: Callable[[str], None], lock_inode: int | 
     """
     ending = Ending()
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        await live(settings, say, ending, lock_inode=lock_inode, signals=signals)
+        await live(settings, say, ending, held=held, signals=signals)
     return ending.code
 
 
@@ -479,7 +510,7 @@ async def live(
     ending: Ending,
     job: OneMessage | None = None,
     *,
-    lock_inode: int | None = None,
+    held: lock.Held | None = None,
     signals: AsyncIterator[signal.Signals] | None = None,
 ) -> None:
     """Until `ending` is requested, by whoever hears of signals, or by the daemon itself.
@@ -496,26 +527,24 @@ async def live(
     old_state = old_state_file(state_dir) if state_dir else None
     tunnel = await run_sync(tunnel_of, settings)
     way = way_of(settings)
-    async with (
-        open_spool(spool_path, old_state, settings.host_id) as spool,
-        anyio.create_task_group() as tasks,
-    ):
-        daemon = Daemon(settings, way, spool, say, job, tunnel)
-        # In this group, not around it: what cannot be opened is raised as it is, in no group.
-        if signals is not None:
-            tasks.start_soon(_obey, signals, ending)
-        if settings.home and lock_inode is not None:
-            paths = Paths(settings.home, settings.profile)
-            tasks.start_soon(_publish, daemon, paths)
-            tasks.start_soon(_guard_lock, paths, lock_inode, ending)
-            tasks.start_soon(_heed_hangups, daemon, ending)
-        await daemon.run(ending)
-        tasks.cancel_scope.cancel()
-
-
-async def _obey(signals: AsyncIterator[signal.Signals], ending: Ending) -> None:
-    async for number in signals:
-        ending.request(INTERRUPTED if number == signal.SIGINT else 0)
+    try:
+        async with (
+            open_spool(spool_path, old_state, settings.host_id) as spool,
+            anyio.create_task_group() as tasks,
+        ):
+            daemon = Daemon(settings, way, spool, say, job, tunnel)
+            # In this group, not around it: what cannot be opened is raised as it is, in no group.
+            if signals is not None:
+                tasks.start_soon(ending.obey, signals)
+            if settings.home and held is not None:
+                paths = Paths(settings.home, settings.profile)
+                tasks.start_soon(_publish, daemon, paths)
+                tasks.start_soon(_guard_lock, held, ending)
+                tasks.start_soon(_heed_hangups, daemon, ending)
+            await daemon.run(ending)
+            tasks.cancel_scope.cancel()
+    finally:
+        ending.over()
 
 
 async def _heed_hangups(daemon: Daemon, ending: Ending) -> None:
@@ -568,24 +597,43 @@ async def _publish(daemon: Daemon, paths: Paths) -> None:
 
 
 async def _any_of(events: Iterable[anyio.Event]) -> None:
+    await _first_of(*(event.wait for event in events))
+
+
+async def _first_of(*waits: Callable[[], Awaitable[object]]) -> None:
+    """Returns when the first of them does."""
     async with anyio.create_task_group() as tasks:
 
-        async def wait(event: anyio.Event) -> None:
-            await event.wait()
+        async def wait(one: Callable[[], Awaitable[object]]) -> None:
+            await one()
             tasks.cancel_scope.cancel()
 
-        for event in events:
-            tasks.start_soon(wait, event)
+        for one in waits:
+            tasks.start_soon(wait, one)
 
 
-async def _guard_lock(paths: Paths, inode: int, ending: Ending) -> None:
-    """Somebody may delete the lock file: a second daemon could then start beside this one."""
+async def _guard_lock(held: lock.Held, ending: Ending, check_s: float = LOCK_CHECK_S) -> None:
+    """Somebody may delete the lock file: a second daemon could then start beside this one.
+
+    It is taken anew. If another daemon was quicker, that one has the profile, and its memory on the
+    disk: this one ends without a drain.
+    """
     while True:
-        if not await run_sync(lock.still_ours, paths.lock, inode):
-            break
-        await anyio.sleep(LOCK_CHECK_S)  # no event tells of it, so it is looked up
-    logger.error("%s was deleted; restarting", paths.lock, extra={"action": "lock_lost"})
-    ending.request(RESTART_ME)
+        await anyio.sleep(check_s)  # no event tells of it, so it is looked up
+        if await run_sync(held.is_whole):
+            continue
+        try:
+            if not await run_sync(held.take_anew):
+                break
+        except OSError as error:
+            logger.error("no lock: %s", error, extra={"action": "lock_anew"})  # noqa: TRY400 - the trace tells nothing more
+            continue
+        logger.warning(
+            "%s was deleted; it is there again", held.file, extra={"action": "lock_anew"}
+        )
+    logger.error("another daemon has taken %s", held.file, extra={"action": "lock_lost"})
+    ending.request(TAKEN_OVER)
+    ending.request(TAKEN_OVER)
 
 
 def hide_memory() -> None:

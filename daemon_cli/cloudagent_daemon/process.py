@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -32,8 +33,8 @@ logger = logging.getLogger(__name__)
 LAUNCH_ID: Final = "CLOUDAGENT_LAUNCH_ID"
 #: Bytes taken from a pipe at once; with asyncio's own buffer the bound of what a child may pile up.
 CHUNK_BYTES: Final = 65_536
-#: How long an ordinary end by SIGTERM may take before the tree is killed.
-TERM_S: Final = 5.0
+#: How long an ordinary end by SIGTERM may take before the tree is killed (security.md D-5).
+TERM_S: Final = 9.0
 #: How long the killing itself may take; what survives SIGKILL for so long is stuck in the kernel.
 KILL_S: Final = 5.0
 _QUIET_SEARCHES: Final = 3
@@ -45,11 +46,21 @@ class SpawnError(Exception):
     """The process could not be started; `str()` says why, for a person."""
 
 
+@dataclass
+class Ladder:
+    """How a tree is ended: TERM, a wait, KILL."""
+
+    term_s: float = TERM_S
+    #: Once set, nobody waits any more.
+    hurry: anyio.Event = field(default_factory=anyio.Event)
+
+
 class Child:
     """A running process; made by `spawn`, which also ends it."""
 
-    def __init__(self, held: Leash, launch_id: str, started_at: float) -> None:
+    def __init__(self, held: Leash, launch_id: str, started_at: float, ladder: Ladder) -> None:
         self._leash = held
+        self._ladder = ladder
         self._streams = held.process
         self.pid = held.pid
         self.launch_id = launch_id
@@ -96,23 +107,35 @@ class Child:
             await self.wait()
         return self.exit_code is not None
 
-    async def end(self, *, term_s: float = TERM_S) -> int:
-        """Ends the whole tree: TERM, a wait, then STOP and KILL until nothing is left.
+    async def end(self, *, at_once: bool = False) -> int:
+        """Ends the whole tree: TERM, the ladder's wait, then STOP and KILL until nothing is left.
 
-        With the process already gone, or `term_s` 0, it starts at STOP and KILL. Safe to call more
-        than once. A shield of the caller's protects it; it takes `term_s` + `KILL_S` at most, and
-        `2 * LEAVE_S` more with a guardian that hangs.
+        With the process already gone, or `at_once`, it starts at STOP and KILL. Safe to call more
+        than once. A shield of the caller's protects it; it takes the ladder's `term_s` + `KILL_S` at
+        most, and `2 * LEAVE_S` more with a guardian that hangs.
 
         Returns:
             How many processes were killed.
         """
-        if self.exit_code is None and term_s > 0:
+        hurry = self._ladder.hurry
+        if self.exit_code is None and not at_once and not hurry.is_set():
             await anyio.to_thread.run_sync(_terminate, self._find)
-            with anyio.move_on_after(term_s):
-                await self.wait()
+            with anyio.move_on_after(self._ladder.term_s):
+                await self._gone_or(hurry)
         killed = await anyio.to_thread.run_sync(_kill, self._find)
         await self._leash.dismiss(cleaned_up=True)
         return killed
+
+    async def _gone_or(self, hurry: anyio.Event) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                await hurry.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            await self.wait()
+            tasks.cancel_scope.cancel()
 
     def _find(self, freeze: bool) -> list[psutil.Process]:
         return find_tree(
@@ -127,7 +150,13 @@ class Child:
 
 @asynccontextmanager
 async def spawn(
-    argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, launch_id: str, mask: Mask = NO_MASK
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    launch_id: str,
+    mask: Mask = NO_MASK,
+    ladder: Ladder | None = None,
 ) -> AsyncGenerator[Child]:
     """A child process with pipes on all three standard streams, ended with its whole tree on exit.
 
@@ -158,12 +187,12 @@ async def spawn(
         except GuardianError as error:
             raise SpawnError(str(error)) from error
         started_at = await anyio.to_thread.run_sync(_created_at, pid)
-        child = Child(held, launch_id, started_at)
+        child = Child(held, launch_id, started_at, ladder or Ladder())
         try:
             yield child
         finally:
             with anyio.CancelScope(shield=True):
-                await child.end(term_s=TERM_S)
+                await child.end()
 
 
 async def end_leftover(pid: int, started_at: float, launch_id: str) -> int:

@@ -109,7 +109,8 @@ class Runtime(Resource):
 class Hold(Resource):
     """Why a machine starts nothing for now, of one agent or at all; it goes on by itself."""
 
-    #: `memory_low`, `disk_low`, `descriptors_low`: the machine's; `crash_loop`: an agent's.
+    #: `memory_low`, `disk_low`, `descriptors_low`: the machine's; `installation_gone`, `…_orphaned`,
+    #: `…_broken`: the daemon's; `crash_loop`: an agent's.
     reason: Annotated[str, StringConstraints(max_length=40, pattern=r"^[a-z_]+$")]
     #: For a person.
     detail: Annotated[str, StringConstraints(max_length=500)]

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import logging
 import os
@@ -166,14 +167,38 @@ def test_one_shot_leaves_nothing_behind() -> None:
 def test_the_lock_tells_whether_a_daemon_runs(tmp_path: Path) -> None:
     paths = tmp_path / "d" / "daemon.lock", tmp_path / "d" / "daemon.pid"
     assert lock.holder(*paths) is None
-    with lock.hold(*paths) as inode:
+    with lock.hold(*paths) as held:
         assert lock.holder(*paths) == int(paths[1].read_text())
-        assert lock.still_ours(paths[0], inode)
+        assert held.is_whole()
         with pytest.raises(lock.AlreadyRunningError), lock.hold(*paths):
             pass
-        paths[0].unlink()
-        assert not lock.still_ours(paths[0], inode)
     assert lock.holder(*paths) is None
+    assert not paths[1].exists()
+
+
+def test_a_deleted_lock_lets_nobody_else_in_and_is_taken_anew(tmp_path: Path) -> None:
+    paths = tmp_path / "daemon.lock", tmp_path / "daemon.pid"
+    with lock.hold(*paths) as held:
+        paths[0].unlink()
+        assert not held.is_whole()
+        assert lock.holder(*paths) == int(paths[1].read_text())
+        with pytest.raises(lock.AlreadyRunningError), lock.hold(*paths):
+            pass
+        assert held.take_anew()
+        assert held.is_whole()
+    assert lock.holder(*paths) is None
+
+
+def test_a_deleted_lock_that_somebody_else_has_taken_stays_theirs(tmp_path: Path) -> None:
+    """An earlier version's daemon, say, which does not ask the folder."""
+    paths = tmp_path / "daemon.lock", tmp_path / "daemon.pid"
+    with lock.hold(*paths) as held:
+        paths[0].unlink()
+        other = paths[0].open("w")
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert not held.take_anew()
+    assert paths[1].exists(), "the pid in it is the other one's"
+    other.close()
 
 
 def test_a_pid_file_alone_means_nothing(tmp_path: Path) -> None:

@@ -1,28 +1,62 @@
 """What one life of the daemon does beside its work."""
 
-import time
+import fcntl
+import subprocess
+import sys
 from pathlib import Path
 
 import anyio
 
-from cloudagent_daemon import daemon
+from cloudagent_daemon import daemon, lock
+from cloudagent_daemon.ending import Ending
 from cloudagent_daemon.paths import Paths
 
 
-async def test_a_daemon_that_drains_does_not_spin(tmp_path: Path) -> None:
-    paths = Paths(tmp_path, "default")
-    paths.lock.parent.mkdir(parents=True)
-    paths.lock.touch()
-    ending = daemon.Ending()
+async def test_a_deleted_lock_is_taken_anew_and_the_daemon_goes_on(tmp_path: Path) -> None:
+    """Row 36 of the fault matrix, where nobody was quicker."""
+    paths, ending = Paths(tmp_path, "default"), Ending()
+    with lock.hold(paths.lock, paths.pid) as held:
+        paths.lock.unlink()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(daemon._guard_lock, held, ending, 0.01)
+            with anyio.fail_after(10):
+                while not held.is_whole():  # noqa: ASYNC110 - a file tells nobody
+                    await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+        assert lock.holder(paths.lock, paths.pid)
+    assert not ending.wanted.is_set()
+
+
+async def test_a_lock_that_another_daemon_has_taken_ends_this_one_at_once(tmp_path: Path) -> None:
+    """Row 36, where a second start was quicker: its memory on the disk is the same."""
+    paths, ending = Paths(tmp_path, "default"), Ending()
+    with lock.hold(paths.lock, paths.pid) as held:
+        paths.lock.unlink()
+        with paths.lock.open("w") as other, anyio.fail_after(10):
+            fcntl.flock(other, fcntl.LOCK_EX)
+            await daemon._guard_lock(held, ending, 0.01)
+    assert ending.code == daemon.TAKEN_OVER
+    assert ending.at_once.is_set()
+
+
+async def test_a_request_takes_the_place_of_a_restart_and_a_second_one_means_now() -> None:
+    ending = Ending()
+    assert ending.restart("version 9 is installed", 300)
+    assert not ending.restart("ana asked for it", 60)
+    assert (ending.code, ending.why) == (75, "version 9 is installed")
+    assert not ending.requested.is_set()
     ending.request(0)
-    before = time.process_time()
-    with anyio.move_on_after(0.5):
-        await daemon._guard_lock(paths, paths.lock.stat().st_ino, ending)
-    assert time.process_time() - before < 0.2
+    assert (ending.code, ending.why) == (0, "")
     assert not ending.at_once.is_set()
+    ending.request(130)
+    assert ending.code == 0
+    assert ending.at_once.is_set()
+    assert not ending.restart("too late", 60)
 
 
-async def test_a_lock_that_was_deleted_ends_the_daemon_for_a_restart(tmp_path: Path) -> None:
-    ending = daemon.Ending()
-    await daemon._guard_lock(Paths(tmp_path, "default"), 1, ending)
-    assert ending.code == daemon.RESTART_ME
+def test_an_end_that_hangs_is_an_end_all_the_same() -> None:
+    hung = "import time; from cloudagent_daemon.ending import Ending; it = Ending(); it.code = 7"
+    for last, code in (("time.sleep(60)", 7), ("it.over(); time.sleep(0.3)", 0)):
+        script = f"{hung}; it.at_the_latest(0.1); {last}"
+        done = subprocess.run([sys.executable, "-c", script], check=False, timeout=30)
+        assert done.returncode == code

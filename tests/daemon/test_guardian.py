@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cloudagent_daemon import leash
-from cloudagent_daemon.process import SpawnError, spawn
+from cloudagent_daemon.process import Ladder, SpawnError, spawn
 from fakes.runs import alive
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -26,7 +26,7 @@ DAEMON = """
 import sys, anyio
 from pathlib import Path
 from cloudagent_daemon import leash
-from cloudagent_daemon.process import spawn
+from cloudagent_daemon.process import Ladder, spawn
 
 leash.PROGRAM = Path(sys.argv[1])
 
@@ -225,11 +225,12 @@ async def test_a_guardian_that_hangs_does_not_hang_the_daemon(tmp_path: Path) ->
     code = (BEGIN + ORPHANS + LIVE).replace("MARK", mark)
     argv = [sys.executable, "-I", "-S", "-c", code]
     with anyio.fail_after(12):
-        async with spawn(argv, env=ENV, cwd=tmp_path, launch_id="a") as it:
+        ladder = Ladder(term_s=0.1)
+        async with spawn(argv, env=ENV, cwd=tmp_path, launch_id="a", ladder=ladder) as it:
             until(lambda: sum(argv[0] == mark for _, argv in commands()) == 10, 20.0)
             guardian = guardian_of(it.pid)
             os.kill(guardian, signal.SIGSTOP)
-            await it.end(term_s=0.1)
+            await it.end()
     assert not alive(guardian)
     assert [pid for pid, argv in commands() if any(mark in each for each in argv)] == []
 

@@ -158,7 +158,7 @@ async def test_a_masked_tree_is_ended_whole(home: Path) -> None:
         while (killed := len(children := family(child.pid))) < 3:
             assert time.monotonic() < deadline, children
             await anyio.lowlevel.checkpoint()
-        assert await child.end(term_s=0) >= killed
+        assert await child.end(at_once=True) >= killed
     assert not [pid for pid in children if alive(pid)]
 
 

@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import anyio
 import psutil
 import pytest
 
-from cloudagent_daemon.process import Child, SpawnError, end_leftover, spawn
+from cloudagent_daemon.process import Child, Ladder, SpawnError, end_leftover, spawn
 from fakes.runs import alive
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -92,11 +93,29 @@ async def test_children_that_outlive_the_process_are_ended_too(tmp_path: Path) -
 
 async def test_one_that_ignores_term_is_killed_after_its_time(tmp_path: Path) -> None:
     code = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(600)"
-    async with spawn(python(code), env=ENV, cwd=tmp_path, launch_id="deaf") as it:
+
+    def deaf(ladder: Ladder) -> AbstractAsyncContextManager[Child]:
+        return spawn(python(code), env=ENV, cwd=tmp_path, launch_id="deaf", ladder=ladder)
+
+    async with deaf(Ladder(term_s=0.2)) as it:
         await first_line(it)
         with anyio.fail_after(5):
-            await it.end(term_s=0.2)
+            await it.end()
         assert it.exit_code == -signal.SIGKILL
+    # In a hurry nobody waits: neither one who waits already, nor one who comes later.
+    ladder = Ladder(term_s=600)
+    async with deaf(ladder) as it:
+        await first_line(it)
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(it.end)
+                await anyio.wait_all_tasks_blocked()
+                ladder.hurry.set()
+        assert it.exit_code == -signal.SIGKILL
+    with anyio.fail_after(5):
+        async with deaf(ladder) as it:
+            await first_line(it)
+    assert it.exit_code == -signal.SIGKILL
 
 
 async def test_one_that_heeds_term_is_not_killed(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ Give it to an agent as `command: [sys.executable, "-I", "-S", agent.py]`. Orders
 ``@@effect N``        the N-th thing that outlives the process
 ``@@answer TEXT``     reply, if the note of an interruption does not say that it was sent before
 ``@@answer_with N T`` the same, with N characters before the text
-``@@hold``            say so and do nothing more; a later attempt goes on
+``@@hold [deaf]``     say so and do nothing more (deaf to SIGTERM); a later attempt goes on
+``@@gate NAME``       say so and wait until STATE/NAME.open is there
 ``@@children N``      leave so many, each in a session of its own, deaf to SIGTERM
 ``@@flood KIND MB``   print so many megabytes: `lines`, one `line`, `stderr`, or `results` of tools
 ``@@cut TEXT``        send, and kill the bridge meanwhile; then go on without
@@ -85,9 +86,16 @@ class RecordedAgent(Agent):
         mark = f"{STATE}/{self.key}.held"
         if not exists(mark):
             append(mark, "held")
+            if rest == "deaf":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self.write("held")
             self.text("holding")
             self.do_hang("", earlier)
+
+    def do_gate(self, name: str, earlier: list[str]) -> None:
+        self.text("holding")
+        while not exists(f"{STATE}/{name}.open"):
+            time.sleep(0.02)
 
     def do_children(self, count: str, earlier: list[str]) -> None:
         for _ in range(int(count)):

@@ -111,6 +111,9 @@ const HOLDS: Record<string, string> = {
   disk_low: "low on disk space",
   descriptors_low: "too many open files",
   crash_loop: "paused after crashes",
+  installation_gone: "the daemon's files are missing",
+  installation_orphaned: "the daemon's Python is missing",
+  installation_broken: "the new version does not start",
 };
 
 /** What keeps a machine from starting anything: "low on memory". */

@@ -22,7 +22,7 @@ from cloudagent_daemon.service.notify import Notifier
 LOOK_S: Final = 2.0
 
 Load = Callable[[Here], Settings]
-Serve = Callable[[Settings, Path | None, int | None], int]
+Serve = Callable[[Settings, Path | None, lock.Held | None], int]
 
 
 def run(arguments: argparse.Namespace, load: Load, serve: Serve) -> int:
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, load: Load, serve: Serve) -> int:
     Args:
         arguments: of the command line.
         load: the profile's settings; raises ConfigError.
-        serve: one life of the daemon, with settings, logs and the lock's inode.
+        serve: one life of the daemon, with settings, logs and the lock.
     """
     here = Here(arguments)
     notify = Notifier(here.environ)
@@ -39,9 +39,9 @@ def run(arguments: argparse.Namespace, load: Load, serve: Serve) -> int:
         here.environ |= envfile.read(here.paths.environment_file)
     while True:
         try:
-            with lock.hold(here.paths.lock, here.paths.pid) as inode:
+            with lock.hold(here.paths.lock, here.paths.pid) as held:
                 settings = replace(load(here), service=True)
-                return serve(settings, here.paths.logs_dir, inode)
+                return serve(settings, here.paths.logs_dir, held)
         except lock.AlreadyRunningError:
             _wait_for_the_other(here, notify)
         except (CommandError, ConfigError) as error:

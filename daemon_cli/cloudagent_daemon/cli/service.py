@@ -113,7 +113,7 @@ def _some_manager(here: Here) -> Manager:
         raise CommandError(
             "There is no service manager that this command knows",
             f"the system is {sys.platform}; it knows systemd (Linux) and launchd (macOS)",
-            here.command("start"),
+            here.command("start --background"),
         )
     return manager
 
@@ -124,7 +124,7 @@ def _usable_manager(here: Here) -> Manager:
         raise CommandError(
             f"There is no {manager.kind} here that could run a service of yours",
             why,
-            here.command("start"),
+            here.command("start --background"),
         )
     return manager
 

@@ -1,6 +1,8 @@
 """`start`: runs the daemon in the foreground."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from cloudagent_daemon import config, lock, profile
@@ -16,6 +18,7 @@ from cloudagent_daemon.cli.options import (
     CONFLICT,
     FAILED,
     NOT_LOGGED_IN,
+    RESTART,
     USAGE,
     CommandError,
     Commands,
@@ -23,6 +26,7 @@ from cloudagent_daemon.cli.options import (
     complain,
     safe,
 )
+from cloudagent_daemon.service import program
 from cloudagent_daemon.service.state import service_state
 
 
@@ -69,10 +73,26 @@ def run(arguments: argparse.Namespace) -> int:
 def _kept(arguments: argparse.Namespace, here: Here) -> int:
     settings = _settings(arguments, here)
     try:
-        with lock.hold(here.paths.lock, here.paths.pid) as inode:
-            return _serve(settings, here.paths.logs_dir, inode)
+        with lock.hold(here.paths.lock, here.paths.pid) as held:
+            code = _serve(settings, here.paths.logs_dir, held)
     except lock.AlreadyRunningError as error:
         raise _running_already(here) from error
+    if code == RESTART:
+        _become_anew(here)
+    return code
+
+
+def _become_anew(here: Here) -> None:
+    """Goes on as the program that is installed now, in this process: nobody else would start it.
+
+    Its pid stays, and so does the terminal, or whoever waits for this process (decisions/0017).
+    """
+    try:
+        command = str(program.current())
+        os.execv(command, [command, *sys.argv[1:]])  # noqa: S606 - ourselves
+    except (OSError, program.ProgramError) as error:
+        again = here.command("start --background")
+        raise CommandError("The daemon could not be started anew", str(error), again) from error
 
 
 def _running_already(here: Here) -> CommandError:
@@ -140,7 +160,7 @@ def _key(arguments: argparse.Namespace, here: Here, again: str) -> str | None:
     return None
 
 
-def _serve(settings: config.Settings, logs_dir: Path | None, lock_inode: int | None) -> int:
+def _serve(settings: config.Settings, logs_dir: Path | None, held: lock.Held | None) -> int:
     import anyio
 
     from cloudagent_daemon import daemon
@@ -152,7 +172,7 @@ def _serve(settings: config.Settings, logs_dir: Path | None, lock_inode: int | N
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with logging_to(logs_dir, debug=settings.debug):
-            return anyio.run(daemon.run, settings, _say, lock_inode)
+            return anyio.run(daemon.run, settings, _say, held)
     except NewerSpoolError as error:
         raise CommandError(
             "The daemon's memory belongs to a newer version",

@@ -70,7 +70,7 @@ async def _finished(child: Child) -> tuple[int, bytes]:
         pumps.start_soon(_keep, child.read_stderr, bytearray())
         await child.wait()
         # What it left behind may hold the pipes open.
-        await child.end(term_s=0)
+        await child.end(at_once=True)
     assert child.exit_code is not None, "it was waited for"
     return child.exit_code, bytes(output)
 

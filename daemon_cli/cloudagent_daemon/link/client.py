@@ -145,8 +145,9 @@ class LinkClient:
                     stream, self._spool, self.deltas, hello, self._alive, self._keeper
                 )
                 self._connection = connection
-                if hello.holds != self._alive().holds:  # something changed during the handshake
-                    connection.beat()
+                alive = self._alive()
+                if (hello.holds, hello.draining) != (alive.holds, alive.draining):
+                    connection.beat()  # something changed during the handshake
                 self.superseded = self.revoked = False
                 self._show(Standing("connected", self._wall()))
                 logger.info(

@@ -23,7 +23,7 @@ from cloudagent_daemon.drivers.base import (
 )
 from cloudagent_daemon.drivers.lines import LineSplitter
 from cloudagent_daemon.leash import NO_MASK, Mask
-from cloudagent_daemon.process import TERM_S, Child, spawn
+from cloudagent_daemon.process import Child, Ladder, spawn
 from cloudagent_daemon.runs.outcome import Failure
 from cloudagent_daemon.runs.ports import StopSignal
 from cloudagent_daemon.runs.report import now
@@ -71,6 +71,7 @@ class Attempt:
         hang_timeout_s: silence after which the process is taken for dead.
         mask: what the process must not see.
         memory_limit: bytes that its whole tree may take; null: as much as there is.
+        ladder: how its end goes.
     """
 
     session: DriverSession
@@ -86,6 +87,7 @@ class Attempt:
     mask: Mask = NO_MASK
     memory_limit: int | None = None
     memory_look_s: float = MEMORY_LOOK_S
+    ladder: Ladder = field(default_factory=Ladder)
     seen: Seen = field(default_factory=Seen)
     _alive_at: float = field(default_factory=time.monotonic)
     _open_pipes: int = 2
@@ -94,7 +96,7 @@ class Attempt:
     #: How the end begins: wait a while, send the driver's interrupt, or neither.
     _linger_s: float = 0.0
     _interrupts: bool = False
-    _term_s: float = 0.0
+    _at_once: bool = True
 
     def sign_of_life(self) -> None:
         """The agent did something that is seen elsewhere, such as calling a tool."""
@@ -108,7 +110,12 @@ class Attempt:
         """
         argv, env = self.command.argv, self.env
         async with spawn(
-            argv, env=env, cwd=self.cwd, launch_id=self.launch_id, mask=self.mask
+            argv,
+            env=env,
+            cwd=self.cwd,
+            launch_id=self.launch_id,
+            mask=self.mask,
+            ladder=self.ladder,
         ) as child:
             await self.on_start(child)
             async with anyio.create_task_group() as watchers:
@@ -129,7 +136,7 @@ class Attempt:
             pumps.start_soon(self._read_stderr, child)
             await child.wait()
             # What it left behind may hold the pipes open, and has no business any more.
-            await child.end(term_s=0)
+            await child.end(at_once=True)
             with anyio.move_on_after(DRAIN_S):
                 await self._drained.wait()
             pumps.cancel_scope.cancel()
@@ -245,7 +252,7 @@ class Attempt:
         return written_at + self.hang_timeout_s - time.time()
 
     def _finish_by(self, *, linger_s: float = 0.0, interrupts: bool = False) -> None:
-        self._linger_s, self._interrupts, self._term_s = linger_s, interrupts, TERM_S
+        self._linger_s, self._interrupts, self._at_once = linger_s, interrupts, False
         self._enough.set()
 
     async def _end_when_enough(self, child: Child) -> None:
@@ -254,7 +261,7 @@ class Attempt:
             await child.wait()
         if self._interrupts and child.exit_code is None:
             await self._interrupt(child)
-        await child.end(term_s=self._term_s)
+        await child.end(at_once=self._at_once)
 
     async def _interrupt(self, child: Child) -> None:
         how = self.session.interrupt()

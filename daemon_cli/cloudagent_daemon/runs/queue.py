@@ -127,6 +127,11 @@ class RunQueue:
             tasks.cancel_scope.cancel()
         self._released = anyio.Event()
 
+    def close(self) -> None:
+        """Starts nothing more; what runs goes on."""
+        self._draining = True
+        self._notify()
+
     async def drain(self, timeout_s: float, *, another_life: bool) -> None:
         """Starts nothing more and lets runs finish for `timeout_s`.
 
@@ -134,18 +139,18 @@ class RunQueue:
         daemon's next life resumes it. Where there is none (`another_life` is false), it is told to
         stop and its end is reported.
         """
-        self._draining = True
-        self._notify()
+        self.close()
         with anyio.move_on_after(timeout_s):
-            await self._idle()
+            await self.idle()
         if another_life:
             return
         for stop in self._stops.values():
             stop.request("the daemon", daemon_stops=True)
         with anyio.move_on_after(STOP_S):
-            await self._idle()
+            await self.idle()
 
-    async def _idle(self) -> None:
+    async def idle(self) -> None:
+        """Returns when nothing runs."""
         while self._stops:
             await self.changed.wait()
 

@@ -31,7 +31,7 @@ from cloudagent_daemon.drivers.base import (
 from cloudagent_daemon.drivers.lines import clip
 from cloudagent_daemon.drivers.table import driver_named
 from cloudagent_daemon.mask import Masks, UnmaskedError
-from cloudagent_daemon.process import Child, SpawnError, end_leftover
+from cloudagent_daemon.process import Child, Ladder, SpawnError, end_leftover
 from cloudagent_daemon.runs import prompts
 from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.desk import RunDesk
@@ -77,6 +77,7 @@ class Runner:
         keeper: Keeper | None = None,
         *,
         relaunch_s: Sequence[float] = RELAUNCH_S,
+        ladder: Ladder | None = None,
     ) -> None:
         self._settings = settings
         self._keeper = keeper or Keeper()
@@ -84,6 +85,7 @@ class Runner:
         self._uplink = uplink
         self._masks = masks
         self._relaunch_s = relaunch_s
+        self._ladder = ladder or Ladder(settings.limits.term_timeout_s)
 
     async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
         """Does one delivery's work; returns when its process tree is gone and `finish` returned.
@@ -106,6 +108,7 @@ class Runner:
                 deliver,
                 workspace,
                 self._relaunch_s,
+                self._ladder,
             )
             return await run.go(attempt, stop, earlier)
         except Exception as error:
@@ -162,9 +165,11 @@ class _Run:
         keeper: Keeper,
         deliver: Deliver,
         workspace: Workspace,
-        relaunch_s: Sequence[float] = RELAUNCH_S,
+        relaunch_s: Sequence[float],
+        ladder: Ladder,
     ) -> None:
         self._settings = settings
+        self._ladder = ladder
         self._relaunch_s = relaunch_s
         self._bridge = bridge
         self._uplink = uplink
@@ -302,6 +307,7 @@ class _Run:
             or self._settings.limits.hang_timeout_s,
             mask=mask,
             memory_limit=await anyio.to_thread.run_sync(footprint.most, self._settings.limits),
+            ladder=self._ladder,
         )
         try:
             seen = await self._attempt.run()

@@ -116,7 +116,7 @@ async def _run(argv: list[str], environ: Mapping[str, str], mask: Mask, output: 
                 if len(output) > _MAX_BYTES:
                     break
             pumps.cancel_scope.cancel()
-        await child.end(term_s=0)
+        await child.end(at_once=True)
 
 
 async def _drop(child: Child) -> None:
