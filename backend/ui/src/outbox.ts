@@ -113,7 +113,7 @@ export class Outbox {
       this.#put({ ...out, conversation_id });
     }
     const path = `/v1/conversations/${conversation_id}/messages`;
-    const message = await post<Message>(path, { text: out.text }, out.key);
+    const message = await post<Message>(path, { text: out.text, agent_id: out.agent_id }, out.key);
     this.store.dispatch({ type: "sent", message });
     this.discard(out.key);
   }

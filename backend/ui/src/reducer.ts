@@ -6,6 +6,7 @@
 import { emptyRun, isLive, withDelta, withEvents, withRun, type RunView } from "./run";
 import type {
   Agent,
+  Chain,
   Conversation,
   Delta,
   DeliveryTrace,
@@ -56,6 +57,8 @@ export interface State {
   threads: Readonly<Record<string, Thread>>;
   traces: Readonly<Record<string, DeliveryTrace>>;
   runs: Readonly<Record<string, RunView>>;
+  /** Those that have paused, and what the stream has told of others. */
+  chains: Readonly<Record<string, Chain>>;
   outgoing: readonly Outgoing[];
   /** Conversations with something new since they were last in view. */
   unread: ReadonlySet<string>;
@@ -78,6 +81,7 @@ export const initial: State = {
   threads: {},
   traces: {},
   runs: {},
+  chains: {},
   outgoing: [],
   unread: new Set(),
   openings: {},
@@ -90,10 +94,12 @@ export type Action =
   | { type: "link"; link: Link }
   | { type: "cursor"; cursor: number }
   | { type: "event"; event: LogEvent }
-  | { type: "overview"; since: number; hosts: Host[]; agents: Agent[]; conversations: Conversation[] }
+  | { type: "overview"; since: number; hosts: Host[]; agents: Agent[]; conversations: Conversation[]; chains: Chain[] }
   | { type: "hosts"; hosts: Host[] }
   | { type: "agents"; agents: Agent[] }
   | { type: "conversations"; conversations: Conversation[] }
+  | { type: "chain"; chain: Chain }
+  | { type: "messages"; messages: Message[] }
   | { type: "forget"; id: string }
   | { type: "thread"; conversation_id: string; messages: Message[]; older: string | null; fresh: boolean }
   | { type: "traces"; traces: DeliveryTrace[] }
@@ -123,6 +129,7 @@ export function reduce(state: State, action: Action): State {
         hosts: fetched(state, state.hosts, action.hosts, action.since),
         agents: fetched(state, state.agents, action.agents, action.since),
         conversations: fetched(state, state.conversations, action.conversations, action.since),
+        chains: fetched(state, state.chains, action.chains, action.since),
       };
     case "hosts":
       return { ...state, hosts: put(state.hosts, action.hosts) };
@@ -130,6 +137,11 @@ export function reduce(state: State, action: Action): State {
       return { ...state, agents: put(state.agents, action.agents) };
     case "conversations":
       return { ...state, conversations: put(state.conversations, action.conversations) };
+    case "chain":
+      return { ...state, chains: put(state.chains, [action.chain]) };
+    case "messages":
+      // Of other conversations: what was fetched here and there is no part of their threads.
+      return { ...state, messages: { ...Object.fromEntries(action.messages.map((m) => [m.id, m])), ...state.messages } };
     case "forget":
       return {
         ...state,
@@ -220,6 +232,10 @@ function applyKept(state: State, event: LogEvent): State {
         event: RunEvent;
       };
       return updateRun(state, run_id, conversation_id, agent_id, (view) => withEvents(view, [inner]));
+    }
+    case "chain.updated": {
+      const next = touch(state, event);
+      return { ...next, chains: put(next.chains, [data as unknown as Chain]) };
     }
     case "host.updated": {
       const next = touch(state, event);
@@ -352,6 +368,13 @@ export function conversationsOf(state: State, agent_id: string): Conversation[] 
   return Object.values(state.conversations)
     .filter((c) => c.agent_ids.includes(agent_id))
     .sort((a, b) => at(b) - at(a) || compare(b.id, a.id));
+}
+
+/** Chains that wait for a person's decision, and touch a conversation. */
+export function pausedIn(state: State, conversation_id: string): Chain[] {
+  return Object.values(state.chains).filter(
+    (chain) => chain.state === "paused" && chain.conversation_ids.includes(conversation_id),
+  );
 }
 
 /** Its agent by the name or id of an address: an id wins, then the exact name. */

@@ -8,6 +8,7 @@ import { Store } from "./store";
 import { Stream } from "./stream";
 import type {
   Agent,
+  Chain,
   Conversation,
   DeliveryTrace,
   Host,
@@ -151,12 +152,13 @@ export class Session {
   async #overview(): Promise<void> {
     await this.#once("overview", async () => {
       const since = this.store.state.cursor ?? 0;
-      const [hosts, agents, conversations] = await Promise.all([
+      const [hosts, agents, conversations, chains] = await Promise.all([
         all<Host>("/v1/host-machines"),
         all<Agent>("/v1/agents"),
         all<Conversation>("/v1/conversations"),
+        all<Chain>("/v1/chains", "state=paused&"),
       ]);
-      this.store.dispatch({ type: "overview", since, hosts, agents, conversations });
+      this.store.dispatch({ type: "overview", since, hosts, agents, conversations, chains });
     });
   }
 
@@ -174,6 +176,7 @@ export class Session {
       this.#history(id, page, true);
       await this.#latestStories(id);
       await this.#stories(page.data);
+      await this.#relations(id, page.data);
     });
   }
 
@@ -185,6 +188,7 @@ export class Session {
       const page = await get<Page<Message>>(`${path}&after=${encodeURIComponent(cursor)}`);
       this.#history(id, page, false);
       await this.#stories(page.data);
+      await this.#relations(id, page.data);
     });
   }
 
@@ -213,6 +217,25 @@ export class Session {
       const trace = await get<Trace>(`/v1/messages/${message.id}/trace`);
       this.store.dispatch({ type: "traces", traces: trace.deliveries });
       for (const delivery of trace.deliveries) await this.#story(delivery);
+    });
+  }
+
+  /** Messages of other conversations that belong here: what is worked on here, and what caused these. */
+  async #relations(conversation_id: string, messages: Message[]): Promise<void> {
+    const state = this.store.state;
+    const wanted = new Set<string>();
+    for (const trace of Object.values(state.traces))
+      if (trace.conversation_id === conversation_id) wanted.add(trace.message_id);
+    const between = state.conversations[conversation_id]?.kind === "agents";
+    for (const message of messages)
+      // A person's own agent answers in place; further on in a chain it may be about something elsewhere.
+      if (message.caused_by != null && (between || (message.depth ?? 0) > 1)) wanted.add(message.caused_by);
+    await inTurns([...wanted].filter((id) => state.messages[id] === undefined), async (id) => {
+      try {
+        this.store.dispatch({ type: "messages", messages: [await get<Message>(`/v1/messages/${id}`)] });
+      } catch (error) {
+        if (!(error instanceof Problem) || error.status !== 404) throw error;
+      }
     });
   }
 
@@ -272,6 +295,12 @@ export class Session {
     this.store.dispatch({ type: "traces", traces: trace.deliveries });
   }
 
+  /** Answers a chain's pause; it comes over the stream as well. */
+  async decide(chain: Chain, decision: "continue" | "stop"): Promise<void> {
+    const body = { decision, pause: chain.pauses };
+    this.store.dispatch({ type: "chain", chain: await post<Chain>(`/v1/chains/${chain.id}`, body) });
+  }
+
   async cancel(message_id: string): Promise<void> {
     await remove(`/v1/messages/${message_id}`);
   }
@@ -312,11 +341,11 @@ function socketUrl(): string {
 }
 
 /** Every page of a list. */
-async function all<T>(path: string): Promise<T[]> {
+async function all<T>(path: string, filter = ""): Promise<T[]> {
   const found: T[] = [];
   for (let after: string | null = ""; after !== null; ) {
     const query: string = after === "" ? "" : `&after=${encodeURIComponent(after)}`;
-    const page: Page<T> = await get<Page<T>>(`${path}?limit=200${query}`);
+    const page: Page<T> = await get<Page<T>>(`${path}?${filter}limit=200${query}`);
     found.push(...page.data);
     after = page.next_cursor;
   }

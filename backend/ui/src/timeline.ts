@@ -9,11 +9,30 @@ export type Entry =
   | { kind: "message"; key: string; at: string; message: Message }
   | { kind: "run"; key: string; at: string; view: RunView };
 
+/** Messages of other conversations that are worked on in this one: what an agent was answered that had
+ *  asked another one (docs/decisions/0012). Those before the first message that is here wait for theirs. */
+function guests(state: State, conversation_id: string, first: Message | null | undefined): Message[] {
+  const found = new Map<string, Message>();
+  for (const trace of Object.values(state.traces)) {
+    const message = trace.conversation_id === conversation_id ? state.messages[trace.message_id] : undefined;
+    if (message === undefined || message.conversation_id === conversation_id) continue;
+    if (first == null || Date.parse(message.created_at) >= Date.parse(first.created_at)) found.set(message.id, message);
+  }
+  return [...found.values()];
+}
+
+function merged(own: Message[], others: Message[]): Message[] {
+  if (others.length === 0) return own;
+  const time = (message: Message) => Date.parse(message.created_at);
+  return [...own, ...others].sort((a, b) => time(a) - time(b) || (a.id < b.id ? -1 : 1));
+}
+
 /** A run stands before the first message that it sent; without one, after the message that it is about
  *  and after what was written before it began (a host's clock may be wrong, so its message comes first). */
 export function timeline(state: State, conversation_id: string): Entry[] {
   const thread = state.threads[conversation_id];
-  const messages = (thread?.order ?? []).map((id) => state.messages[id]).filter((m) => m !== undefined);
+  const own = (thread?.order ?? []).map((id) => state.messages[id]).filter((m) => m !== undefined);
+  const messages = merged(own, guests(state, conversation_id, thread?.older == null ? null : own[0]));
   const place = new Map<string, number>();
   messages.forEach((message, at) => message.deliveries.forEach((d) => place.set(d.id, at)));
   const before = new Map<number, RunView[]>();

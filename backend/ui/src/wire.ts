@@ -35,6 +35,8 @@ export interface Host {
   holds: Hold[];
   key_last_four: string;
   created_at: string;
+  /** Of an ephemeral one, which is there for a job: whose agents it serves. */
+  parent_id?: string | null;
 }
 
 export interface HostWithKey extends Host {
@@ -120,6 +122,11 @@ export interface Message {
   in_reply_to?: string | null;
   run_id?: string | null;
   auto_published?: boolean | null;
+  /** The person's message that began it all: its own id for a person's. */
+  chain_id?: string | null;
+  depth?: number;
+  /** What its author worked on when it sent this. */
+  caused_by?: string | null;
 }
 
 export interface Rung {
@@ -127,6 +134,7 @@ export interface Rung {
   at: string;
   actor: string;
   detail?: string | null;
+  reason?: string | null;
 }
 
 export interface DeliveryTrace {
@@ -147,6 +155,25 @@ export interface DeliveryTrace {
   /** Who asked to stop it, while that is not done yet. */
   interrupted_by?: string | null;
   rungs: Rung[];
+}
+
+/** All that followed from one message of a person's, as far as agents message each other. */
+export interface Chain {
+  /** The id of the message that began it. */
+  id: string;
+  conversation_id: string;
+  author: Message["author"];
+  /** The first words of that message. */
+  opening: string;
+  state: "active" | "paused" | "stopped";
+  turns: number;
+  turns_allowed: number;
+  /** Deliveries that wait for a person's decision. */
+  waiting: number;
+  pauses: number;
+  /** Where its messages stand or are worked on. */
+  conversation_ids: string[];
+  agent_ids: string[];
 }
 
 export interface Trace {

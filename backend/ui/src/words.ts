@@ -95,6 +95,8 @@ export function agentWords(agent: Agent, host: Host | undefined): Words {
   // What was missing then is there now: the machine looks at each start.
   if (agent.status === "runtime_missing" && host?.runtimes.some((runtime) => runtime.name === agent.driver) === true)
     return { text: `ready on ${where}`, tone: "good" };
+  const hold = agent.status === "idle" || agent.status === "crashed" ? held(agent, host) : null;
+  if (hold !== null) return { text: `${where}: ${hold}`, tone: "warn" };
   const words: Record<AgentStatus, Words> = {
     idle: { text: `ready on ${where}`, tone: "good" },
     working: { text: `working on ${where}`, tone: "busy" },
@@ -104,6 +106,13 @@ export function agentWords(agent: Agent, host: Host | undefined): Words {
     runtime_missing: { text: `${driverName(agent.driver)} is missing on ${where}`, tone: "bad" },
   };
   return words[agent.status] ?? { text: agent.status, tone: "quiet" };
+}
+
+/** Why its machine starts nothing of it for now: "low on memory"; null if it would. */
+function held(agent: Agent, host: Host | undefined): string | null {
+  if (host?.state !== "online") return null;
+  const hold = host.holds.find((one) => one.agent_id == null || one.agent_id === agent.id);
+  return hold === undefined ? null : holdWords(hold.reason);
 }
 
 const HOLDS: Record<string, string> = {
@@ -169,7 +178,8 @@ export function ladder(trace: DeliveryTrace, agent: Agent | undefined, host: Hos
   const where = host?.name ?? has("received")?.actor ?? "its machine";
   if (trace.state === "queued" || trace.state === "leased") return { ...queued(trace, host), cancellable, retriable };
 
-  const words = [`on ${where}`];
+  // Nothing is said to be on a machine that is not on its disk: it can have ended before that.
+  const words = has("received") || !OVER.has(trace.state) ? [`on ${where}`] : [];
   if (has("started")) words.push(`${programOf(run?.run?.driver ?? agent?.driver)} started`);
   if (trace.attempt > 1) words.push(`attempt ${trace.attempt}`);
   const end = ending(trace);
@@ -188,6 +198,7 @@ export function ladder(trace: DeliveryTrace, agent: Agent | undefined, host: Hos
 
 function queued(trace: DeliveryTrace, host: Host | undefined): Words {
   if (host === undefined || host.state === "online") {
+    if (trace.rungs.at(-1)?.reason === "chain_paused") return { text: "waits for your decision", tone: "warn" };
     const sent = trace.rungs.some((rung) => rung.rung === "sent");
     return { text: sent ? `on its way to ${host?.name ?? "its machine"}` : "stored · queued", tone: "busy" };
   }
@@ -259,6 +270,12 @@ const REASONS: Record<string, string> = {
   daemon_stopped: "The daemon was stopped",
   agent_unknown: "The machine does not know this agent",
   internal: "Internal error",
+  too_large: "It is too large for its machine",
+  host_removed: "Its machine was removed",
+  unlisted: "Its machine does not know how it ended",
+  backlog_full: "Too much waits for its machine",
+  hop_limit: "Agents have passed it on too often",
+  chain_paused: "A person decides whether the agents go on",
 };
 
 export const reasonWords = (reason: string | null | undefined): string =>
@@ -289,6 +306,8 @@ export function runSummary(view: RunView): string {
 const MESSAGING: Record<string, string> = {
   send_message: "Sent a message",
   list_messages: "Read the conversation",
+  message_agent: "Messaged an agent",
+  list_agents: "Looked who is there",
   stay_silent: "Decided not to reply",
   read_memory: "Read its memory",
   append_memory: "Wrote to its memory",

@@ -91,7 +91,7 @@ describe("what is fetched", () => {
   test("does not undo what the stream has said since it was asked for", () => {
     const online = after({ type: "cursor", cursor: 7 }, event(8, "host.updated", host));
     const stale = { ...host, state: "offline" as const };
-    const state = reduce(online, { type: "overview", since: 7, hosts: [stale], agents: [agent], conversations: [] });
+    const state = reduce(online, { type: "overview", since: 7, hosts: [stale], agents: [agent], conversations: [], chains: [] });
     expect(state.hosts["host_1"]?.state).toBe("online");
     expect(state.agents["agent_1"]).toEqual(agent);
   });
@@ -102,7 +102,7 @@ describe("what is fetched", () => {
       { type: "hosts", hosts: [old] },
       { type: "cursor", cursor: 7 },
       event(8, "host.updated", host),
-      { type: "overview", since: 7, hosts: [], agents: [], conversations: [] },
+      { type: "overview", since: 7, hosts: [], agents: [], conversations: [], chains: [] },
     );
     expect(Object.keys(state.hosts)).toEqual(["host_1"]);
   });
@@ -191,6 +191,23 @@ describe("the timeline", () => {
   test("a host with a slow clock does not put a run before its message", () => {
     const state = after(thread([message("a", 10)]), { type: "run", run: run("r1", "dlv_a", 2), events: [] });
     expect(kinds(state)).toEqual(["a", "r1"]);
+  });
+
+  describe("an answer that another agent gave in their conversation", () => {
+    const answer = message("ans", 3, { conversation_id: "conv_k", author: { type: "agent", id: "agent_2", name: "api" } });
+    const trace = { id: "dlv_ans", message_id: "ans", conversation_id: "conv_1", agent_id: "agent_1", state: "running", attempt: 1, rungs: [] };
+    const told = [event(1, "message.created", answer), event(2, "delivery.updated", trace)];
+
+    test("stands where it is worked on, before its run", () => {
+      const state = after(thread([message("a", 1), message("z", 9)]), ...told, { type: "run", run: run("r", "dlv_ans", 4), events: [] });
+      expect(kinds(state)).toEqual(["a", "ans", "r", "z"]);
+    });
+
+    test("is no part of a thread that does not go back so far", () => {
+      const later = { ...thread([message("z", 9)]), older: "z" } as Action;
+      expect(kinds(after(later, ...told))).toEqual(["z"]);
+      expect(kinds(after(thread([message("z", 9)]), ...told))).toEqual(["ans", "z"]);
+    });
   });
 
   test("a run of messages that are further up is not shown at the end", () => {

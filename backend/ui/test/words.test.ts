@@ -46,6 +46,18 @@ function trace(state: DeliveryState, rungs: string[], more: Partial<DeliveryTrac
 }
 
 describe("a ladder in words", () => {
+  test("does not say of a machine what never was on it", () => {
+    expect(ladder(trace("cancelled", ["stored", "cancelled"], { outcome: "cancelled" }), agent, host("online")).text).toBe("stopped");
+    const refused = trace("dead", ["stored", "dead"], { outcome: "dead", reason: "hop_limit" });
+    expect(ladder(refused, agent, host("online")).text).toBe("given up: agents have passed it on too often");
+  });
+
+  test("says who is waited for while a chain is paused", () => {
+    const held = trace("queued", ["stored", "waiting"]);
+    const rungs = held.rungs.map((rung) => (rung.rung === "waiting" ? { ...rung, reason: "chain_paused" } : rung));
+    expect(ladder({ ...held, rungs }, agent, host("online")).text).toBe("waits for your decision");
+  });
+
   const up = ["stored", "sent", "received"];
   test.each([
     ["stored · queued", trace("queued", ["stored"])],
@@ -124,6 +136,14 @@ describe("an agent in words", () => {
     expect(agentWords(that("idle"), found("not found", null)).text).toBe("Claude Code is missing on mbp");
     expect(agentWords(that("idle"), found("not signed in")).text).toBe("Claude Code cannot run on mbp");
     expect(agentWords({ ...that("idle"), command: ["./agent"] }, found("not found", null)).text).toBe("ready on mbp");
+  });
+
+  test("is not ready where its machine starts nothing of it", () => {
+    const holding = (agent_id: string | null, reason: string): Host => ({ ...found(null), holds: [{ reason, detail: "", agent_id }] });
+    expect(agentWords(that("idle"), holding(null, "memory_low"))).toEqual({ text: "mbp: low on memory", tone: "warn" });
+    expect(agentWords(that("crashed"), holding(agent.id, "crash_loop")).text).toBe("mbp: paused after crashes");
+    expect(agentWords(that("idle"), holding("agent_other", "crash_loop")).text).toBe("ready on mbp");
+    expect(agentWords(that("working"), holding(null, "memory_low")).text).toBe("working on mbp");
   });
 
   test("is ready again once its program is found", () => {

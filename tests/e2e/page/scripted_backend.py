@@ -38,6 +38,9 @@ from cloudagent_protocol.resources import (
     Agent,
     AgentStatus,
     Author,
+    Chain,
+    ChainAnswer,
+    ChainState,
     Conversation,
     DeliveryState,
     DeliverySummary,
@@ -103,6 +106,7 @@ class ScriptedBackend:
         self.messages: dict[str, Message] = {}
         self.traces: dict[str, DeliveryTrace] = {}
         self.runs: dict[str, Run] = {}
+        self.chains: dict[str, Chain] = {}
         self.run_events: dict[str, list[dict[str, Any]]] = {}
         self.idempotent: dict[str, dict[str, Any]] = {}
         #: Requests as "METHOD /path", in their order.
@@ -230,6 +234,78 @@ class ScriptedBackend:
         )
         self.conversations[conversation.id] = conversation
         return conversation
+
+    def add_exchange(self, one: Agent, other: Agent) -> Conversation:
+        """The conversation that two agents have with each other."""
+        conversation = Conversation(
+            id=new_conversation_id(),
+            kind="agents",
+            agent_ids=[one.id, other.id],
+            created_at=datetime.now(UTC),
+        )
+        self.conversations[conversation.id] = conversation
+        return conversation
+
+    def tell_agent(
+        self, exchange: Conversation, cause: Message, text: str, place: Conversation | None = None
+    ) -> Message:
+        """What one agent says to the other because of a message; `place` is where it is worked on."""
+        author_id = cause.deliveries[0].agent_id
+        author = self.agents[author_id]
+        [to] = [one for one in exchange.agent_ids if one != author_id]
+        trace = DeliveryTrace(
+            id=new_delivery_id(),
+            message_id=new_message_id(),
+            conversation_id=(place or exchange).id,
+            agent_id=to,
+            state=DeliveryState.QUEUED,
+            rungs=[Rung(rung=RungName.STORED, at=datetime.now(UTC), actor="backend")],
+        )
+        message = Message(
+            id=trace.message_id,
+            conversation_id=exchange.id,
+            author=Author(type="agent", id=author_id, name=author.name),
+            text=text,
+            created_at=datetime.now(UTC),
+            deliveries=[DeliverySummary(id=trace.id, agent_id=to, seq=1, state=trace.state)],
+            chain_id=cause.chain_id or cause.id,
+            depth=cause.depth + 1,
+            caused_by=cause.id,
+        )
+        self.traces[trace.id] = trace
+        self.add_message(message)
+        self.put_trace(trace)
+        return message
+
+    def pause(self, first: Message, *held: Message, turns: int = 30) -> Chain:
+        """A chain has had its turns: what is held waits for a person."""
+        for message in held:
+            [delivery] = message.deliveries
+            trace = self.traces[delivery.id]
+            rung = Rung(
+                rung=RungName.WAITING, at=datetime.now(UTC), actor="backend", reason="chain_paused"
+            )
+            self.put_trace(trace.model_copy(update={"rungs": [*trace.rungs, rung]}))
+        places = [first.conversation_id, *(message.conversation_id for message in held)]
+        chain = Chain(
+            id=first.id,
+            conversation_id=first.conversation_id,
+            author=first.author,
+            opening=first.text,
+            state=ChainState.PAUSED,
+            turns=turns,
+            turns_allowed=turns,
+            waiting=len(held),
+            pauses=1,
+            conversation_ids=list(dict.fromkeys(places)),
+            agent_ids=self.conversations[held[0].conversation_id].agent_ids,
+        )
+        self.put_chain(chain)
+        return chain
+
+    def put_chain(self, chain: Chain) -> None:
+        self.chains[chain.id] = chain
+        self.tell(EventType.CHAIN_UPDATED, chain.model_dump(mode="json"))
 
     def say(self, conversation: Conversation, text: str, *, ago: float = 0.0) -> Message:
         """A person's message, stored and on its way; `ago` in seconds."""
@@ -407,6 +483,7 @@ class ScriptedBackend:
             "conversations": self.conversations,
             "messages": self.messages,
             "runs": self.runs,
+            "chains": self.chains,
         }[kind]
 
     def _of_conversation(self, request: Request, conversation_id: str, what: str) -> Any:
@@ -435,18 +512,30 @@ class ScriptedBackend:
                 return self.add_conversation(agent, title=None).model_dump(mode="json")
             case ("POST", "conversations", conversation_id, "messages"):
                 return self._posted(conversation_id, body["text"])
+            case ("POST", "chains", chain_id):
+                return self._decided(self.chains[chain_id], body["decision"])
             case ("POST", "runs", run_id, "interrupt"):
                 return self.runs[run_id].model_dump(mode="json")
-            case ("DELETE", "messages", message_id):
-                end = DeliveryState.CANCELLED
-                message = self.messages[message_id]
-                self.climb(message, RungName.CANCELLED, state=end, outcome="cancelled")
-                return {}
             case ("DELETE", kind, thing_id):
-                del self._all(kind)[thing_id]
-                return Response(status_code=204)
+                return self._removed(kind, thing_id)
             case _:
                 return problem(404, "not_found", "There is no such thing.")
+
+    def _removed(self, kind: str, thing_id: str) -> Any:
+        if kind != "messages":
+            del self._all(kind)[thing_id]
+            return Response(status_code=204)
+        end = DeliveryState.CANCELLED
+        self.climb(self.messages[thing_id], RungName.CANCELLED, state=end, outcome="cancelled")
+        return {}
+
+    def _decided(self, chain: Chain, decision: Any) -> Any:
+        if chain.state is not ChainState.PAUSED:
+            return problem(409, "conflict", "bo has answered already: stop.", "Look again.")
+        state = ChainState.ACTIVE if decision == "continue" else ChainState.STOPPED
+        answer = ChainAnswer(decision=decision, by="ana", at=datetime.now(UTC))
+        self.put_chain(chain.model_copy(update={"state": state, "answers": [answer]}))
+        return self.chains[chain.id].model_dump(mode="json")
 
     def _device(self, step: str, body: Any) -> Any:
         asking = self.asking.get(body["user_code"])
@@ -549,7 +638,7 @@ class Work:
         self.run = Run(
             id=new_run_id(),
             agent_id=self.agent.id,
-            conversation_id=message.conversation_id,
+            conversation_id=trace.conversation_id,
             delivery_ids=[trace.id],
             driver=str(self.agent.driver),
             state=RunState.RUNNING,
@@ -615,7 +704,7 @@ class Work:
             }
         )
 
-    def reply(self, text: str, *, auto: bool = False) -> Message:
+    def reply(self, text: str, *, auto: bool = False, **more: Any) -> Message:
         message = Message(
             id=new_message_id(),
             conversation_id=self.run.conversation_id,
@@ -625,6 +714,7 @@ class Work:
             in_reply_to=self.message.id,
             run_id=self.run.id,
             auto_published=auto,
+            **more,
         )
         self.backend.add_message(message)
         return message

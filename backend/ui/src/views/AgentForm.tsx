@@ -26,10 +26,11 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
   const session = useSession();
   const state = useApp();
   const { agent } = props;
-  const hosts = Object.values(state.hosts).sort((a, b) => a.name.localeCompare(b.name));
+  // One that is there for a job has no agents of its own.
+  const hosts = Object.values(state.hosts).filter((h) => h.parent_id == null).sort((a, b) => a.name.localeCompare(b.name));
   const { busy, error, attempt } = useAttempt();
   const [name, setName] = useState(agent?.name ?? "");
-  const [hostId, setHostId] = useState(agent?.host_machine_id ?? props.host ?? hosts.find((h) => h.state === "online")?.id ?? hosts[0]?.id ?? "");
+  const [hostId, setHostId] = useState(agent?.host_machine_id ?? hosts.find((h) => h.id === props.host)?.id ?? hosts.find((h) => h.state === "online")?.id ?? hosts[0]?.id ?? "");
   const host = state.hosts[hostId];
   const [driver, setDriver] = useState(agent?.driver ?? bestDriver(host));
   const [cwd, setCwd] = useState(agent?.cwd ?? "");

@@ -11,6 +11,7 @@ import type { Agent, Message } from "../wire";
 import { OVER } from "../wire";
 import { agentWords, dayOf, driverName, duration, hostWords, obstacle } from "../words";
 import { Activity } from "./Activity";
+import { PausedChains } from "./Chains";
 import { Composer, focusComposer } from "./Composer";
 import { Log } from "./Log";
 import { AgentMessage, OwnMessage, Pending } from "./Messages";
@@ -57,6 +58,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
       : outgoingIn(state, conversation);
   const offline = host !== undefined && host.state === "offline";
   const hindered = obstacle(agent, host);
+  const other = partner(state, agent, conversation);
   return (
     <>
       <TopBar
@@ -81,8 +83,8 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
             {words.text}
             <span className="wide-only">
               {" "}
-              · {driverName(agent.driver)}
-              {agent.cwd !== null && ` · ${agent.cwd}`}
+              · {other === null ? driverName(agent.driver) : `with ${other}`}
+              {other === null && agent.cwd !== null && ` · ${agent.cwd}`}
             </span>
           </p>
         </div>
@@ -98,6 +100,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
         state={state}
       />
       <div className="dock">
+        <PausedChains conversation={conversation} />
         <Busy conversation={conversation} agent={agent} state={state} />
         <Composer
           key={`${agent.id}/${conversation ?? "new"}`}
@@ -110,13 +113,23 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
                 ? "No connection. What you write is kept here and goes out when it is back."
                 : hindered !== null
                   ? `${words.text}: ${hindered.problem ?? ""}`
-                  : null
+                  : other !== null
+                    ? `What ${agent.name} and ${other} say to each other. What you write here goes to ${agent.name}.`
+                    : null
           }
           onSend={send}
         />
       </div>
     </>
   );
+}
+
+/** With whom an agent talks in a conversation of agents. */
+function partner(state: State, agent: Agent, id: string | null): string | null {
+  const conversation = state.conversations[id ?? ""];
+  if (conversation?.kind !== "agents") return null;
+  const other = conversation.agent_ids.find((one) => one !== agent.id) ?? "";
+  return state.agents[other]?.name ?? "a removed agent";
 }
 
 /** The conversation of the address; of an agent alone, the latest. */
@@ -169,7 +182,7 @@ function Thread(props: {
       {entries.map((entry, at) => (
         <Fragment key={entry.key}>
           <DayLine entry={entry} before={entries[at - 1]} />
-          <Line entry={entry} before={entries[at - 1]} state={state} entries={entries} />
+          <Line entry={entry} before={entries[at - 1]} state={state} entries={entries} here={conversation ?? ""} />
         </Fragment>
       ))}
       {outgoing.map((out) => (
@@ -196,8 +209,14 @@ function DayLine({ entry, before }: { entry: Entry; before: Entry | undefined })
   );
 }
 
-function Line(props: { entry: Entry; before: Entry | undefined; entries: Entry[]; state: State }): ReactNode {
-  const { entry, before, state } = props;
+function Line(props: {
+  entry: Entry;
+  before: Entry | undefined;
+  entries: Entry[];
+  state: State;
+  here: string;
+}): ReactNode {
+  const { entry, before, state, here } = props;
   const head = before === undefined || authorOf(before) !== authorOf(entry);
   if (entry.kind === "run") {
     const name = state.agents[entry.view.agent_id ?? ""]?.name ?? "agent";
@@ -207,7 +226,7 @@ function Line(props: { entry: Entry; before: Entry | undefined; entries: Entry[]
     return <Activity view={entry.view} name={name} head={head} said={said} />;
   }
   if (entry.message.author.type === "user") return <OwnMessage message={entry.message} state={state} />;
-  return <AgentMessage message={entry.message} head={head} />;
+  return <AgentMessage message={entry.message} head={head} here={here} state={state} />;
 }
 
 function authorOf(entry: Entry): string {

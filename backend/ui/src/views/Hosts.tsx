@@ -57,6 +57,7 @@ function HostCard({ host }: { host: Host }): ReactNode {
   const [renewed, setRenewed] = useState<HostWithKey | null>(null);
   const agents = Object.values(state.agents).filter((agent) => agent.host_machine_id === host.id);
   const words = hostWords(host);
+  const parent = host.parent_id == null ? undefined : (state.hosts[host.parent_id]?.name ?? "a removed machine");
 
   const answer = (yes: boolean): void => {
     const what = question;
@@ -113,7 +114,10 @@ function HostCard({ host }: { host: Host }): ReactNode {
         </ul>
       )}
       <h3>Agents</h3>
-      <p className="chips">
+      {parent !== undefined ? (
+        <p className="muted">Here for one job: it runs agents of {parent}, has none of its own, and is removed when the job is over.</p>
+      ) : (
+        <p className="chips">
         {agents.map((agent) => (
           <Link key={agent.id} to={`/a/${encodeURIComponent(agent.name)}`} className="chip">
             {agent.name}
@@ -124,12 +128,15 @@ function HostCard({ host }: { host: Host }): ReactNode {
           Add an agent
         </Link>
       </p>
+      )}
       {renewed !== null && <Pairing made={renewed} renewed />}
       <Failure error={error} />
       <div className="card-actions">
-        <button type="button" className="button" disabled={busy} onClick={() => setQuestion("rotate")}>
-          New key…
-        </button>
+        {parent === undefined && (
+          <button type="button" className="button" disabled={busy} onClick={() => setQuestion("rotate")}>
+            New key…
+          </button>
+        )}
         <button type="button" className="button danger-text" disabled={busy} onClick={() => setQuestion("remove")}>
           Remove…
         </button>

@@ -4,7 +4,8 @@ import { memo, useState, type ReactNode } from "react";
 
 import type { Outgoing, State } from "../reducer";
 import type { DeliveryTrace, Message, Rung } from "../wire";
-import { between, clock, duration, fullTime, ladder, plain, preciseClock, rungWords, since } from "../words";
+import { between, clock, duration, fullTime, ladder, plain, preciseClock, reasonWords, rungWords, since } from "../words";
+import { Cause, Origin } from "./Chains";
 import { Markdown } from "./Markdown";
 import { Avatar, Dot, Failure, Icon } from "./parts";
 import { useAttempt, useSession } from "./use";
@@ -15,27 +16,33 @@ export const OwnMessage = memo(function OwnMessage({ message, state }: { message
       <div className="bubble" title={fullTime(message.created_at)}>
         <p className="typed">{plain(message.text)}</p>
       </div>
-      {message.deliveries.map((delivery) => {
-        const trace = state.traces[delivery.id];
-        return (
-          trace !== undefined && (
-            <Whereabouts
-              key={delivery.id}
-              trace={trace}
-              state={state}
-              several={message.deliveries.some((other) => other.agent_id !== delivery.agent_id)}
-              over={message.deliveries.some((other) => other.retry_of === delivery.id)}
-            />
-          )
-        );
-      })}
+      <Ladders message={message} state={state} />
     </article>
   );
 }, sameMessage);
 
+function Ladders({ message, state }: { message: Message; state: State }): ReactNode {
+  return message.deliveries.map((delivery) => {
+    const trace = state.traces[delivery.id];
+    return (
+      trace !== undefined && (
+        <Whereabouts
+          key={delivery.id}
+          trace={trace}
+          state={state}
+          several={message.author.type !== "user" || message.deliveries.some((other) => other.agent_id !== delivery.agent_id)}
+          over={message.deliveries.some((other) => other.retry_of === delivery.id)}
+        />
+      )
+    );
+  });
+}
+
 /** A message changes with its ladders and with where its machine is; not with what other agents do. */
 function sameMessage(a: { message: Message; state: State }, b: { message: Message; state: State }): boolean {
   if (a.message !== b.message) return false;
+  const cause = a.message.caused_by ?? "";
+  if (a.state.messages[cause] !== b.state.messages[cause]) return false;
   if (a.state.hosts !== b.state.hosts || a.state.agents !== b.state.agents) return false;
   return a.message.deliveries.every((d) => {
     const [was, is] = [a.state.traces[d.id], b.state.traces[d.id]];
@@ -107,7 +114,7 @@ function Rungs({ trace, where }: { trace: DeliveryTrace; where: string }): React
             {rungWords(rung)}
             {rung.rung === "sent" && ` ${where}`}
             {rung.rung === "received" && ` · ${rung.actor}`}
-            {rung.detail ? <span className="muted"> · {plain(rung.detail)}</span> : null}
+            {rung.detail || rung.reason ? <span className="muted"> · {plain(rung.detail || reasonWords(rung.reason))}</span> : null}
           </span>
           <span className="muted step">{step(trace.rungs, at)}</span>
         </li>
@@ -122,18 +129,28 @@ function step(rungs: readonly Rung[], at: number): string {
   return before === undefined || here === undefined ? "" : `+${duration(between(before.at, here.at))}`;
 }
 
-export const AgentMessage = memo(function AgentMessage(props: { message: Message; head: boolean }): ReactNode {
-  const { message, head } = props;
+interface Said {
+  message: Message;
+  head: boolean;
+  /** The conversation that it is shown in. */
+  here: string;
+  state: State;
+}
+
+export const AgentMessage = memo(function AgentMessage({ message, head, here, state }: Said): ReactNode {
   const system = message.author.type === "system";
   return (
     <article className={`message from${system ? " system" : ""}`} id={message.id} aria-label={`${message.author.name}, ${clock(message.created_at)}`}>
       {head && <Head name={message.author.name} id={message.author.id} at={message.created_at} />}
       <div className="turn-body">
+        <Origin message={message} here={here} state={state} />
+        {message.conversation_id === here && <Cause message={message} state={state} />}
         <Markdown text={message.text} />
+        <Ladders message={message} state={state} />
       </div>
     </article>
   );
-});
+}, (a, b) => a.head === b.head && a.here === b.here && sameMessage(a, b));
 
 export function Head({ name, id, at }: { name: string; id: string; at: string }): ReactNode {
   return (

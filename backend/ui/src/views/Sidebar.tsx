@@ -2,7 +2,7 @@
 
 import { useEffect, useRef, type ReactNode } from "react";
 
-import { agentBySlug, agentsByName, conversationsOf, hostOf, type State } from "../reducer";
+import { agentBySlug, agentsByName, conversationsOf, hostOf, pausedIn, type State } from "../reducer";
 import { chatPath, type Route } from "../router";
 import type { Agent } from "../wire";
 import { agentWords, since } from "../words";
@@ -99,7 +99,9 @@ export function Sidebar({ route, hidden, onClose, onSwitch }: Props): ReactNode 
 function AgentRow(props: { agent: Agent; state: State; chosen: boolean; onGo?: () => void }): ReactNode {
   const { agent, state } = props;
   const words = agentWords(agent, hostOf(state, agent));
-  const news = conversationsOf(state, agent.id).filter((c) => state.unread.has(c.id)).length;
+  const own = conversationsOf(state, agent.id);
+  const news = own.filter((c) => state.unread.has(c.id)).length;
+  const paused = own.some((c) => pausedIn(state, c.id).length > 0);
   return (
     <Link
       to={chatPath(agent.name)}
@@ -115,6 +117,12 @@ function AgentRow(props: { agent: Agent; state: State; chosen: boolean; onGo?: (
         <span className="agent-name">{agent.name}</span>
         <span className="agent-status">{words.text}</span>
       </span>
+      {paused && (
+        <span className="mark" title="Waits for your decision">
+          <Icon name="pause" />
+          <span className="sr-only">waits for your decision</span>
+        </span>
+      )}
       {news > 0 && !props.chosen && (
         <span className="badge">
           {news}
@@ -161,7 +169,9 @@ function Conversations(props: {
                       .join(", ")}`
                   : state.openings[conversation.id] || "New conversation")}
             </span>
-            {state.unread.has(conversation.id) ? (
+            {pausedIn(state, conversation.id).length > 0 ? (
+              <span className="badge warn">paused</span>
+            ) : state.unread.has(conversation.id) ? (
               <span className="badge">
                 new
               </span>
