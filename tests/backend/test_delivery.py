@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import timedelta
@@ -549,6 +550,19 @@ async def test_a_run_that_two_heartbeats_do_not_list_is_offered_again_once(tmp_p
         assert await desk.state(message) == "running"
         await desk.report(run.finished())
         assert await desk.state(message) == "done"
+
+
+async def test_a_clock_that_was_set_back_does_not_hide_the_newest_delivery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say()
+        await desk.service.cancel(desk.user_id, "ana", message.id)
+        real = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: real() - 86_400 * 10**9)
+        await desk.service.retry(desk.user_id, "ana", message.id)
+        with pytest.raises(Refused, match="under way already"):
+            await desk.service.retry(desk.user_id, "ana", message.id)
 
 
 async def test_what_is_under_way_or_done_is_not_tried_again(tmp_path: Path) -> None:

@@ -145,10 +145,12 @@ async def test_a_daemon_without_a_history_gets_a_new_epoch_and_its_messages_agai
         async with link_of(backend) as daemon:
             epoch = (await daemon.greet()).epoch
             held, lost = await backend.post("held"), await backend.post("lost")
-            for _ in range(2):
+            idle = await backend.post("not begun")
+            for _ in range(3):
                 await daemon.deliver()
             await daemon.send(Run(lost).started())
             await daemon.settle()
+            rungs_before = await rungs(backend, idle)
         async with link_of(backend) as daemon:
             unfinished = [held.deliveries[0].id, "dlv_unknown"]
             welcome = await daemon.greet(unfinished=unfinished)
@@ -157,6 +159,15 @@ async def test_a_daemon_without_a_history_gets_a_new_epoch_and_its_messages_agai
             frame = await daemon.deliver()
             assert (frame.seq, frame.message.id, frame.delivery_seq) == (1, lost.id, 2)
             assert "interrupted" in await rungs(backend, lost)
+            # Nothing was cut off where nothing had begun; that it is sent again is told.
+            assert (await daemon.deliver()).message.id == idle.id
+            told = await rungs(backend, idle)
+            assert told.count("waiting") == 1 + rungs_before.count("waiting")
+            assert "interrupted" not in told
+            # What is told by the backend is not told again by the machine that goes on.
+            await daemon.send(Run(lost).started(attempt=2))
+            await daemon.settle()
+            assert (await rungs(backend, lost)).count("interrupted") == 1
             assert (await trace(backend, held)).state == "received"
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from typing_extensions import override
 
+from cloudagent_daemon.link import tables
 from cloudagent_daemon.link.committer import SpoolError
 from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.tables import Leftover, NewerSpoolError
@@ -23,6 +24,7 @@ from cloudagent_protocol.frames import (
     HostReport,
     Interrupt,
     RunReport,
+    Send,
     decode,
 )
 from cloudagent_protocol.ids import (
@@ -145,6 +147,60 @@ async def test_a_finished_delivery_that_is_asked_for_again_is_answered_again_not
         await spool.receive([delivery(1, seq=3)], 3)
         assert spool.marks.last == 2
         assert await waiting_ids(spool) == []
+
+
+def send(number: int, to: int) -> Send:
+    return Send(
+        message_id=MessageId(f"msg_reply_{number}"),
+        agent_id=AgentId("agent_1"),
+        conversation_id=ConversationId("conv_1"),
+        run_id=RunId(f"run_{to}"),
+        text=f"reply {number}",
+        caused_by=MessageId(f"msg_{to}"),
+        sent_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+async def test_what_was_said_in_it_is_said_again_before_its_end() -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1), delivery(2)], 2)
+        for frame in (send(1, to=1), send(2, to=2), send(3, to=1)):
+            await spool.append(frame)
+        await spool.finish(ending(1))
+        await spool.acked(4)
+        await spool.receive([delivery(1, seq=3)], 3)
+        again = [decode(text) for _, text in await spool.frames_after(4, 10)]
+        assert again == [
+            send(1, to=1).model_copy(update={"seq": 5}),
+            send(3, to=1).model_copy(update={"seq": 6}),
+            ending(1).model_copy(update={"seq": 7}),
+        ]
+
+
+async def test_only_the_newest_of_what_was_said_is_kept_for_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tables, "SAID", 2)
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1)], 1)
+        for number in (1, 2, 3, 3):
+            await spool.append(send(number, to=1))
+        await spool.finish(ending(1))
+        await spool.acked(5)
+        await spool.receive([delivery(1, seq=2)], 2)
+        again = [decode(text) for _, text in await spool.frames_after(5, 10)]
+        assert [one.text for one in again if isinstance(one, Send)] == ["reply 2", "reply 3"]
+
+
+async def test_a_spool_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.executescript(f"BEGIN; {tables._SCHEMA} PRAGMA user_version = 1; COMMIT")
+        connection.execute("UPDATE link SET epoch = 'ep_1'")
+    connection.close()
+    async with open_spool(path) as spool:
+        assert spool.marks.epoch == "ep_1"
+        await spool.append(send(1, to=1))
 
 
 async def test_a_delivery_is_held_until_its_end_is_acknowledged() -> None:

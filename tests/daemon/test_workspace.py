@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from cloudagent_daemon.runs.workspace import SpawnRecord, TurnRecord, Workspace, redacted
+from cloudagent_daemon.runs.workspace import (
+    TURNS_KEPT,
+    SpawnRecord,
+    TurnRecord,
+    Workspace,
+    redacted,
+)
+from cloudagent_protocol.events import Finished, Outcome
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, new_run_id
 from cloudagent_protocol.resources import AgentSpec
 
@@ -64,14 +71,17 @@ def test_an_unreadable_record_counts_as_none(space: Workspace, content: str) -> 
     assert space.session_of(CONVERSATION) is None
 
 
-def test_a_turn_under_way_is_kept_until_it_is_over(space: Workspace) -> None:
-    delivery = DeliveryId("dlv_1")
-    record = TurnRecord(run_id=new_run_id(), launch_id="l")
-    space.keep_turn(delivery, record)
-    assert space.turn_of(delivery) == record
-    space.forget_turn(delivery)
-    space.forget_turn(delivery)
-    assert space.turn_of(delivery) is None
+def test_a_turn_under_way_is_kept_and_of_those_that_are_over_the_newest(space: Workspace) -> None:
+    under_way = TurnRecord(run_id=new_run_id(), launch_id="l")
+    finished = Finished(seq=1, at=datetime.now(UTC), outcome=Outcome.REPLIED)
+    over = under_way.model_copy(update={"finished": finished})
+    space.keep_turn(DeliveryId("dlv_00"), under_way)
+    ended = [DeliveryId(f"dlv_{number:02}") for number in range(1, TURNS_KEPT + 3)]
+    for delivery in ended:
+        space.keep_turn(delivery, over)
+    space.forget_old_turns()
+    assert space.turn_of(DeliveryId("dlv_00")) == under_way
+    assert [one for one in ended if space.turn_of(one) != over] == ended[:2]
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", "a\0b", "x" * 101])

@@ -197,16 +197,18 @@ def sign_up(home: Path) -> str:
 
 
 @contextlib.contextmanager
-def site(home: Path, agents: int, *, proxied: bool = False, **environment: str) -> Generator[Site]:
+def site(
+    home: Path, agents: int, *, proxied: bool = False, start: Start = forked, **environment: str
+) -> Generator[Site]:
     """A backend and a machine with so many agents; no daemon runs yet.
 
     Args:
-        environment: the backend's.
+        start: how the backend is started, with the environment.
     """
     with contextlib.ExitStack() as stack:
         token = sign_up(home / "server")
         backend = stack.enter_context(
-            running_backend(home / "server", port=0, token=token, start=forked, **environment)
+            running_backend(home / "server", port=0, token=token, start=start, **environment)
         )
         host, key = backend.create_host("mbp")
         state = home / "agents"

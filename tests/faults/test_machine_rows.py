@@ -1,9 +1,11 @@
 """Rows of the fault matrix about the machine itself: its key, its state, its clock, its resolver."""
 
 import contextlib
+import random
 import sqlite3
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -11,12 +13,13 @@ import pytest
 
 from cloudagent_daemon.paths import Paths, spool_file
 from e2e.harness import executed
-from faults.history import Done, Reply, Spawned
+from faults.history import Done, Reply, RunEnded, Spawned, check, maybe_repeated
 from faults.proxy import Stall
 from faults.site import count, site
 from faults.sizes import AGENTS, DEADLINE_S, MARKS, MESSAGES, SLACK_S, seeded
 
 pytestmark = MARKS
+DAY_S = 86_400
 MACHINE = Path(__file__).parent / "machine"
 
 
@@ -83,6 +86,39 @@ def test_row39_a_machine_that_slept_for_8_h_delivers_within_10_s_of_waking(
     assert not place.alive()
 
 
+@seeded
+def test_row40_a_clock_that_is_set_by_a_day_or_passes_into_winter_expires_nothing(
+    tmp_path: Path, seed: int
+) -> None:
+    clocks = {name: tmp_path / f"{name}-clock" for name in ("server", "machine")}
+    for clock in clocks.values():
+        clock.write_text("0")
+    # Half a minute before the clocks of Berlin go back from 03:00 to 02:00.
+    winter = datetime(2026, 10, 25, 0, 59, 30, tzinfo=UTC).timestamp() - time.time()
+    jumps = [DAY_S, -DAY_S, winter]
+    random.Random(seed).shuffle(jumps)
+    common = {"PYTHONPATH": str(MACHINE), "TZ": "Europe/Berlin"}
+    server = common | {"FAULTS_CLOCK": str(clocks["server"])}
+    machine = common | {"FAULTS_CLOCK": str(clocks["machine"])}
+    with (
+        site(tmp_path, AGENTS, start=executed, **server) as place,
+        place.daemon(start=executed, **machine),
+    ):
+        for jump in jumps:
+            for clock in clocks.values():
+                # Work is under way while one clock is set, and then the other.
+                place.post(MESSAGES // 6)
+                clock.write_text(str(jump))
+        place.post(MESSAGES - len(place.recorder.posts))
+        place.settle(deadline_s=DEADLINE_S)
+        # Times of different clocks order nothing: what is said to be over before it began is no fault.
+        history = [one for one in place.history() if not isinstance(one, RunEnded)]
+        assert not check(history)
+        assert not maybe_repeated(history)
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES
+        assert {one.outcome for one in history if isinstance(one, Done)} == {"replied"}
+
+
 def halved(file: Path) -> None:
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
@@ -113,9 +149,23 @@ def test_row37_a_damaged_state_is_set_aside_said_and_nothing_is_lost_or_doubled(
             daemon.wait_for_line("Connected")
             place.settle(deadline_s=DEADLINE_S)
         assert list(file.parent.glob(f"{file.name}.corrupt-*"))
-        # What the machine had and lost is told as interrupted: the backend cannot know how far it was.
-        history = place.judge(repeats=True)
+        history = place.judge()
         assert count(history, Spawned) == count(history, Reply) == MESSAGES
+
+
+@seeded
+def test_row37_work_that_began_unheard_before_the_state_was_lost_is_told_as_interrupted(
+    tmp_path: Path, seed: int
+) -> None:
+    with site(tmp_path, AGENTS) as place:
+        # A process lives, and the daemon ends before it says so.
+        place.crash("after_spawn", AGENTS)
+        emptied(spool_file(Paths(tmp_path / "laptop" / ".cloudagent", "default").state_dir))
+        with place.daemon(wait_for="set aside"):
+            place.settle(deadline_s=DEADLINE_S)
+        history = place.judge(repeats=True)
+        assert count(history, Reply) == AGENTS
+        assert set(maybe_repeated(history).values()) == {1}
 
 
 @seeded

@@ -2,17 +2,19 @@
 
 import contextlib
 import resource
+import shutil
 import sqlite3
 import subprocess
 import threading
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from faults.history import Reply, Spawned
 from faults.site import Site, count, site
-from faults.sizes import AGENTS, DEADLINE_S, FULL, MARKS, MESSAGES, seeded
+from faults.sizes import AGENTS, DEADLINE_S, FULL, MARKS, MESSAGES, SLACK_S, seeded
 
 pytestmark = MARKS
 #: How long the other process keeps the lock.
@@ -112,6 +114,56 @@ def test_row22_a_full_disk_is_said_and_nothing_is_taken_until_there_is_room(
         history = place.judge()
         assert count(history, Spawned) == count(history, Reply) == len(place.recorder.posts)
         assert daemon.popen.poll() is None
+
+
+def copy_of(database: Path, into: Path) -> Path:
+    """A backup, as docs/operations.md makes one: of a backend that runs."""
+    with (
+        contextlib.closing(sqlite3.connect(database)) as source,
+        contextlib.closing(sqlite3.connect(into)) as target,
+    ):
+        source.backup(target)
+    return into
+
+
+def restore(backup: Path, database: Path) -> None:
+    for part in database.parent.glob(f"{database.name}*"):
+        part.unlink()
+    shutil.copyfile(backup, database)
+
+
+@seeded
+def test_row23_a_backend_restored_from_a_backup_says_so_and_does_nothing_twice(
+    tmp_path: Path, seed: int
+) -> None:
+    share = MESSAGES // 4
+    with site(tmp_path, AGENTS) as place:
+        with place.daemon():
+            place.post(share)
+            place.settle(deadline_s=DEADLINE_S)
+        place.post(share)
+        backup = copy_of(place.backend.database, tmp_path / "backup.db")
+        with place.daemon() as daemon:
+            place.settle(deadline_s=DEADLINE_S)
+            place.post(share)
+            place.settle(deadline_s=DEADLINE_S)
+            # What was taken after the backup is gone with what the backend knew.
+            known, gone = place.recorder.posts[:-share], place.recorder.posts[-share:]
+            place.recorder.posts = [*known, *(replace(post, message=None) for post in gone)]
+            with place.backend.follow() as events:
+                cursor = events.seen[0]["id"]
+            place.backend.process.kill()
+            restore(backup, place.backend.database)
+            place.backend.start_again()
+            place.backend.process.wait_for_line("the history of mbp does not fit", 60 + SLACK_S)
+            daemon.wait_for_line("Connected")
+            with place.backend.follow(after=cursor) as events:
+                assert events.seen[0]["type"] == "resync"
+            place.post(MESSAGES - len(place.recorder.posts))
+            place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        assert count(history, Spawned) == MESSAGES
+        assert count(history, Reply) == MESSAGES - share
 
 
 @seeded

@@ -137,6 +137,10 @@ def test_news_by_an_ack_gives_the_frame_behind_it_its_own_time() -> None:
     assert link.lease_ends_at == 150.0
     link.on_ack(2)
     assert link.lease_ends_at is None
+    link.stamp(3, 140.0)
+    link.stamp(4, 150.0)
+    link.on_ack(4)
+    assert link.lease_ends_at is None
 
 
 def test_an_overdue_frame_is_looked_at_in_time() -> None:

@@ -1,5 +1,6 @@
 """A daemon's hello: do the two histories fit, and what of the work is still its own."""
 
+import logging
 import sqlite3
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from cloudagent_protocol.resources import (
     RunState,
 )
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Greeting:
@@ -44,6 +47,12 @@ def greet(c: sqlite3.Connection, machine: Machine, hello: Hello) -> Greeting:
     link = _resumed(c, machine, hello)
     abandoned: list[RunId] = []
     if link is None:
+        if hello.epoch is not None:
+            # A restored backup on one side, or a state that was lost: an operator should know.
+            about = {"action": "epoch", "host_id": machine.host_id}
+            logger.warning(
+                "the history of %s does not fit; a new one begins", machine.name, extra=about
+            )
         link = outbox.start_epoch(c, machine.host_id)
         abandoned = _reconcile(c, machine, set(hello.unfinished))
     return Greeting(
@@ -133,11 +142,7 @@ def _take_back(c: sqlite3.Connection, row: DeliveryRow) -> list[RunId]:
         abandoned.append(run.id)
         if not runs.has_live(c, run.host_id, run.agent_id):
             ladder.show_agent(c, run.user_id, run.agent_id, AgentStatus.IDLE)
-    detail = "the machine no longer knows this message; it is sent again"
-    rung = NewRung(RungName.INTERRUPTED, ladder.BACKEND, detail, reason=Reason.DAEMON_STOPPED.value)
-    # Nothing was lost where nothing had begun: a delivery that was only under way says nothing.
-    began = [rung] if row.state is not DeliveryState.LEASED else []
-    moved = ladder.move(c, row, DeliveryState.QUEUED, *began)
+    moved = ladder.move(c, row, DeliveryState.QUEUED, *_lost(row))
     if moved is None:
         return abandoned
     if row.interrupted_by:
@@ -152,6 +157,21 @@ def _take_back(c: sqlite3.Connection, row: DeliveryRow) -> list[RunId]:
     else:
         ladder.tell(c, moved)
     return abandoned
+
+
+def _lost(row: DeliveryRow) -> list[NewRung]:
+    """What a delivery says that its machine no longer knows.
+
+    Work that had begun was cut off. What was only on the machine waits again; should work on it have
+    begun unheard, the machine knows that by its agent's own files, and says so when it goes on. What
+    was under way says nothing.
+    """
+    if row.state is DeliveryState.LEASED:
+        return []
+    begun = row.state is not DeliveryState.RECEIVED
+    name = RungName.INTERRUPTED if begun else RungName.WAITING
+    detail = "the machine no longer knows this message; it is sent again"
+    return [NewRung(name, ladder.BACKEND, detail, reason=Reason.DAEMON_STOPPED.value)]
 
 
 def _is_over(c: sqlite3.Connection, machine: Machine, delivery_id: DeliveryId) -> bool:

@@ -331,7 +331,7 @@ def _started(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Starte
     at_us = _time_of(event)
     for row in _deliveries(c, run):
         rungs = [NewRung(RungName.STARTED, machine.name, None, at_us)]
-        if event.attempt > 1:
+        if event.attempt - 1 > row.count(RungName.INTERRUPTED):  # else that is told already
             detail = f"cut off; attempt {event.attempt} goes on"
             why = Reason.DAEMON_STOPPED.value
             rungs.insert(0, NewRung(RungName.INTERRUPTED, machine.name, detail, at_us, why))

@@ -396,13 +396,16 @@ def retry(
     message = messages.load(c, user_id, message_id)
     if message is None:
         raise not_found()
-    newest = {row.agent_id: row for row in deliveries.of_message(c, user_id, message_id)}
-    over = [row for row in newest.values() if row.state in RETRIABLE]
+    rows = deliveries.of_message(c, user_id, message_id)
+    # Not by their ids, which are times: clocks are set back.
+    done_over = {row.retry_of for row in rows}
+    newest = [row for row in rows if row.id not in done_over]
+    over = [row for row in newest if row.state in RETRIABLE]
     if not over:
         raise Refused(
             ErrorCode.CONFLICT,
             "There is nothing to try again: no delivery of this message has failed."
-            if all(row.state in ENDS for row in newest.values())
+            if all(row.state in ENDS for row in newest)
             else "It is under way already: a delivery of this message is not over yet.",
             next=f"See where it is: cloudagent trace {message_id}",
         )

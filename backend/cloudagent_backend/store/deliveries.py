@@ -72,6 +72,9 @@ class DeliveryRow:
     def has_rung(self, name: RungName) -> bool:
         return f'{{"rung":"{name.value}"' in self.rungs
 
+    def count(self, name: RungName) -> int:
+        return self.rungs.count(f'{{"rung":"{name.value}"')
+
 
 @dataclass(slots=True)
 class NewRung:

@@ -88,6 +88,8 @@ class Spool:
             ProtocolError: it is too large for the wire.
         """
         body = _body(frame)
+        if isinstance(frame, Send):
+            return await self._committer.do(lambda c: tables.say(c, frame, body))
         return await self._committer.do(lambda c: tables.append(c, body))
 
     async def finish(self, frame: RunReport) -> int:

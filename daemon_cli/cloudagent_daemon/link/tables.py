@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from cloudagent_daemon.link.committer import SpoolError
-from cloudagent_protocol.frames import Deliver, Interrupt, Numbered, decode
+from cloudagent_protocol.frames import Deliver, Interrupt, Numbered, Send, decode
 from cloudagent_protocol.ids import DeliveryId
 from cloudagent_protocol.resources import DeliveryMode
 
-SCHEMA_VERSION: Final = 1
 #: Finished deliveries that are remembered, so that a repeated one is no second run.
 REMEMBERED: Final = 20_000
+#: Messages of agents that are kept when the backend has them, should its own history be lost.
+SAID: Final = 2_000
 
 _SCHEMA = """
 CREATE TABLE link (
@@ -54,6 +55,19 @@ CREATE TABLE launches (
 CREATE INDEX launches_delivery ON launches (delivery_id);
 CREATE TABLE handled_before (message_id TEXT PRIMARY KEY) STRICT;
 """
+_SAID = """
+CREATE TABLE said (
+    number INTEGER PRIMARY KEY,
+    message_id TEXT NOT NULL UNIQUE,
+    agent_id TEXT NOT NULL,
+    caused_by TEXT,                       -- the message that its run worked on
+    body TEXT NOT NULL                    -- Send
+) STRICT;
+CREATE INDEX said_of ON said (caused_by, agent_id);
+"""
+#: Step n brings a spool from version n to n + 1; a step is never edited.
+_MIGRATIONS: Final = (_SCHEMA, _SAID)
+SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 
 class NewerSpoolError(Exception):
@@ -188,8 +202,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
         raise NewerSpoolError(
             f"state.db has schema {version}; this daemon knows {SCHEMA_VERSION}. Update the daemon."
         )
-    if version == 0:
-        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+    for number, step in enumerate(_MIGRATIONS[version:], version + 1):
+        connection.executescript(f"BEGIN; {step} PRAGMA user_version = {number}; COMMIT")
 
 
 def import_old_state(connection: sqlite3.Connection, path: Path) -> int:
@@ -270,7 +284,8 @@ def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
     """Keeps a delivery once.
 
     The backend repeats what is over here only if its own history was lost. What ended here is
-    answered with its ending once more; what was dropped has none, and is taken in anew.
+    answered with its ending once more, after what the agent said in it; what was dropped has none, and
+    is taken in anew.
     """
     row = c.execute(
         "SELECT finished_at IS NULL, ending FROM inbox WHERE id = ?", (frame.delivery_id,)
@@ -288,7 +303,12 @@ def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
             (frame.delivery_id, frame.delivery_seq, _next_change(c), frame.model_dump_json()),
         )
     elif not c.execute("SELECT 1 FROM outbox WHERE body = ?", (ending,)).fetchone():
-        append(c, ending)
+        said = c.execute(
+            "SELECT body FROM said WHERE caused_by = ? AND agent_id = ? ORDER BY number",
+            (frame.message.id, frame.agent.id),
+        ).fetchall()
+        for body in (*(body for (body,) in said), ending):
+            append(c, body)
 
 
 def _make_way(c: sqlite3.Connection, frame: Deliver) -> None:
@@ -365,6 +385,16 @@ def append(c: sqlite3.Connection, body: str) -> int:
     seq = c.execute("UPDATE link SET last = last + 1 RETURNING last").fetchone()[0]
     c.execute("INSERT INTO outbox VALUES (?, ?)", (seq, body))
     return seq
+
+
+def say(c: sqlite3.Connection, send: Send, body: str) -> int:
+    """As `append`, of a message of an agent: the newest are kept longer than until their ack."""
+    c.execute(
+        "INSERT OR IGNORE INTO said (message_id, agent_id, caused_by, body) VALUES (?, ?, ?, ?)",
+        (send.message_id, send.agent_id, send.caused_by or send.in_reply_to, body),
+    )
+    c.execute("DELETE FROM said WHERE number <= (SELECT max(number) FROM said) - ?", (SAID,))
+    return append(c, body)
 
 
 def finish(c: sqlite3.Connection, body: str, deliveries: Sequence[DeliveryId]) -> int:

@@ -90,6 +90,9 @@ class Attempt:
     ladder: Ladder = field(default_factory=Ladder)
     seen: Seen = field(default_factory=Seen)
     _alive_at: float = field(default_factory=time.monotonic)
+    _begun_at: float = field(default_factory=time.monotonic)
+    #: When the CLI's journal was written last, as far as that told nothing: seconds of the wall's clock.
+    _journal_before: float = 0.0
     _open_pipes: int = 2
     _drained: anyio.Event = field(default_factory=anyio.Event)
     _enough: anyio.Event = field(default_factory=anyio.Event)
@@ -209,6 +212,7 @@ class Attempt:
         self._finish_by(interrupts=True)
 
     async def _watch_silence(self) -> None:
+        self._journal_before = await self._journal_written_at()
         left = self.hang_timeout_s
         while left > 0:
             # Not a wait for an event: signs of life are many, and each only moves the deadline.
@@ -248,8 +252,19 @@ class Attempt:
         left = self._alive_at + self.hang_timeout_s - time.monotonic()
         if left > 0 or self.command.journal is None:
             return left
-        written_at = await anyio.to_thread.run_sync(_written_at, self.command.journal)
-        return written_at + self.hang_timeout_s - time.time()
+        written_at = await self._journal_written_at()
+        if written_at == self._journal_before:
+            return left
+        age = time.time() - written_at
+        if not 0 <= age <= time.monotonic() - self._begun_at:
+            age = 0.0  # the clock was set since; that it was written at all is a sign of life
+            self._journal_before = written_at
+        return self.hang_timeout_s - age
+
+    async def _journal_written_at(self) -> float:
+        if self.command.journal is None:
+            return 0.0
+        return await anyio.to_thread.run_sync(_written_at, self.command.journal)
 
     def _finish_by(self, *, linger_s: float = 0.0, interrupts: bool = False) -> None:
         self._linger_s, self._interrupts, self._at_once = linger_s, interrupts, False

@@ -99,6 +99,8 @@ class Runner:
             earlier = await anyio.to_thread.run_sync(workspace.turn_of, deliver.delivery_id)
             if earlier and (finished := await self._settled(deliver, workspace, earlier)):
                 return finished
+            if earlier:  # it was begun, even if the spool that counted it is lost
+                attempt = max(attempt, 2)
             run = _Run(
                 self._settings,
                 self._bridge,
@@ -134,8 +136,10 @@ class Runner:
             earlier = earlier.model_copy(update={"run_id": new_run_id()})
         if finished is None:
             return None
+        if earlier.finished is None:
+            earlier = earlier.model_copy(update={"finished": finished})
+            await self._keeper.in_thread(workspace.keep_turn, deliver.delivery_id, earlier)
         await Reporter(self._uplink, deliver, earlier.run_id).finish(finished)
-        await anyio.to_thread.run_sync(workspace.forget_turn, deliver.delivery_id)
         return finished
 
     async def _give_up(self, deliver: Deliver, error: Exception) -> Finished:
@@ -456,7 +460,7 @@ class _Run:
         await self._desk.keep_record()
         crash.point("before_finish")
         await self._reporter.finish(finished)
-        await anyio.to_thread.run_sync(self._workspace.forget_turn, self._deliver.delivery_id)
+        await anyio.to_thread.run_sync(self._workspace.forget_old_turns)
         return finished
 
     def _finished(self, verdict: Verdict, seen: Seen) -> Finished:

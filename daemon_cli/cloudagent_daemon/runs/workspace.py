@@ -12,7 +12,7 @@ import re
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
@@ -21,6 +21,8 @@ from cloudagent_protocol.frames import Send
 from cloudagent_protocol.ids import ConversationId, DeliveryId, MessageId, RunId
 from cloudagent_protocol.resources import AgentSpec
 
+#: Turns that are over and still known; one is about as large as what the agent sent in it.
+TURNS_KEPT: Final = 64
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 M = TypeVar("M", bound=BaseModel)
 
@@ -36,7 +38,11 @@ class SessionRecord(BaseModel):
 
 
 class TurnRecord(BaseModel):
-    """What must be known of a delivery's turn if the daemon dies in it; gone when it is over."""
+    """What must be known of a delivery's turn if the daemon dies in it, or loses its spool.
+
+    The last ones of an agent stay when they are over: a spool that is lost may take with it what the
+    backend was not told yet, and the backend then delivers again.
+    """
 
     run_id: RunId
     #: The process that works on it, as its environment names it.
@@ -124,8 +130,13 @@ class Workspace:
     def keep_turn(self, delivery: DeliveryId, record: TurnRecord) -> None:
         _replace(self._turn_file(delivery), record.model_dump_json())
 
-    def forget_turn(self, delivery: DeliveryId) -> None:
-        self._turn_file(delivery).unlink(missing_ok=True)
+    def forget_old_turns(self) -> None:
+        """Leaves the newest `TURNS_KEPT`, and of older ones those that are not over."""
+        # Ids of deliveries begin with the time.
+        for file in sorted(self._turns.glob("*.json"), reverse=True)[TURNS_KEPT:]:
+            record = _load(file, TurnRecord)
+            if record is None or record.finished is not None:
+                file.unlink(missing_ok=True)
 
     def _turn_file(self, delivery: DeliveryId) -> Path:
         return self._turns / f"{_safe(delivery)}.json"
