@@ -101,7 +101,7 @@ def test_row40_a_clock_that_is_set_by_a_day_or_passes_into_winter_expires_nothin
     server = common | {"FAULTS_CLOCK": str(clocks["server"])}
     machine = common | {"FAULTS_CLOCK": str(clocks["machine"])}
     with (
-        site(tmp_path, AGENTS, start=executed, **server) as place,
+        site(tmp_path, AGENTS, proxied=False, start=executed, **server) as place,
         place.daemon(start=executed, **machine),
     ):
         for jump in jumps:
