@@ -19,7 +19,9 @@ NAMES = (
     "idle_host",
     "reconnect",
     "backlog",
+    "growth",
     "spool",
+    "daemon_idle",
 )
 #: Those that `--whole` makes larger.
 LARGER = ("idle_host", "backlog")

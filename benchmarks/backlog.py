@@ -5,11 +5,9 @@ reference appends the same number of rows to bare SQLite, as many a commit as th
 """
 
 import asyncio
-import json
 import sqlite3
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from typing_extensions import override
@@ -17,11 +15,11 @@ from typing_extensions import override
 from benchmarks.delivery import commits
 from benchmarks.measure import Figure, figure, rate
 from benchmarks.servers import WINDOW, Server, provision, running_on, settled_rss
-from benchmarks.wire import Host, Json, connect_all
+from benchmarks.wire import Worker, connect_all
 from cloudagent_backend.delivery import sending
 from cloudagent_backend.store import users
 from cloudagent_backend.store.database import connect
-from cloudagent_protocol.ids import AgentId, new_run_id
+from cloudagent_protocol.ids import AgentId
 from cloudagent_protocol.resources import Author
 
 MESSAGES = 10_000
@@ -79,47 +77,22 @@ def _submit(connection: sqlite3.Connection, submission: sending.Submission) -> N
     sending.submit(connection, submission, 1_000_000)
 
 
-class _Worker(Host):
-    """Ends each delivery as soon as it has it."""
-
+class _Worker(Worker):
     def __init__(self, host: str, key: str, number: int) -> None:
-        super().__init__(host, key, self._end)
+        super().__init__(host, key)
         self._number = number
-        self._reported = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @override
-    def on_text(self, text: bytes) -> None:
-        super().on_text(text)
-        frame: Json = json.loads(text)
-        # The last report is on the backend's disk.
-        if frame["type"] == "ack" and frame["seq"] >= self._number and not self.done.done():
-            self.done.set_result(None)
+    def on_ack(self, seq: int) -> None:
+        if seq >= self._number and not self.done.done():
+            self.done.set_result(None)  # the last report is on the backend's disk
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if not self.done.done():
             self.done.set_exception(ConnectionError("the backend closed the host's connection"))
-
-    def _end(self, frame: Json) -> None:
-        self._reported += 1
-        finished = {
-            "type": "finished",
-            "seq": 1,
-            "at": datetime.now(UTC).isoformat(),
-            "outcome": "silent",
-        }
-        report = {
-            "type": "run_report",
-            "seq": self._reported,
-            "run_id": new_run_id(),
-            "agent_id": frame["agent"]["id"],
-            "conversation_id": frame["message"]["conversation_id"],
-            "delivery_ids": [frame["delivery_id"]],
-            "event": finished,
-        }
-        self.send(json.dumps(report))
 
 
 async def _caught_up(server: Server, number: int) -> float:

@@ -25,8 +25,9 @@ class Slice:
 class Load:
     """The hosts and clients of one server. Leave it with `close`."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, host: type[Host] = Host) -> None:
         self._server = server
+        self._host = host
         self._waiting: dict[str, asyncio.Future[float]] = {}
         self._numbers = itertools.count()
         self.hosts: list[Host] = []
@@ -35,7 +36,10 @@ class Load:
     async def open(self, clients: int) -> None:
         self.hosts = await connect_all(
             self._server.url,
-            [lambda host, key=key: Host(host, key, self._received) for key in self._server.keys],
+            [
+                lambda netloc, key=key: self._host(netloc, key, self._received)
+                for key in self._server.keys
+            ],
         )
         self._posters = [
             await connect(self._server.url, lambda host: Poster(host, self._server.token))

@@ -6,10 +6,13 @@ Only what our servers send is understood: answers with a Content-Length, unfragm
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from typing_extensions import override
+
+from cloudagent_protocol.ids import new_run_id
 
 Json = dict[str, Any]
 DEADLINE_S = 60.0
@@ -161,19 +164,56 @@ class Host(Socket):
         frame: Json = json.loads(text)
         if frame["type"] == "deliver":
             self._unacked = self.last_seq = frame["seq"]
-            if self._received:
-                self._received(frame)
+            self.on_deliver(frame)
+        elif frame["type"] == "ack":
+            self.on_ack(frame["seq"])
         elif frame["type"] == "heartbeat":  # a host that is silent for 26 s is given up
             self.send('{"type": "heartbeat"}')
         elif frame["type"] == "welcome":
             self.epoch = frame["epoch"]
             self.ready.set_result(None)
 
+    def on_deliver(self, frame: Json) -> None:
+        if self._received:
+            self._received(frame)
+
+    def on_ack(self, seq: int) -> None:
+        """The server has our frames up to this number on its disk."""
+
     @override
     def on_batch(self) -> None:
         if self._unacked:
             self.send(f'{{"type": "ack", "seq": {self._unacked}}}')
             self._unacked = 0
+
+
+class Worker(Host):
+    """A fake host that ends each delivery as soon as it has it, without a word."""
+
+    def __init__(self, host: str, key: str, received: Callable[[Json], None] | None = None) -> None:
+        super().__init__(host, key, received)
+        self._reported = 0
+
+    @override
+    def on_deliver(self, frame: Json) -> None:
+        super().on_deliver(frame)
+        self._reported += 1
+        finished = {
+            "type": "finished",
+            "seq": 1,
+            "at": datetime.now(UTC).isoformat(),
+            "outcome": "silent",
+        }
+        report = {
+            "type": "run_report",
+            "seq": self._reported,
+            "run_id": new_run_id(),
+            "agent_id": frame["agent"]["id"],
+            "conversation_id": frame["message"]["conversation_id"],
+            "delivery_ids": [frame["delivery_id"]],
+            "event": finished,
+        }
+        self.send(json.dumps(report))
 
 
 async def connect(url: str, make: Callable[[str], Any]) -> Any:
