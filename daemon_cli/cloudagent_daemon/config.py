@@ -17,6 +17,9 @@ PROFILE_VARIABLE: Final = "CLOUDAGENT_DAEMON_PROFILE"
 HOME_VARIABLE: Final = "CLOUDAGENT_HOME"
 CRASH_VARIABLE: Final = "CLOUDAGENT_CRASH_AT"
 
+#: Of config.json; a daemon refuses what a newer one has written.
+SCHEMA: Final = 1
+
 MaskSetting: TypeAlias = Literal["auto", "require", "off"]
 
 
@@ -212,7 +215,13 @@ def read_file(path: Path) -> Stored | None:
         )
     try:
         return _parse(json.loads(text))
-    except (ConfigError, ValueError, KeyError, TypeError) as error:
+    except _NewerError as error:
+        raise ConfigError(
+            f"{path} belongs to a newer version",
+            str(error),
+            "uv tool upgrade cloudagent-daemon   (the file was left as it is)",
+        ) from error
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unusable(path, f"{type(error).__name__}: {error}") from error
 
 
@@ -259,6 +268,7 @@ def write_file(path: Path, stored: Stored) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)
     body = {
+        "schema": SCHEMA,
         "server_url": stored.server_url,
         "machine_key": stored.machine_key,
         "host_id": stored.host_id,
@@ -275,10 +285,22 @@ def write_file(path: Path, stored: Stored) -> None:
         raise
 
 
+class _NewerError(Exception):
+    """A newer daemon has written the file."""
+
+
 def _parse(raw: Any) -> Stored:
     if not isinstance(raw, dict):
         raise TypeError("expected an object")
     body = cast("dict[str, Any]", raw)
+    schema: Any = body.get("schema", SCHEMA)  # files from before it was written have none
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise _NewerError(f"its schema is {schema}; this daemon knows {SCHEMA}")
+    if schema != SCHEMA:
+        raise ValueError(f"its schema is {schema!r}")
+    for name in ("ca_file", "ssh_tunnel"):
+        if not isinstance(body.get(name), str | None):
+            raise TypeError(f"{name} is no text")
     defaults = asdict(Limits())
     return Stored(
         server_url=check_server_url(str(body["server_url"])),
@@ -297,7 +319,7 @@ def _limits(values: Mapping[str, Any], where: str) -> Limits:
             name: type(default)(values[name]) for name, default in defaults.items()
         }
         limits = Limits(**made)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"A limit in {where} is no number", str(error), "cloudagent-daemon status"
         ) from error

@@ -161,5 +161,5 @@ def _is_taken(path: Path) -> bool:
 def _pid(pid_file: Path) -> int:
     try:
         return int(pid_file.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):  # not there yet, or no number: the lock alone is the truth
         return 0

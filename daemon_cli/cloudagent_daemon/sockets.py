@@ -41,7 +41,7 @@ def find(name: str, state_dir: Path) -> Path:
     """Where the socket of that name is, if there is one."""
     try:
         return Path(_pointer(name, state_dir).read_text("utf-8").rstrip("\n"))
-    except FileNotFoundError:
+    except (OSError, ValueError):  # none, or no path: then nobody answers there, which is said
         return state_dir / name
 
 

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 SCHEMA: Final = "cloudagent.status/1"
 #: The file is filled up with blanks to this size, so that on a full disk it still has room for news.
@@ -44,9 +44,25 @@ def _write_over(path: Path, body: bytes) -> None:
         file.truncate()
 
 
+#: What a reader takes for granted of a report, beside its schema.
+_LISTS: Final = ("runtimes", "agents")
+
+
 def read(path: Path) -> dict[str, Any]:
-    """What the daemon last said, or nothing."""
+    """What the daemon last said, or nothing: also if the file is damaged, or a newer daemon's."""
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+        said: Any = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    if not isinstance(said, dict):
+        return {}
+    report = cast("dict[str, Any]", said)
+    lists = [cast("list[Any]", report[name]) for name in _LISTS if _is_list(report.get(name))]
+    sound = len(lists) == len(_LISTS) and all(
+        isinstance(one, dict) for each in lists for one in each
+    )
+    return report if sound and report.get("schema") == SCHEMA else {}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)

@@ -207,6 +207,23 @@ async def test_a_configuration_that_cannot_be_used_exits_78(home: Home) -> None:
     assert "Traceback" in error
 
 
+async def test_a_login_sets_a_configuration_that_cannot_be_used_aside(home: Home) -> None:
+    home.state.mkdir(parents=True)
+    file = home.state / "config.json"
+    file.write_text('{"max_runs": 9,')
+    file.chmod(0o600)
+    async with scripted_backend() as backend:
+        words = ("login", "--server", backend.url, "--api-key-file", "-")
+        code, _, error = await home.command(*words, stdin="sk_machine_wrong")
+        assert code != 0
+        assert file.read_text() == '{"max_runs": 9,', "nothing came in its place"
+        code, _, error = await home.command(*words, stdin=KEY)
+        assert code == 0
+    [aside] = home.state.glob("config.json.corrupt-*")
+    assert aside.read_text() == '{"max_runs": 9,'
+    assert f"set aside as {aside.name}" in error
+
+
 async def test_profile_may_stand_before_or_after_the_command_or_in_the_environment(
     home: Home,
 ) -> None:

@@ -1,12 +1,18 @@
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import subprocess
 import sys
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloudagent_daemon import config, lock, log, profile, status
 from cloudagent_daemon.config import ConfigError, Limits, NotLoggedInError, Stored
@@ -33,7 +39,24 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         config.read_file(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"server_url": "ftp://x"}', "\x00"])
+SOUND = {"server_url": "https://a", "machine_key": "sk_machine_x", "host_id": "host_1"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"server_url": "ftp://x"}',
+        "\x00",
+        "[" * 100_000,
+        json.dumps(SOUND | {"schema": "new"}),
+        json.dumps(SOUND | {"schema": 0}),
+        json.dumps(SOUND | {"ca_file": 5}),
+        json.dumps(SOUND)[:-1] + ', "max_runs": 1e999}',
+    ],
+)
 def test_a_file_that_makes_no_sense_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
@@ -41,6 +64,46 @@ def test_a_file_that_makes_no_sense_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"config\.json cannot be used") as error:
         config.read_file(path)
     assert not error.value.usage
+
+
+def test_a_file_of_a_newer_daemon_is_refused_with_the_repair_and_no_login_writes_over_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"schema": config.SCHEMA + 1, "servers": [SOUND]}))
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="belongs to a newer version") as error:
+        config.read_file(path)
+    assert not error.value.replaceable
+    assert "uv tool upgrade cloudagent-daemon" in error.value.next_step
+
+
+def test_a_file_from_before_there_were_schemas_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SOUND))
+    path.chmod(0o600)
+    stored = config.read_file(path)
+    assert stored
+    config.write_file(path, stored)
+    assert json.loads(path.read_text())["schema"] == config.SCHEMA
+    assert config.read_file(path) == stored
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner),
+    max_leaves=5,
+)
+
+
+@given(name=st.sampled_from([*SOUND, "schema", *asdict(Limits()), "ca_file"]), value=json_values)
+def test_whatever_a_field_holds_the_file_is_understood_or_named(name: str, value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(SOUND | {name: value}))
+        path.chmod(0o600)
+        with contextlib.suppress(ConfigError):
+            config.read_file(path)
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
@@ -210,8 +273,9 @@ def test_a_pid_file_alone_means_nothing(tmp_path: Path) -> None:
 def test_status_is_replaced_whole_and_half_a_file_is_none(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     assert status.read(path) == {}
-    status.write(path, {"state": "connected"})
-    assert status.read(path) == {"schema": "cloudagent.status/1", "state": "connected"}
+    report = {"state": "connected", "runtimes": [], "agents": []}
+    status.write(path, report)
+    assert status.read(path) == {"schema": "cloudagent.status/1", **report}
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_text(json.dumps({"a": 1})[:3])
     assert status.read(path) == {}
@@ -368,7 +432,8 @@ import resource, sys
 from pathlib import Path
 from cloudagent_daemon import status
 path = Path(sys.argv[1])
-status.write(path, {"state": "connected"})
+lists = {"runtimes": [], "agents": []}
+status.write(path, {"state": "connected", **lists})
 # No new file may be longer than nothing; what is there may be written over.
 resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, -1))
 import errno, os
@@ -376,7 +441,7 @@ replace = os.replace
 def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 Path.write_bytes = full
-status.write(path, {"state": "connecting"})
+status.write(path, {"state": "connecting", **lists})
 print(status.read(path)["state"], sorted(one.name for one in path.parent.iterdir()))
 """
     done = subprocess.run(

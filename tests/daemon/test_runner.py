@@ -257,6 +257,18 @@ async def test_a_silent_process_is_taken_for_hung_and_ended(tmp_path: Path) -> N
     assert not any(map(alive, children))
 
 
+async def test_a_turn_of_a_newer_daemon_fails_its_message_with_the_repair(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        deliver = world.deliver("@@reply hi")
+        file = world.workspace / ".meta" / "turns" / f"{deliver.delivery_id}.json"
+        file.parent.mkdir(parents=True)
+        file.write_text('{"schema": 2}')
+        seen = await world.run(deliver)
+        assert file.read_text() == '{"schema": 2}'
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.INTERNAL)
+    assert "uv tool upgrade cloudagent-daemon" in seen.end.detail
+
+
 async def test_an_agents_own_hang_timeout_counts_and_not_its_machines(tmp_path: Path) -> None:
     async with a_world(tmp_path, hang_timeout_s=600) as world:
         world.agent = world.agent.model_copy(update={"hang_timeout_s": 1.0})

@@ -302,10 +302,15 @@ async def test_old_state_is_taken_over_once(tmp_path: Path) -> None:
         pass
 
 
-async def test_old_state_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+async def test_old_state_that_cannot_be_read_is_set_aside_and_said_once(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("[1, 2")
     async with open_spool(tmp_path / "state.db", tmp_path / "state.json") as spool:
+        [aside] = tmp_path.glob("state.json.corrupt-*")
         assert spool.note
+        assert aside.name in spool.note
+    async with open_spool(tmp_path / "state.db", tmp_path / "state.json") as spool:
+        assert spool.note is None, "it is said once"
+    assert aside.read_text() == "[1, 2"
 
 
 async def test_a_frame_too_large_for_the_wire_is_refused() -> None:

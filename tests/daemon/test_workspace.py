@@ -1,12 +1,15 @@
 """An agent's folder: made once, kept, replaced file by file, never left."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from cloudagent_daemon.runs.workspace import (
+    SCHEMA,
     TURNS_KEPT,
+    NewerRecordError,
     SpawnRecord,
     TurnRecord,
     Workspace,
@@ -66,9 +69,42 @@ def test_a_session_is_bound_to_its_folder_and_driver(space: Workspace, tmp_path:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"driver": 1}', "\x00\xff"])
-def test_an_unreadable_record_counts_as_none(space: Workspace, content: str) -> None:
-    (space.sessions / "conv_1.json").write_text(content)
+def test_an_unreadable_record_is_set_aside_and_said_once(
+    space: Workspace, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = space.sessions / "conv_1.json"
+    file.write_text(content)
     assert space.session_of(CONVERSATION) is None
+    assert space.session_of(CONVERSATION) is None
+    [aside] = space.sessions.glob("conv_1.json.corrupt-*")
+    assert aside.read_text() == content
+    [said] = caplog.records
+    assert aside.name in said.getMessage()
+    space.keep_session(CONVERSATION, "s1")
+    assert space.session_of(CONVERSATION)
+
+
+def test_two_records_that_are_set_aside_in_one_second_are_both_kept(space: Workspace) -> None:
+    file = space.sessions / "conv_1.json"
+    for content in ("{1", "{2", "{3"):
+        file.write_text(content)
+        assert space.session_of(CONVERSATION) is None
+    kept = {aside.read_text() for aside in space.sessions.glob("conv_1.json.corrupt-*")}
+    assert kept == {"{1", "{2", "{3"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_record_of_a_newer_daemon_is_refused_with_the_repair_and_left(
+    space: Workspace, *, known: bool
+) -> None:
+    space.keep_session(CONVERSATION, "s1")
+    file = space.sessions / "conv_1.json"
+    body = json.loads(file.read_text()) if known else {"sessions": []}
+    text = json.dumps(body | {"schema": SCHEMA + 1})
+    file.write_text(text)
+    with pytest.raises(NewerRecordError, match="uv tool upgrade cloudagent-daemon"):
+        space.session_of(CONVERSATION)
+    assert file.read_text() == text
 
 
 def test_a_turn_under_way_is_kept_and_of_those_that_are_over_the_newest(space: Workspace) -> None:

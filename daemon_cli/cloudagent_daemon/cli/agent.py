@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloudagent_daemon.cli.options import USAGE, CommandError, Commands, Here, safe
-from cloudagent_daemon.cli.status import look
+from cloudagent_daemon.cli.status import identity_of, look
 
 _ARCHIVE: Final = ".archive"
 
@@ -99,12 +99,9 @@ def agent_folders(here: Here) -> dict[str, tuple[str, str | None]]:
 def _identities(agents_dir: Path) -> Iterator[dict[str, Any]]:
     for file in sorted(agents_dir.glob("*/.meta/identity.json")):
         if file.parent.parent.parent == agents_dir and file.parent.parent.name != _ARCHIVE:
-            try:
-                identity: dict[str, Any] = json.loads(file.read_text("utf-8"))
-            except ValueError:
-                identity = {}
             home = file.parent.parent
-            yield {"id": home.name, "name": home.name, **identity, "home": str(home)}
+            told = identity_of(file)
+            yield {"name": home.name, **told, "id": home.name, "home": str(home)}
 
 
 def _line(agent: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cloudagent_daemon import config, ssh, trust
+from cloudagent_daemon.aside import set_aside
 from cloudagent_daemon.cli import reload, secret
 from cloudagent_daemon.cli.options import (
     NOT_LOGGED_IN,
@@ -153,7 +154,7 @@ def _stored(here: Here) -> Stored | None:
     except ConfigError as error:
         if not error.replaceable:
             raise
-        print(safe(f"warning: {error}; it is written anew"), file=sys.stderr)
+        print(safe(f"warning: {error}; a login writes it anew"), file=sys.stderr)
         return None
 
 
@@ -282,8 +283,19 @@ async def _verify(way: "Way", key: str, again: str) -> LoggedIn:
     return LoggedIn(key, str(host["id"]), str(host["name"]))
 
 
+def _make_way(path: Path) -> None:
+    """What cannot be used is kept, for the person to look at: it may hold settings."""
+    try:
+        config.read_file(path)
+    except ConfigError as error:
+        if error.replaceable and not path.is_symlink():
+            aside = set_aside(path)
+            print(safe(f"{path.name} was set aside as {aside.name}"), file=sys.stderr)
+
+
 def _keep(here: Here, kept: Stored, done: LoggedIn) -> None:
     try:
+        _make_way(here.paths.config)
         config.write_file(here.paths.config, kept)
     except OSError as error:
         what = f"{done.host_name} was let in, but its key could not be kept"

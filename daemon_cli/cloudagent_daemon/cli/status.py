@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from cloudagent_daemon import config, lock, status
 from cloudagent_daemon.cli import standing
@@ -110,12 +110,25 @@ def _with_folders(here: Here, agents: list[dict[str, Any]]) -> list[dict[str, An
     return [{**agent, "cwd": _folder(here.paths.agents_dir, agent)} for agent in agents]
 
 
+def identity_of(file: Path) -> dict[str, Any]:
+    """What an identity.json says, as text; nothing if it is damaged: its folder names the agent."""
+    try:
+        said: Any = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    known = ("name", "driver", "cwd")
+    return {
+        name: value
+        for name, value in cast("dict[str, Any]", said).items()
+        if name in known and isinstance(value, str)
+    }
+
+
 def _folder(agents_dir: Path, agent: dict[str, Any]) -> str | None:
     if "/" in agent["id"]:
         return None
     home = agents_dir / agent["id"]
-    try:
-        identity = json.loads((home / ".meta" / "identity.json").read_text("utf-8"))
-        return identity.get("cwd") or str(home / "workspace")
-    except (OSError, ValueError, AttributeError):
-        return None
+    file = home / ".meta" / "identity.json"
+    return identity_of(file).get("cwd") or (str(home / "workspace") if file.exists() else None)

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 from anyio.to_thread import run_sync
 
+from cloudagent_daemon.aside import set_aside
 from cloudagent_daemon.link import tables
 from cloudagent_daemon.link.committer import Committer, committing
 from cloudagent_daemon.link.tables import Change, Leftover, Watermarks
@@ -178,7 +179,10 @@ def _prepare(
     if old_state is not None and old_state.exists():
         try:
             tables.import_old_state(connection, old_state)
-        except (ValueError, AttributeError, OSError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
+            said = f"{old_state.name} of an earlier daemon could not be read ({error})"
+            note = f"{said}; set aside as {set_aside(old_state).name}"
+        except OSError as error:
             note = f"{old_state.name} of an earlier daemon could not be read: {error}"
     return connection, note
 

@@ -8,10 +8,10 @@ import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
+from cloudagent_daemon.aside import set_aside
 from cloudagent_daemon.link.committer import SpoolError
 from cloudagent_protocol.frames import Deliver, Interrupt, Numbered, Send, decode
 from cloudagent_protocol.ids import DeliveryId
@@ -158,12 +158,7 @@ def connect(path: Path | None, host_id: str | None = None) -> tuple[sqlite3.Conn
 
 
 def _set_aside(path: Path, why: str) -> str:
-    aside = path.with_name(f"{path.name}.{why}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-    for tail in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + tail)
-        if part.exists():
-            part.rename(aside.with_name(aside.name + tail))
-    return aside.name
+    return set_aside(path, why, tails=("", "-wal", "-shm")).name
 
 
 def _owner(connection: sqlite3.Connection, host_id: str) -> str:

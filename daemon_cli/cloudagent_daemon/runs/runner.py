@@ -46,7 +46,7 @@ from cloudagent_daemon.runs.outcome import (
 )
 from cloudagent_daemon.runs.ports import Launch, StopSignal, Uplink, UplinkError
 from cloudagent_daemon.runs.report import Reporter, now
-from cloudagent_daemon.runs.workspace import SpawnRecord, TurnRecord, Workspace
+from cloudagent_daemon.runs.workspace import NewerRecordError, SpawnRecord, TurnRecord, Workspace
 from cloudagent_protocol.content import MAX_TEXT_CHARS
 from cloudagent_protocol.events import Finished, Outcome, Ready, Reason, Retry, Started, ToolCall
 from cloudagent_protocol.frames import Deliver, ListMessages
@@ -113,10 +113,15 @@ class Runner:
                 self._ladder,
             )
             return await run.go(attempt, stop, earlier)
+        except NewerRecordError as error:
+            logger.error("%s", error, extra={"action": "newer_record"})  # noqa: TRY400 - the trace tells nothing more
+            return await self._give_up(deliver, str(error))
         except Exception as error:
+            # The edge of a run: a fault of ours ends it with a word to the person, not the daemon.
             about = {"agent_id": deliver.agent.id, "delivery_id": deliver.delivery_id}
             logger.exception("a run failed", extra={"action": "run_failed", **about})
-            return await self._give_up(deliver, error)
+            detail = f"The daemon could not do this run ({error!r}); its log has more."
+            return await self._give_up(deliver, detail)
 
     async def _settled(
         self, deliver: Deliver, workspace: Workspace, earlier: TurnRecord
@@ -142,13 +147,13 @@ class Runner:
         await Reporter(self._uplink, deliver, earlier.run_id).finish(finished)
         return finished
 
-    async def _give_up(self, deliver: Deliver, error: Exception) -> Finished:
+    async def _give_up(self, deliver: Deliver, detail: str) -> Finished:
         finished = Finished(
             seq=1,
             at=now(),
             outcome=Outcome.FAILED,
             reason=Reason.INTERNAL,
-            detail=f"The daemon could not do this run ({error!r}); its log has more.",
+            detail=detail,
         )
         try:
             await Reporter(self._uplink, deliver, new_run_id()).finish(finished)

@@ -7,6 +7,8 @@ All functions block; files are replaced whole, so that a reader never sees half 
 """
 
 import contextlib
+import json
+import logging
 import os
 import re
 import secrets
@@ -16,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
+from cloudagent_daemon.aside import set_aside
 from cloudagent_protocol.events import Finished
 from cloudagent_protocol.frames import Send
 from cloudagent_protocol.ids import ConversationId, DeliveryId, MessageId, RunId
@@ -23,11 +26,23 @@ from cloudagent_protocol.resources import AgentSpec
 
 #: Turns that are over and still known; one is about as large as what the agent sent in it.
 TURNS_KEPT: Final = 64
+#: Of the records below `.meta` that a later life reads.
+SCHEMA: Final = 1
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound="_Record")
+logger = logging.getLogger(__name__)
 
 
-class SessionRecord(BaseModel):
+class NewerRecordError(Exception):
+    """A newer daemon has written a record; `str()` says which, and what to do."""
+
+
+class _Record(BaseModel):
+    #: Grows when a reader of before would misunderstand it.
+    schema_: int = Field(default=SCHEMA, alias="schema")
+
+
+class SessionRecord(_Record):
     """The CLI's session that holds a conversation."""
 
     driver: str
@@ -37,7 +52,7 @@ class SessionRecord(BaseModel):
     updated_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
-class TurnRecord(BaseModel):
+class TurnRecord(_Record):
     """What must be known of a delivery's turn if the daemon dies in it, or loses its spool.
 
     The last ones of an agent stay when they are over: a spool that is lost may take with it what the
@@ -117,7 +132,7 @@ class Workspace:
 
     def keep_session(self, conversation: ConversationId, session_id: str) -> None:
         record = SessionRecord(driver=self.agent.driver, cwd=str(self.cwd), session_id=session_id)
-        _replace(self._session_file(conversation), record.model_dump_json(indent=2))
+        _replace(self._session_file(conversation), record.model_dump_json(indent=2, by_alias=True))
 
     def _session_file(self, conversation: ConversationId) -> Path:
         return self.sessions / f"{_safe(conversation)}.json"
@@ -128,13 +143,16 @@ class Workspace:
         return _load(self._turn_file(delivery), TurnRecord)
 
     def keep_turn(self, delivery: DeliveryId, record: TurnRecord) -> None:
-        _replace(self._turn_file(delivery), record.model_dump_json())
+        _replace(self._turn_file(delivery), record.model_dump_json(by_alias=True))
 
     def forget_old_turns(self) -> None:
         """Leaves the newest `TURNS_KEPT`, and of older ones those that are not over."""
         # Ids of deliveries begin with the time.
         for file in sorted(self._turns.glob("*.json"), reverse=True)[TURNS_KEPT:]:
-            record = _load(file, TurnRecord)
+            try:
+                record = _load(file, TurnRecord)
+            except NewerRecordError:
+                continue
             if record is None or record.finished is not None:
                 file.unlink(missing_ok=True)
 
@@ -174,11 +192,44 @@ def _safe(name: str) -> str:
 
 
 def _load(path: Path, model: type[M]) -> M | None:
+    """The record; none if there is none, or if it is damaged: then it is set aside, and said once.
+
+    Without its record a session starts anew with a handoff note, and a turn with that of an attempt
+    that was cut off.
+
+    Raises:
+        NewerRecordError: see there.
+    """
     try:
-        return model.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        # An unreadable record is a lost one: the session starts anew, with a handoff note.
+        body = path.read_bytes()
+    except FileNotFoundError:
         return None
+    _refuse_newer(path, body)
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        aside = set_aside(path)
+        logger.error(  # noqa: TRY400 - the trace tells nothing more
+            "%s was unreadable (%d errors); set aside as %s",
+            path,
+            error.error_count(),
+            aside.name,
+            extra={"action": "record_set_aside"},
+        )
+        return None
+
+
+def _refuse_newer(path: Path, body: bytes) -> None:
+    try:
+        said: Any = json.loads(body)
+        schema = said.get("schema", SCHEMA)
+    except (ValueError, AttributeError, RecursionError):
+        return
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise NewerRecordError(
+            f"{path} was written by a newer daemon (schema {schema}; this one knows {SCHEMA}) and "
+            "was left as it is. Update this one: uv tool upgrade cloudagent-daemon"
+        )
 
 
 def _replace(path: Path, text: str) -> None:
