@@ -77,11 +77,20 @@ class Child:
 
     async def feed(self, data: bytes) -> None:
         """Writes all of standard input and closes it; a child that does not read is no error."""
+        await self.write(data)
+        await self.close_stdin()
+
+    async def write(self, data: bytes) -> None:
+        """Writes to standard input and leaves it open; a child that does not read is no error."""
         stdin = self._streams.stdin
         assert stdin is not None
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             if data:
                 await stdin.send(data)
+
+    async def close_stdin(self) -> None:
+        stdin = self._streams.stdin
+        assert stdin is not None
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             await stdin.aclose()
 

@@ -61,6 +61,7 @@ async def converse(
     async def list_tools(
         context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
+        toolbox.listed.set()
         return _LISTED
 
     async def call_tool(

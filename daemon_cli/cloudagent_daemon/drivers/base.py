@@ -1,14 +1,15 @@
 """What a driver is: a value in, a command out; lines in, events out. No I/O (architecture.md §5).
 
 A `DriverSession` serves one child process. The runner writes the command's files, starts it, feeds
-`prompt`, hands every line of standard output to `receive` and acts on what comes out.
+`prompt`, hands every line of standard output to `receive` and acts on what comes out. A session that
+is asked something or has to answer says so by an event too (`Say`, `AwaitTools`, `PermissionAsked`).
 """
 
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import Reason, RunEvent, Usage
@@ -27,12 +28,14 @@ class DriverError(Exception):
 class Capabilities:
     """What the CLI behind a driver can do."""
 
-    #: A session can be continued by a later process.
-    resume: bool = True
     #: The process takes further prompts after a turn's end.
     warm: bool = False
     #: A message can be put into a turn that is under way.
     steer: bool = False
+    #: It is talked with: standard input stays open after the prompt, until the turn's end.
+    converses: bool = False
+    #: It tells by itself whether it has our tools; of one that does not, the bridge sees it.
+    reports_tools: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Command:
     files: Mapping[Path, str] = field(default_factory=dict[Path, str])
     #: Grows while the CLI works, even when it prints nothing: a sign of life.
     journal: Path | None = None
+    #: How long it may take to leave by itself once its turn is over.
+    linger_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,50 @@ class TurnEnd:
     final_text: str = ""
 
 
-DriverEvent: TypeAlias = RunEvent | TextDelta | TurnEnd
+@dataclass(frozen=True)
+class Decision:
+    """Whether the agent may; `why` is for the agent and for a person."""
+
+    allow: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Say:
+    """For the program's standard input. Nothing may be said after the turn's end."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class AwaitTools:
+    """The program knows where our tools are; `then` is what follows once it has listed them.
+
+    It is given False if the program has not done so in good time.
+    """
+
+    then: "Callable[[bool], Iterable[DriverEvent]]"
+
+
+@dataclass(frozen=True)
+class PermissionAsked:
+    """The program does nothing until it is told whether it may; `then` puts the answer in its words.
+
+    Whoever decides may take as long as it needs: lines are read meanwhile.
+    """
+
+    tool: str
+    #: What it comes to: `read`, `search`, `think`, `edit`, `execute`, … or `other`, if not known.
+    kind: str
+    input: dict[str, Any]
+    #: A tool of our own bridge, which has checks of its own.
+    ours: bool
+    then: "Callable[[Decision], Iterable[DriverEvent]]"
+
+
+#: What is reported of a run, and what is between the session and its process alone.
+Reported: TypeAlias = RunEvent | TextDelta | TurnEnd
+DriverEvent: TypeAlias = Reported | Say | AwaitTools | PermissionAsked
 
 
 class DriverSession(Protocol):
@@ -154,7 +202,7 @@ class DriverSession(Protocol):
         ...
 
     def interrupt(self) -> bytes | signal.Signals:
-        """How to stop the turn: bytes for its standard input, or a signal."""
+        """How to stop the turn: bytes for its standard input (none: it has no turn yet), or a signal."""
         ...
 
 
@@ -163,6 +211,11 @@ class Driver(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def resumes(self) -> bool:
+        """Whether its sessions can be resumed; with the history handed to a new one if they cannot."""
+        ...
 
     def open(self, job: Job) -> DriverSession:
         """A session for one process; does no I/O."""

@@ -41,6 +41,8 @@ from cloudagent_protocol.version import DISTRIBUTION
 class BuiltinDriver:
     """Our agent, with a hosted model or with the scripted one."""
 
+    resumes = True
+
     def __init__(self, name: str, kind: ModelKind | None = None) -> None:
         self.name = name
         #: None: by the agent's model and what is configured.
@@ -67,7 +69,7 @@ class BuiltinDriver:
 class BuiltinSession:
     """One process of our agent."""
 
-    capabilities = Capabilities(resume=True, warm=True)
+    capabilities = Capabilities(warm=True)
 
     def __init__(self, job: Job, kind: ModelKind | None) -> None:
         self._job = job

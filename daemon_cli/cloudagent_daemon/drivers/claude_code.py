@@ -95,6 +95,7 @@ class ClaudeCode:
     """The driver `claude_code`."""
 
     name = "claude_code"
+    resumes = True
 
     def open(self, job: Job) -> DriverSession:
         return ClaudeSession(job)
@@ -154,7 +155,7 @@ class ClaudeSession:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(resume=True)
+        return Capabilities()
 
     def launch(self) -> Command:
         job = self._job

@@ -3,20 +3,28 @@
 import codecs
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from cloudagent_daemon import footprint
 from cloudagent_daemon.drivers.base import (
+    AwaitTools,
     Command,
+    Decision,
     DriverEvent,
     DriverSession,
+    PermissionAsked,
+    Reported,
+    Say,
     TextDelta,
     Turn,
     TurnEnd,
@@ -31,18 +39,24 @@ from cloudagent_protocol.events import Ready, Reason, Stderr, Text, ToolCall
 
 logger = logging.getLogger(__name__)
 
-#: How long a process may take to leave after its turn's end, and to heed an interrupt.
-LINGER_S: Final = 10.0
+#: How often it is asked how much memory it takes.
+MEMORY_LOOK_S: Final = 2.0
+#: How long a process may take to heed an interrupt.
 INTERRUPT_S: Final = 2.0
 #: How long its pipes may stay open after the whole tree is gone: they should not at all.
 DRAIN_S: Final = 10.0
-#: How often it is asked how much memory it takes.
-MEMORY_LOOK_S: Final = 2.0
+#: How long a program that does not tell of its tools may take to list ours before its turn begins.
+TOOLS_S: Final = 10.0
+#: Answers that wait for a program to read them. With more it is not read any further either: one
+#: that does not read its input for so long is given up for hung.
+_OUTBOX: Final = 64
 #: A larger line is understood in a thread, so that the daemon's other work goes on.
 _LARGE_LINE_BYTES: Final = 262_144
 #: What is kept of stderr for the end, and how much of it is shown as it comes.
 _TAIL_CHARS: Final = 4_000
 _STDERR_EVENTS: Final = 200
+
+E = TypeVar("E")
 
 
 @dataclass
@@ -69,6 +83,8 @@ class Attempt:
         on_event: handed each event, in order; the next line waits for it.
         stop: ends the attempt when requested.
         hang_timeout_s: silence after which the process is taken for dead.
+        tools_listed: set once the process has asked the bridge for our tools.
+        decide: whether the agent may do what it asks for.
         mask: what the process must not see.
         memory_limit: bytes that its whole tree may take; null: as much as there is.
         ladder: how its end goes.
@@ -81,9 +97,11 @@ class Attempt:
     cwd: Path
     launch_id: str
     on_start: Callable[[Child], Awaitable[None]]
-    on_event: Callable[[DriverEvent], Awaitable[None]]
+    on_event: Callable[[Reported], Awaitable[None]]
     stop: StopSignal
     hang_timeout_s: float
+    tools_listed: anyio.Event
+    decide: Callable[[PermissionAsked], Awaitable[Decision]]
     mask: Mask = NO_MASK
     memory_limit: int | None = None
     memory_look_s: float = MEMORY_LOOK_S
@@ -100,6 +118,8 @@ class Attempt:
     _linger_s: float = 0.0
     _interrupts: bool = False
     _at_once: bool = True
+    _pumps: TaskGroup | None = None
+    _outbox: MemoryObjectSendStream[bytes] | None = None
 
     def sign_of_life(self) -> None:
         """The agent did something that is seen elsewhere, such as calling a tool."""
@@ -133,8 +153,13 @@ class Attempt:
         return self.seen
 
     async def _converse(self, child: Child) -> None:
-        async with anyio.create_task_group() as pumps:
-            pumps.start_soon(child.feed, self.session.prompt(self.turn))
+        outbox, to_write = anyio.create_memory_object_stream[bytes](_OUTBOX)
+        async with to_write, outbox, anyio.create_task_group() as pumps:
+            self._pumps, self._outbox = pumps, outbox
+            outbox.send_nowait(self.session.prompt(self.turn))
+            if not self.session.capabilities.converses:
+                outbox.close()
+            pumps.start_soon(self._write_stdin, child, to_write)
             pumps.start_soon(self._read_stdout, child)
             pumps.start_soon(self._read_stderr, child)
             await child.wait()
@@ -145,6 +170,11 @@ class Attempt:
             pumps.cancel_scope.cancel()
 
     # --- pumps ---
+
+    async def _write_stdin(self, child: Child, to_write: MemoryObjectReceiveStream[bytes]) -> None:
+        async for data in to_write:
+            await child.write(data)
+        await child.close_stdin()
 
     async def _read_stdout(self, child: Child) -> None:
         lines = LineSplitter()
@@ -168,6 +198,39 @@ class Attempt:
             await self._take(event)
 
     async def _take(self, event: DriverEvent) -> None:
+        match event:
+            case Say():
+                await self._say(event.data)
+            case AwaitTools():
+                self._start(self._await_tools, event)
+            case PermissionAsked():
+                self._start(self._permit, event)
+            case _:
+                await self._report(event)
+
+    async def _say(self, data: bytes) -> None:
+        assert self._outbox is not None
+        with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+            await self._outbox.send(data)
+
+    def _start(self, task: Callable[[E], Coroutine[Any, Any, None]], event: E) -> None:
+        """Beside the reading, which must go on."""
+        assert self._pumps is not None
+        self._pumps.start_soon(task, event)
+
+    async def _await_tools(self, asked: AwaitTools) -> None:
+        with anyio.move_on_after(TOOLS_S):
+            await self.tools_listed.wait()
+        for event in asked.then(self.tools_listed.is_set()):
+            await self._take(event)
+
+    async def _permit(self, asked: PermissionAsked) -> None:
+        decision = await self.decide(asked)
+        self.sign_of_life()
+        for event in asked.then(decision):
+            await self._take(event)
+
+    async def _report(self, event: Reported) -> None:
         if isinstance(event, Ready):
             self.seen.ready = True
         if isinstance(event, Text | ToolCall | TextDelta):
@@ -179,11 +242,14 @@ class Attempt:
             if event.reason is Reason.TOOLS_UNAVAILABLE:
                 self._enough.set()  # at once: it must not work without being able to answer
             else:
-                self._finish_by(linger_s=LINGER_S)
+                self._finish_by(linger_s=self.command.linger_s)
+            assert self._outbox is not None
+            self._outbox.close()
         await self.on_event(event)
 
     def _gated(self, end: TurnEnd) -> TurnEnd:
-        if end.reason is None and not self.seen.ready:
+        reports = self.session.capabilities.reports_tools
+        if end.reason is None and reports and not self.seen.ready:
             detail = "The agent ended its turn without ever reporting that it has our tools."
             return TurnEnd(Reason.TOOLS_UNAVAILABLE, detail, session_id=end.session_id)
         return end
@@ -282,6 +348,10 @@ class Attempt:
         how = self.session.interrupt()
         if isinstance(how, Signals):
             await child.interrupt(how, INTERRUPT_S)
+        elif how:
+            with anyio.move_on_after(INTERRUPT_S):
+                await self._say(how)
+                await child.wait()
 
 
 def _mb(size: int) -> str:

@@ -19,17 +19,19 @@ from cloudagent_daemon.config import Settings
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.base import (
     Command,
+    Decision,
     DriverError,
-    DriverEvent,
     DriverSession,
     Job,
+    PermissionAsked,
+    Reported,
     TextDelta,
     ToolServer,
     Turn,
     TurnEnd,
 )
 from cloudagent_daemon.drivers.lines import clip
-from cloudagent_daemon.drivers.table import driver_named
+from cloudagent_daemon.drivers.table import DRIVERS, driver_named
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Child, Ladder, SpawnError, end_leftover
 from cloudagent_daemon.runs import prompts
@@ -44,6 +46,7 @@ from cloudagent_daemon.runs.outcome import (
     judge,
     unlaunched,
 )
+from cloudagent_daemon.runs.permission import by_mode
 from cloudagent_daemon.runs.ports import Launch, StopSignal, Uplink, UplinkError
 from cloudagent_daemon.runs.report import Reporter, now
 from cloudagent_daemon.runs.workspace import NewerRecordError, SpawnRecord, TurnRecord, Workspace
@@ -302,6 +305,7 @@ class _Run:
             spawn.pid = child.pid
             await anyio.to_thread.run_sync(self._keep_spawn, spawn)
 
+        place.toolbox.next_process()
         self._attempt = Attempt(
             session=driver,
             command=command,
@@ -314,6 +318,8 @@ class _Run:
             stop=stop,
             hang_timeout_s=self._deliver.agent.hang_timeout_s
             or self._settings.limits.hang_timeout_s,
+            tools_listed=place.toolbox.listed,
+            decide=self._decide,
             mask=mask,
             memory_limit=await anyio.to_thread.run_sync(footprint.most, self._settings.limits),
             ladder=self._ladder,
@@ -361,7 +367,17 @@ class _Run:
         if self._attempt is not None:
             self._attempt.sign_of_life()
 
-    async def _event(self, event: DriverEvent) -> None:
+    async def _decide(self, asked: PermissionAsked) -> Decision:
+        decision = by_mode(self._deliver.agent.mode, asked)
+        logger.info(
+            "%s: %s",
+            "allowed" if decision.allow else "denied",
+            asked.tool,
+            extra={"action": "permission", "kind": asked.kind, "run_id": self._run_id},
+        )
+        return decision
+
+    async def _event(self, event: Reported) -> None:
         if isinstance(event, TextDelta):
             self._reporter.delta(event)
             return
@@ -421,9 +437,13 @@ class _Run:
         record = await anyio.to_thread.run_sync(self._workspace.session_of, conversation)
         if record is None:
             return None, ""
-        if not self._workspace.resumable(record):
+        if not self._workspace.resumable(record) or not self._driver_resumes():
             return None, await self._handoff()
         return record.session_id, ""
+
+    def _driver_resumes(self) -> bool:
+        driver = DRIVERS.get(self._deliver.agent.driver)
+        return driver is None or driver.resumes
 
     async def _handoff(self) -> str:
         query = ListMessages(
