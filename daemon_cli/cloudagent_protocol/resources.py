@@ -164,6 +164,10 @@ class EphemeralHostCreate(HostMachineCreate):
 
 class Driver(StrEnum):
     CLAUDE_CODE = "claude_code"
+    OPENCODE = "opencode"
+    GEMINI = "gemini"
+    QWEN = "qwen"
+    ACP = "acp"  # any program that speaks the Agent Client Protocol, by the agent's `command`
     BUILTIN = "builtin"
     SCRIPTED = "scripted"
 

@@ -88,14 +88,10 @@ def say(message: Json) -> None:
 
 
 class Tools:
-    """The MCP server of the configuration, over stdio."""
+    """An MCP server, over stdio."""
 
-    def __init__(self, config: str) -> None:
-        server = json.loads(read(config))["mcpServers"]["cloudagent"]
-        assert server["alwaysLoad"] is True
-        self._process = subprocess.Popen(
-            [server["command"], *server["args"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+    def __init__(self, command: list[str]) -> None:
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._id = 0
         client = {"name": "fake", "version": "1"}
         self.request(
@@ -151,6 +147,13 @@ class Tools:
         self._process.wait()
 
 
+def configured(config: str) -> Tools:
+    """The one of claude's configuration."""
+    server = json.loads(read(config))["mcpServers"]["cloudagent"]
+    assert server["alwaysLoad"] is True
+    return Tools([server["command"], *server["args"]])
+
+
 class Agent:
     def __init__(self, options: argparse.Namespace, prompt: str) -> None:
         self.prompt = prompt
@@ -174,7 +177,7 @@ class Agent:
         earlier = self.remember()
         state = self.tools_state(orders)
         if state == "connected":
-            self.tools = Tools(self.config)
+            self.tools = configured(self.config)
         if ("mute", "", "") not in orders:
             self.init(state)
         for order, _, rest in orders:
@@ -209,6 +212,10 @@ class Agent:
     def assistant(self, block: Json, **more: Any) -> None:
         message = {"model": more.pop("model", "fake-1"), "content": [block]}
         say({"type": "assistant", "message": message, "parent_tool_use_id": None, **more})
+
+    def tool_use(self, use_id: str, name: str, arguments: Json) -> None:
+        tool = f"mcp__cloudagent__{name}"
+        self.assistant({"type": "tool_use", "id": use_id, "name": tool, "input": arguments})
 
     def tool_result(self, use_id: str, content: Any, is_error: bool = False) -> None:
         block = {"type": "tool_result", "tool_use_id": use_id, "content": content}
@@ -257,14 +264,7 @@ class Agent:
 
     def call(self, name: str, arguments: Json) -> None:
         use_id = f"call_{os.urandom(6).hex()}"
-        self.assistant(
-            {
-                "type": "tool_use",
-                "id": use_id,
-                "name": f"mcp__cloudagent__{name}",
-                "input": arguments,
-            }
-        )
+        self.tool_use(use_id, name, arguments)
         assert self.tools, "no tools"
         answer = self.tools.call(name, arguments, use_id)
         self.tool_result(use_id, answer["content"], bool(answer.get("isError")))

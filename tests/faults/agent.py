@@ -31,7 +31,7 @@ import time
 
 sys.path.insert(0, __file__.rpartition("/faults/")[0])
 
-from fakes.agent_cli import STATE, Agent, Tools, append, effect, exists, main
+from fakes.agent_cli import STATE, Agent, append, configured, effect, exists, main
 
 TYPE_CHECKING = False  # as in `typing`, which takes as long to import as much of the rest
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class RecordedAgent(Agent):
 
     def do_cut_retry(self, text: str, earlier: list[str]) -> None:
         self.do_cut(text, earlier)
-        self.tools = Tools(self.config)
+        self.tools = configured(self.config)
         self.do_answer(text, earlier)
 
 

@@ -18,6 +18,8 @@ const DRIVERS: Record<string, string> = {
   codex: "Codex",
   gemini: "Gemini",
   opencode: "OpenCode",
+  qwen: "Qwen Code",
+  acp: "Another program",
 };
 
 /** What a driver's program is called in a sentence: "claude started". */

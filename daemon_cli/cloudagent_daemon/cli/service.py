@@ -363,14 +363,16 @@ def _tell_check(here: Here) -> None:
 
 
 def _worth_telling(runtimes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what is for tests, and without a spare one that is not set up while another is."""
+    """Without what is for tests, and without what is not there or not set up while another is."""
     real = [runtime for runtime in runtimes if runtime["name"] != "scripted"]
     usable = any(not runtime["problem"] for runtime in real)
     return [
-        runtime
-        for runtime in real
-        if not (runtime["name"] == "builtin" and runtime["problem"] and usable)
+        runtime for runtime in real if not (usable and runtime["problem"] and _is_spare(runtime))
     ]
+
+
+def _is_spare(runtime: dict[str, Any]) -> bool:
+    return runtime["name"] == "builtin" or not runtime["path"]
 
 
 def _runtime_row(runtime: dict[str, Any], here: Here) -> tuple[str, str, str]:

@@ -20,6 +20,7 @@ _PROGRAMS: Final = {
     "codex": "codex",
     "gemini": "gemini",
     "opencode": "opencode",
+    "qwen": "qwen",
 }
 #: For demonstrations; always there.
 _SCRIPTED: Final = "scripted"
@@ -147,8 +148,12 @@ def runtimes(
     if all(one.get("problem") for one in others):
         fix = "install one: npm install -g @anthropic-ai/claude-code"
         yield Finding("Runtimes", "agents", "fail", "no coding agent can be used", fix)
+    usable = any(not one.get("problem") for one in others)
     for one in others:
-        yield _runtime(one, path, in_daemon=in_daemon, restart=restart)
+        finding = _runtime(one, path, in_daemon=in_daemon, restart=restart)
+        # Of all that could be installed only what is there is of interest, once there is something.
+        if finding.state != "skip" or one.get("path") or not usable:
+            yield finding
     if tools is not None:
         yield _tools(tools)
 

@@ -9,11 +9,14 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import Reason, RunEvent, Usage
 from cloudagent_protocol.resources import AgentSpec, Runtime
+
+#: What our MCP server is called, wherever its name is asked for.
+SERVER: Final = "cloudagent"
 
 
 class DriverError(Exception):
@@ -49,6 +52,8 @@ class ToolServer:
     command: tuple[str, ...]
     socket: Path
     token_file: Path
+    #: The names of the tools.
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -221,6 +226,9 @@ class Driver(Protocol):
         """A session for one process; does no I/O."""
         ...
 
-    async def detect(self, environment: Mapping[str, str], mask: Mask = NO_MASK) -> Runtime:
-        """Whether it can be used on this machine; `Runtime.problem` says why not. Bounded in time."""
+    async def detect(self, environment: Mapping[str, str], mask: Mask = NO_MASK) -> Runtime | None:
+        """Whether it can be used on this machine; `Runtime.problem` says why not. Bounded in time.
+
+        None: there is nothing to look for, each agent names a program of its own.
+        """
         ...

@@ -6,15 +6,14 @@ decided by fields (`subtype`, `error`, `api_error_status`, `terminal_reason`), n
 
 import json
 import re
-import shutil
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from cloudagent_daemon.drivers.base import (
+    SERVER,
     Capabilities,
     Command,
     DriverError,
@@ -26,7 +25,21 @@ from cloudagent_daemon.drivers.base import (
     TurnEnd,
 )
 from cloudagent_daemon.drivers.lines import clip, parse_object
+from cloudagent_daemon.drivers.probe import find_program as find
 from cloudagent_daemon.drivers.probe import own_folder_first, probe
+from cloudagent_daemon.drivers.statuses import by_status
+from cloudagent_daemon.drivers.values import (
+    Json,
+    as_object,
+    as_objects,
+    as_text,
+    as_texts,
+    clipped,
+    now,
+    number,
+    plain,
+    short,
+)
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import (
     Ready,
@@ -41,11 +54,6 @@ from cloudagent_protocol.events import (
 from cloudagent_protocol.resources import Runtime
 
 PROGRAM: Final = "claude"
-SERVER: Final = "cloudagent"
-#: Where installers put it, for daemons that a service manager starts with a bare PATH.
-_FOLDERS: Final = (
-    "~/.local/bin", "~/.claude/local", "~/.npm-global/bin", "/usr/local/bin", "/opt/homebrew/bin"
-)  # fmt: skip
 _INHERITS: Final = (
     "ANTHROPIC_*", "CLAUDE_*", "DISABLE_*", "IS_SANDBOX", "MCP_*", "ENABLE_TOOL_SEARCH",
     "AWS_*", "GOOGLE_*", "CLOUD_ML_REGION", "VERTEX_*",
@@ -67,16 +75,6 @@ _BY_GENERAL_KIND: Final = {
     "model_not_found": Reason.INVALID_REQUEST,
     "server_error": Reason.SERVER_ERROR,
 }
-_BY_STATUS: Final = {
-    400: Reason.INVALID_REQUEST,
-    401: Reason.AUTHENTICATION,
-    402: Reason.BILLING,
-    403: Reason.AUTHENTICATION,
-    404: Reason.INVALID_REQUEST,
-    413: Reason.CONTEXT_OVERFLOW,
-    429: Reason.RATE_LIMIT,
-    529: Reason.OVERLOADED,
-}
 _BY_TERMINATION: Final = {
     "prompt_too_long": Reason.CONTEXT_OVERFLOW,
     "blocking_limit": Reason.CONTEXT_OVERFLOW,
@@ -87,8 +85,6 @@ _BY_TERMINATION: Final = {
 
 #: Blocks that a CLI may begin without ever finishing one, before the oldest are given up.
 _MAX_BEGUN: Final = 1_000
-
-Json = dict[str, Any]
 
 
 class ClaudeCode:
@@ -132,11 +128,7 @@ async def _logged_in(
 
 def find_program(environment: Mapping[str, str]) -> str | None:
     """The absolute path of `claude`, on PATH or where its installers put it."""
-    home = environment.get("HOME", "~")
-    folders = [folder.replace("~", home, 1) for folder in _FOLDERS]
-    path = ":".join([environment.get("PATH", ""), *folders])
-    found = shutil.which(PROGRAM, path=path)
-    return str(Path(found).absolute()) if found else None
+    return find(PROGRAM, environment, "~/.claude/local")
 
 
 class ClaudeSession:
@@ -205,7 +197,7 @@ class ClaudeSession:
             case "system":
                 return self._system(message)
             case "stream_event" if not message.get("parent_tool_use_id"):
-                return self._partial(_object(message.get("event")))
+                return self._partial(as_object(message.get("event")))
             case "assistant":
                 return self._assistant(message)
             case "user":
@@ -254,32 +246,32 @@ class ClaudeSession:
         match message.get("subtype"):
             case "init" if not self._initialised:
                 self._initialised = True
-                self._session_id = _short(message.get("session_id")) or self._session_id
+                self._session_id = short(message.get("session_id")) or self._session_id
                 yield self._ready(message)
             case "api_retry":
-                self._error = _text(message.get("error"))
+                self._error = as_text(message.get("error"))
                 yield Retry(
-                    at=_now(),
-                    attempt=_number(message.get("attempt")) or 1,
-                    reason=self._reason(_number(message.get("error_status")), ""),
-                    delay_s=(_number(message.get("retry_delay_ms")) or 0) / 1000,
+                    at=now(),
+                    attempt=number(message.get("attempt")) or 1,
+                    reason=self._reason(number(message.get("error_status")), ""),
+                    delay_s=(number(message.get("retry_delay_ms")) or 0) / 1000,
                 )
             case _:
                 pass
 
     def _ready(self, init: Json) -> DriverEvent:
         states = {
-            _text(server.get("name")): _text(server.get("status"))
-            for server in _objects(init.get("mcp_servers"))
+            as_text(server.get("name")): as_text(server.get("status"))
+            for server in as_objects(init.get("mcp_servers"))
         }
         if states.get(SERVER) != "connected":
-            state = _short(states.get(SERVER)) or "missing"
+            state = short(states.get(SERVER)) or "missing"
             return TurnEnd(
                 Reason.TOOLS_UNAVAILABLE,
                 f"Claude Code began its turn without our tools (MCP server {SERVER}: {state}).",
                 session_id=self._session_id,
             )
-        return Ready(at=_now(), session_id=self._session_id, model=_short(init.get("model")))
+        return Ready(at=now(), session_id=self._session_id, model=short(init.get("model")))
 
     def _partial(self, event: Json) -> Iterator[DriverEvent]:
         """An event of the model's own stream; a message's text blocks come one after the other."""
@@ -289,12 +281,12 @@ class ClaudeSession:
                 self._blocks = self._begun[0].number
                 self._begun.clear()
             case "content_block_start":
-                if _object(event.get("content_block")).get("type") == "text":
+                if as_object(event.get("content_block")).get("type") == "text":
                     self._begun.append(_Block(self._blocks))
                     self._blocks += 1
             case "content_block_delta" if self._begun:
-                delta = _object(event.get("delta"))
-                text = _text(delta.get("text"))
+                delta = as_object(event.get("delta"))
+                text = as_text(delta.get("text"))
                 if delta.get("type") == "text_delta" and text:
                     block = self._begun[-1]
                     yield TextDelta(block.number, block.length, text)
@@ -303,21 +295,21 @@ class ClaudeSession:
                 pass
 
     def _assistant(self, message: Json) -> Iterator[DriverEvent]:
-        inner = _object(message.get("message"))
-        if error := _text(message.get("error")):
+        inner = as_object(message.get("message"))
+        if error := as_text(message.get("error")):
             self._error = error
         synthetic = inner.get("model") == "<synthetic>"  # claude's words, not the model's
         nested = bool(message.get("parent_tool_use_id"))  # a subagent's
-        for block in _objects(inner.get("content")):
+        for block in as_objects(inner.get("content")):
             match block.get("type"):
                 case "text" if not synthetic and not nested:
-                    yield from self._text(_text(block.get("text")))
+                    yield from self._text(as_text(block.get("text")))
                 case "tool_use":
                     yield ToolCall(
-                        at=_now(),
-                        tool_call_id=_short(block.get("id")),
-                        name=_short(block.get("name")),
-                        input=_clipped(_object(block.get("input"))),
+                        at=now(),
+                        tool_call_id=short(block.get("id")),
+                        name=short(block.get("name")),
+                        input=clipped(as_object(block.get("input"))),
                     )
                 case _:
                     pass
@@ -329,15 +321,15 @@ class ClaudeSession:
             number = self._blocks
             self._blocks += 1
         self._last_text = text
-        yield Text(at=_now(), block=number, text=clip(text, 50_000)[0])
+        yield Text(at=now(), block=number, text=clip(text, 50_000)[0])
 
     def _user(self, message: Json) -> Iterator[DriverEvent]:
-        for block in _objects(_object(message.get("message")).get("content")):
+        for block in as_objects(as_object(message.get("message")).get("content")):
             if block.get("type") == "tool_result":
-                output, truncated = clip(_plain(block.get("content")))
+                output, truncated = clip(plain(block.get("content")))
                 yield ToolResult(
-                    at=_now(),
-                    tool_call_id=_short(block.get("tool_use_id")),
+                    at=now(),
+                    tool_call_id=short(block.get("tool_use_id")),
                     output=output,
                     is_error=block.get("is_error") is True,
                     truncated=truncated,
@@ -345,15 +337,15 @@ class ClaudeSession:
 
     def _result(self, message: Json) -> Iterator[DriverEvent]:
         usage = _usage(message)
-        yield UsageReported(at=_now(), usage=usage)
+        yield UsageReported(at=now(), usage=usage)
         reason = self._failure(message)
-        session_id = _short(message.get("session_id")) or self._session_id
-        said = _text(message.get("result"))
+        session_id = short(message.get("session_id")) or self._session_id
+        said = as_text(message.get("result"))
         yield TurnEnd(
             reason,
             ""
             if reason is None
-            else clip(said or " ".join(_texts(message.get("errors"))), 2_000)[0],
+            else clip(said or " ".join(as_texts(message.get("errors"))), 2_000)[0],
             session_id=None if reason is Reason.SESSION_LOST else session_id,
             usage=usage,
             final_text="" if reason else said or self._last_text,
@@ -368,11 +360,11 @@ class ClaudeSession:
         if subtype == "error_max_budget_usd":
             return Reason.BILLING
         resumed = self._job.session_id is not None
-        if resumed and not self._initialised and not _number(result.get("num_turns")):
+        if resumed and not self._initialised and not number(result.get("num_turns")):
             # It was told to resume and ended before any turn began: there is nothing to resume.
             return Reason.SESSION_LOST
-        status = _number(result.get("api_error_status"))
-        return self._reason(status, _text(result.get("terminal_reason")))
+        status = number(result.get("api_error_status"))
+        return self._reason(status, as_text(result.get("terminal_reason")))
 
     def _reason(self, status: int | None, termination: str) -> Reason:
         # A failure of the server's that has no HTTP status: there was no answer at all.
@@ -380,10 +372,10 @@ class ClaudeSession:
         return (
             _BY_TERMINATION.get(termination)
             or _BY_KIND.get(self._error or "")
-            or _BY_STATUS.get(status or 0)
+            or by_status(status)
             or (Reason.CONNECTION if unanswered else None)
             or _BY_GENERAL_KIND.get(self._error or "")
-            or (Reason.SERVER_ERROR if status and status >= 500 else Reason.MODEL_ERROR)
+            or Reason.MODEL_ERROR
         )
 
 
@@ -395,70 +387,15 @@ class _Block:
         self.length = 0
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def _usage(result: Json) -> Usage:
-    raw = _object(result.get("usage"))
+    raw = as_object(result.get("usage"))
     read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     cost = result.get("total_cost_usd")
     return Usage(
-        input_tokens=sum(_number(raw.get(name)) or 0 for name in read),
-        output_tokens=_number(raw.get("output_tokens")) or 0,
-        cost_usd=None if _number(cost) is None else float(cast("float", cost)),
+        input_tokens=sum(number(raw.get(name)) or 0 for name in read),
+        output_tokens=number(raw.get("output_tokens")) or 0,
+        cost_usd=None if number(cost) is None else float(cast("float", cost)),
     )
-
-
-def _clipped(value: Any) -> Any:
-    """A tool's input with its long texts cut; a file's whole content does not fit a frame."""
-    match value:
-        case str():
-            return clip(value)[0]
-        case dict():
-            items = list(cast("Json", value).items())[:100]
-            return {key[:200]: _clipped(inner) for key, inner in items}
-        case list():
-            return [_clipped(inner) for inner in cast("list[Any]", value)[:100]]
-        case _:
-            return value
-
-
-def _plain(content: Any) -> str:
-    """The text of a tool's result, which is a string or a list of content blocks."""
-    if isinstance(content, str):
-        return content
-    return "\n".join(
-        _text(block.get("text")) or f"[{_text(block.get('type'))}]" for block in _objects(content)
-    )
-
-
-def _object(value: Any) -> Json:
-    return cast("Json", value) if isinstance(value, dict) else {}
-
-
-def _objects(value: Any) -> list[Json]:
-    items = cast("list[Any]", value) if isinstance(value, list) else []
-    return [cast("Json", item) for item in items if isinstance(item, dict)]
-
-
-def _texts(value: Any) -> list[str]:
-    items = cast("list[Any]", value) if isinstance(value, list) else []
-    return [item for item in items if isinstance(item, str)]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _short(value: Any) -> str:
-    """A name or an id: none is longer than this."""
-    return _text(value)[:200]
-
-
-def _number(value: Any) -> int | None:
-    """A whole number that everybody behind us can hold too; JSON's own have no bounds."""
-    return int(value) if isinstance(value, int | float) and abs(value) <= 2**53 else None
 
 
 CLAUDE_CODE: Final = ClaudeCode()

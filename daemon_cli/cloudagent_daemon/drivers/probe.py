@@ -1,6 +1,8 @@
 """Asks a program for its version, or for whatever else it tells in a moment."""
 
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -8,12 +10,57 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
+from cloudagent_daemon.drivers.lines import parse_object
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_daemon.process import CHUNK_BYTES, Child, SpawnError, spawn
 
 PROBE_S: Final = 10.0
+#: Where installers put programs, for daemons that a service manager starts with a bare PATH.
+_FOLDERS: Final = (
+    "~/.local/bin", "~/.npm-global/bin", "~/.bun/bin", "/usr/local/bin", "/opt/homebrew/bin"
+)  # fmt: skip
+_VERSION: Final = re.compile(r"\d+\.\d+[0-9A-Za-z.+-]*")
 _USUAL: Final = ("HOME", "PATH", "LANG", "TMPDIR", "USER", "LOGNAME", "XDG_*")
+
+
+def find_program(name: str, environment: Mapping[str, str], *more: str) -> str | None:
+    """The absolute path of a program, on PATH, in the folders `more` or where installers put it."""
+    home = environment.get("HOME", "~")
+    folders = [folder.replace("~", home, 1) for folder in (*more, *_FOLDERS)]
+    found = shutil.which(name, path=":".join([environment.get("PATH", ""), *folders]))
+    return str(Path(found).absolute()) if found else None
+
+
+async def version_of(
+    path: str,
+    package: str,
+    environment: Mapping[str, str],
+    *,
+    inherits: Sequence[str] = (),
+    mask: Mask = NO_MASK,
+) -> tuple[str | None, str | None]:
+    """A program's version, and why it cannot be used (None if it can, as far as is seen).
+
+    Read where npm put it, if it is npm's `package`: to be asked costs some of them seconds of CPU.
+    """
+    if version := await anyio.to_thread.run_sync(_packaged, path, package):
+        return version, None
+    output, problem = await probe([path, "--version"], environment, inherits=inherits, mask=mask)
+    numbers = _VERSION.search(output)
+    return numbers[0][:100] if numbers else None, problem
+
+
+def _packaged(path: str, package: str) -> str | None:
+    for folder in list(Path(path).resolve().parents)[:4]:
+        try:
+            said = parse_object((folder / "package.json").read_bytes()) or {}
+        except OSError:
+            continue
+        if said.get("name") == package and isinstance(said.get("version"), str):
+            return str(said["version"])[:100]
+    return None
 
 
 async def probe(

@@ -5,6 +5,7 @@ from typing import Final
 
 import anyio
 
+from cloudagent_daemon.drivers.acp import ACP
 from cloudagent_daemon.drivers.base import Driver, DriverError
 from cloudagent_daemon.drivers.builtin import BUILTIN, SCRIPTED
 from cloudagent_daemon.drivers.claude_code import CLAUDE_CODE
@@ -12,7 +13,7 @@ from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import Reason
 from cloudagent_protocol.resources import Runtime
 
-_ALL: Final[tuple[Driver, ...]] = (CLAUDE_CODE, BUILTIN, SCRIPTED)
+_ALL: Final[tuple[Driver, ...]] = (CLAUDE_CODE, *ACP, BUILTIN, SCRIPTED)
 DRIVERS: Final = {driver.name: driver for driver in _ALL}
 
 
@@ -39,9 +40,10 @@ async def detect(environment: Mapping[str, str], mask: Mask = NO_MASK) -> list[R
     found: dict[str, Runtime] = {}
 
     async def look(driver: Driver) -> None:
-        found[driver.name] = await driver.detect(environment, mask)
+        if runtime := await driver.detect(environment, mask):
+            found[driver.name] = runtime
 
     async with anyio.create_task_group() as tasks:
         for driver in DRIVERS.values():
             tasks.start_soon(look, driver)
-    return [found[name] for name in DRIVERS]
+    return [found[name] for name in DRIVERS if name in found]

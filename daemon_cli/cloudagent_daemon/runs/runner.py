@@ -402,7 +402,7 @@ class _Run:
             cwd=space.cwd,
             sessions_dir=space.sessions,
             run_dir=folder,
-            tools=ToolServer(place.command, place.socket_path, place.token_file),
+            tools=ToolServer(place.command, place.socket_path, place.token_file, _OUR_TOOLS),
             system_prompt=system,
             session_id=session_id,
             new_session_id=str(uuid.uuid4()),

@@ -12,6 +12,9 @@ import { useApp, useAttempt, useSession, useTitle } from "./use";
 
 const DRIVERS = [
   { name: "claude_code", about: "Anthropic's coding agent, with your own account on that machine" },
+  { name: "opencode", about: "An open coding agent, with the models that it is set up for on that machine" },
+  { name: "gemini", about: "Google's coding agent, with your own account on that machine" },
+  { name: "qwen", about: "Qwen's coding agent, with your own account or key on that machine" },
   { name: "builtin", about: "A small agent of our own; needs an Anthropic or OpenAI-compatible key there" },
   { name: "scripted", about: "Plays an agent without any model: to try things out" },
 ];

@@ -1,0 +1,299 @@
+"""What every driver has to do, whatever program is behind it; and which programs there are to try it on.
+
+A behaviour takes a kit: a driver with a program, and the orders that this program takes. The far end is
+a fake program, or a program with a scripted model. `tests/e2e/test_real_drivers.py` runs the same
+behaviours with the real programs.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import anyio
+
+from cloudagent_daemon.process import find_tree
+from cloudagent_daemon.runs.ports import Said, StopSignal
+from cloudagent_daemon.runs.workspace import Workspace
+from cloudagent_protocol.events import Outcome, Reason, Retry, Text, ToolCall
+from cloudagent_protocol.frames import RunReport
+from cloudagent_protocol.ids import new_conversation_id
+from fakes.model import StubModel
+from fakes.runs import RecordedUplink, World, a_world, alive
+
+FAKES: Final = Path(__file__).parent.parent / "fakes"
+Worlds: TypeAlias = Callable[..., AbstractAsyncContextManager[World]]
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A driver with a program to drive."""
+
+    name: str
+    world: Worlds
+    #: The orders of the program: `text`, `status` and so on are filled in.
+    reply: Callable[[str], str] = "@@reply {}".format
+    hang: str = "@@hang"
+    error: Callable[[int], str] = "@@error {}".format
+    #: Leaves a child of its own behind; none: it cannot.
+    child: str | None = "@@setsid"
+    #: A silence that is no hang while it starts.
+    patience_s: float = 1.5
+    #: How it ends when a status of its model's is not passed on.
+    reasons: dict[int, Reason] = field(default_factory=dict[int, Reason])
+    #: It loads no sessions: the history is handed to a new one.
+    resumes: bool = True
+
+
+def fake(name: str, driver: str, script: str, **kit: Any) -> Kit:
+    """A kit with a fake program."""
+
+    @asynccontextmanager
+    async def world(home: Path, **limits: Any) -> AsyncGenerator[World]:
+        async with a_world(home, **limits) as made:
+            command = [sys.executable, str(FAKES / script)]
+            made.agent = made.agent.model_copy(update={"driver": driver, "command": command})
+            yield made
+
+    return Kit(name, world, **kit)
+
+
+def scripted(name: str, driver: str, environment: Callable[[StubModel], dict[str, str]],
+             prepare: Callable[[Path, StubModel], None] = lambda _home, _model: None,
+             agent: dict[str, Any] | None = None, **kit: Any) -> Kit:  # fmt: skip
+    """A kit with a program of its own model: the model is scripted."""
+
+    @asynccontextmanager
+    async def world(home: Path, **limits: Any) -> AsyncGenerator[World]:
+        with StubModel() as model:
+            prepare(home, model)
+            async with a_world(home, env=environment(model), **limits) as made:
+                update = {"driver": driver, "command": None, "env": {}, **(agent or {})}
+                made.agent = made.agent.model_copy(update=update)
+                yield made
+
+    orders: dict[str, Any] = {"reply": _call_send, "hang": "@@sleep 100", "child": None}
+    return Kit(name, world, **{**orders, **kit})
+
+
+def _call_send(text: str) -> str:
+    return f"@@call send_message {json.dumps({'text': text})}"
+
+
+CLAUDE_ERRORS: Final = {401: "authentication_failed", 429: "rate_limit", 529: "overloaded"}
+FAKE_CLAUDE: Final = fake(
+    "claude_code", "claude_code", "agent_cli.py",
+    error=lambda status: f"@@error {status} {CLAUDE_ERRORS[status]}",
+)  # fmt: skip
+FAKE_ACP: Final = fake("acp", "acp", "acp_agent.py")
+BUILTIN: Final = scripted(
+    "builtin", "builtin",
+    lambda model: {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": "k"},
+    agent={"model": "stub-model"},
+    # Its own wait for a model that only sleeps is a request's, which has begun to answer.
+    patience_s=3.0,
+)  # fmt: skip
+
+Behaviour: TypeAlias = Callable[[Kit, Path], Awaitable[None]]
+BEHAVIOURS: Final[dict[str, Behaviour]] = {}
+
+
+def behaviour(words: str) -> Callable[[Behaviour], Behaviour]:
+    """Adds one, under the words that the matrix has for it."""
+
+    def add(check: Behaviour) -> Behaviour:
+        BEHAVIOURS[words] = check
+        return check
+
+    return add
+
+
+# --- turns ---
+
+
+@behaviour("a reply by our tool")
+async def replies(kit: Kit, home: Path) -> None:
+    async with kit.world(home) as world:
+        seen = await world.run(kit.reply("hello Ana"))
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.REPLIED, None)
+    assert [send.text for send in seen.sends] == ["hello Ana"]
+    assert seen.types[:2] == ["started", "ready"]
+    assert {"tool_call", "tool_result"} <= set(seen.types)
+    [call] = [event for event in seen.events if isinstance(event, ToolCall)]
+    assert call.name.rpartition("__")[2] == "send_message"
+    assert call.input == {"text": "hello Ana"}
+    assert_nothing_left(seen)
+
+
+@behaviour("text that is published if nothing is sent")
+async def publishes(kit: Kit, home: Path) -> None:
+    async with kit.world(home) as world:
+        seen = await world.run("@@say the answer is 4")
+    assert seen.end.outcome is Outcome.AUTO_PUBLISHED
+    assert [send.text for send in seen.sends] == ["the answer is 4"]
+
+
+@behaviour("text as it is written")
+async def streams(kit: Kit, home: Path) -> None:
+    said = "one two three four five"
+    async with kit.world(home) as world:
+        seen = await world.run(f"@@say {said}\n{kit.reply('ok')}\n@@say and more words")
+    blocks: dict[int, str] = {}
+    for delta in seen.deltas:
+        assert delta.offset == len(blocks.get(delta.block, ""))
+        blocks[delta.block] = blocks.get(delta.block, "") + delta.text
+    assert len(seen.deltas) > 0
+    assert blocks == {e.block: e.text for e in seen.events if isinstance(e, Text)}
+    assert said in blocks.values()
+
+
+@behaviour("a session resumed")
+async def resumes(kit: Kit, home: Path) -> None:
+    async with kit.world(home) as world:
+        first = await world.run(kit.reply("the first"))
+        second = await world.run("@@recall")
+    assert second.end.outcome is Outcome.AUTO_PUBLISHED
+    if kit.resumes:
+        assert first.end.session_id == second.end.session_id
+        assert second.events[0].resumed
+        assert "the first" in second.sends[0].text
+        assert len(second.launches) == 1
+    else:
+        assert second.queries  # what was said before was asked for, to be handed on
+        assert first.end.session_id != second.end.session_id
+
+
+@behaviour("an unknown session begun anew, and told")
+async def begins_anew(kit: Kit, home: Path) -> None:
+    async with kit.world(home) as world:
+        workspace = Workspace(world.settings.agents_dir, world.agent)
+        workspace.prepare()
+        gone = "0197aaaa-0000-7000-8000-000000000000"
+        workspace.keep_session(world.conversation, gone)
+        seen = await world.run(kit.reply("still here"))
+    assert seen.end.outcome is Outcome.REPLIED
+    assert seen.end.session_id != gone
+    if kit.resumes:
+        assert [e.reason for e in seen.events if isinstance(e, Retry)] == [Reason.SESSION_LOST]
+
+
+@behaviour("two conversations at once")
+async def two_at_once(kit: Kit, home: Path) -> None:
+    async with kit.world(home) as world:
+        uplinks = [RecordedUplink(), RecordedUplink()]
+        delivers = []
+        for text in ("left", "right"):
+            world.conversation = new_conversation_id()
+            delivers.append(world.deliver(kit.reply(text)))
+
+        async def one(number: int) -> None:
+            await world.run(delivers[number], uplink=uplinks[number])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one, 0)
+            tasks.start_soon(one, 1)
+    assert [[send.text for send in uplink.sends] for uplink in uplinks] == [["left"], ["right"]]
+    assert uplinks[0].end.session_id != uplinks[1].end.session_id
+
+
+# --- ends ---
+
+
+@behaviour("a stop, with all that it started gone")
+async def stops(kit: Kit, home: Path) -> None:
+    stop, uplink = StopSignal(), RecordedUplink()
+    orders = "\n".join(filter(None, [kit.child, kit.reply("on it"), kit.hang]))
+    async with kit.world(home) as world:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: world.run(orders, stop=stop, uplink=uplink))
+            await uplink.until(is_result)
+            stop.request("Ana")
+        children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
+        again = await world.run(kit.reply("back"))
+    assert (uplink.end.outcome, uplink.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
+    assert "Ana" in uplink.end.detail
+    assert len(children) == bool(kit.child)
+    assert not any(map(alive, children))
+    assert_nothing_left(uplink)
+    assert again.end.outcome is Outcome.REPLIED
+
+
+@behaviour("a process that is killed")
+async def is_killed(kit: Kit, home: Path) -> None:
+    uplink = RecordedUplink()
+    async with kit.world(home) as world, anyio.create_task_group() as tasks:
+        orders = f"{kit.reply('on it')}\n{kit.hang}"
+        tasks.start_soon(lambda: world.run(orders, uplink=uplink))
+        await uplink.until(is_result)
+        os.kill(uplink.launches[0].pid, signal.SIGKILL)
+    assert (uplink.end.outcome, uplink.end.reason) == (Outcome.FAILED, Reason.CRASHED)
+    assert len(uplink.launches) == 1  # it had begun: what it did is not done again
+    assert_nothing_left(uplink)
+
+
+@behaviour("a process that hangs")
+async def hangs(kit: Kit, home: Path) -> None:
+    async with kit.world(home, hang_timeout_s=kit.patience_s) as world:
+        seen = await world.run(f"{kit.reply('on it')}\n{kit.hang}")
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.HUNG)
+    assert_nothing_left(seen)
+
+
+async def _fails(kit: Kit, home: Path, status: int, reason: Reason) -> None:
+    async with kit.world(home) as world:
+        seen = await world.run(kit.error(status))
+    assert seen.end.outcome is Outcome.FAILED
+    assert seen.end.reason is kit.reasons.get(status, reason)
+    assert seen.sends == []
+    assert_nothing_left(seen)
+
+
+@behaviour("401: log in")
+async def is_refused(kit: Kit, home: Path) -> None:
+    await _fails(kit, home, 401, Reason.AUTHENTICATION)
+
+
+@behaviour("429: rate limit")
+async def is_limited(kit: Kit, home: Path) -> None:
+    await _fails(kit, home, 429, Reason.RATE_LIMIT)
+
+
+@behaviour("529: overloaded")
+async def is_overloaded(kit: Kit, home: Path) -> None:
+    await _fails(kit, home, 529, Reason.OVERLOADED)
+
+
+# --- the like ---
+
+
+def assert_nothing_left(seen: RecordedUplink) -> None:
+    for launch in seen.launches:
+        assert find_tree(launch.pid, launch.started_at, launch.launch_id, session=True) == []
+
+
+def is_result(frame: Said) -> bool:
+    return isinstance(frame, RunReport) and frame.event.type == "tool_result"
+
+
+def matrix(kits: Sequence[Kit]) -> str:
+    """What is run with which driver, and where one differs, as a table in Markdown."""
+    head = ["", *(f"`{kit.name}`" for kit in kits)]
+    rows = [head, ["---"] * len(head)]
+    rows += [[words, *(_cell(kit, words) for kit in kits)] for words in BEHAVIOURS]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cell(kit: Kit, words: str) -> str:
+    status = words.partition(":")[0]
+    if status.isdigit() and int(status) in kit.reasons:
+        return f"as `{kit.reasons[int(status)]}`"
+    if "session" in words and not kit.resumes:
+        return "new, with the history"
+    if "all that it started" in words and kit.child is None:
+        return "yes; starts nothing"
+    return "yes"

@@ -1,0 +1,29 @@
+"""Every driver does what a driver has to do: each behaviour, with a program whose far end is scripted."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from contracts.drivers import BEHAVIOURS, BUILTIN, FAKE_ACP, FAKE_CLAUDE, Kit, matrix
+
+KITS = (FAKE_CLAUDE, FAKE_ACP, BUILTIN)
+PAGE = Path(__file__).parents[2] / "docs" / "drivers.md"
+MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->")
+
+
+@pytest.mark.parametrize("words", BEHAVIOURS)
+@pytest.mark.parametrize("kit", KITS, ids=lambda kit: kit.name)
+async def test_each_driver(kit: Kit, words: str, tmp_path: Path) -> None:
+    await BEHAVIOURS[words](kit, tmp_path)
+
+
+def test_the_page_has_the_matrix_of_what_is_run() -> None:
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    page = f"{before}{MARKS[0]}{matrix(KITS)}{MARKS[1]}{after}"
+    if os.environ.get("MATRIX") == "write":
+        PAGE.write_text(page)
+    assert PAGE.read_text() == page, (
+        "write it anew: MATRIX=write pytest tests/contracts/test_drivers.py"
+    )
