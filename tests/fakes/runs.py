@@ -171,14 +171,14 @@ class World:
         uplink: RecordedUplink | None = None,
     ) -> RecordedUplink:
         """Runs one message; returns what was reported of it."""
-        self.uplink = uplink or RecordedUplink()
+        seen = self.uplink = uplink or RecordedUplink()
         deliver = self.deliver(text) if isinstance(text, str) else text
         masks = Masks(self.settings)
-        runner = Runner(self.settings, self.bridge, self.uplink, masks, relaunch_s=(0.0, 0.0))
+        runner = Runner(self.settings, self.bridge, seen, masks, relaunch_s=(0.0, 0.0))
         with anyio.fail_after(30):
             finished = await runner.run(deliver, attempt=attempt, stop=stop or StopSignal())
-        assert finished == self.uplink.end
-        return self.uplink
+        assert finished == seen.end
+        return seen
 
     @property
     def workspace(self) -> Path:
