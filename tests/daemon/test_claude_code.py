@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from cloudagent_daemon.drivers.base import (
+    AwaitTools,
     DriverError,
     DriverEvent,
     Job,
+    PermissionAsked,
+    Say,
     TextDelta,
     ToolServer,
     Turn,
@@ -475,7 +478,7 @@ def test_what_it_may_print_becomes_frames_that_fit_the_link(job: Job, line: str)
     for event in events:
         if isinstance(event, TurnEnd):
             assert len(event.detail) + len(event.session_id or "") < 5_000
-        elif not isinstance(event, TextDelta):
+        elif not isinstance(event, TextDelta | Say | AwaitTools | PermissionAsked):
             frame = RunReport(
                 seq=1,
                 run_id=RunId("r"),
