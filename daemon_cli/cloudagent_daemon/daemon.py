@@ -25,7 +25,7 @@ from cloudagent_daemon.config import Settings
 from cloudagent_daemon.control_server import ControlServer
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.table import detect
-from cloudagent_daemon.ending import FLUSH_S, Ending, longest_s
+from cloudagent_daemon.ending import FLUSH_S, Ending, longest_s, why_no_restart
 from cloudagent_daemon.guards import Guards
 from cloudagent_daemon.installation import Installation, place
 from cloudagent_daemon.link.client import LinkClient
@@ -44,7 +44,16 @@ from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
 from cloudagent_daemon.service import login_path
 from cloudagent_daemon.service.notify import Notifier, standing_text, without_manager
 from cloudagent_daemon.tunnel import Tunnel, tunnel_of
-from cloudagent_protocol.frames import MAX_HOLDS, Capability, Heartbeat, Hello, HostReport
+from cloudagent_protocol.frames import (
+    MAX_HOLDS,
+    Capability,
+    Command,
+    CommandOp,
+    CommandResult,
+    Heartbeat,
+    Hello,
+    HostReport,
+)
 from cloudagent_protocol.resources import Hold, Runtime
 from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
 
@@ -155,6 +164,7 @@ class Daemon:
             tasks.start_soon(self._heed_pauses)
             tasks.start_soon(self._installation.watch)
             tasks.start_soon(self._heed_installation, ending)
+            tasks.start_soon(self._obey_people, ending)
             tasks.start_soon(self._tell_manager, ending)
             logger.info("Serving", extra={"action": "serve", "profile": self._settings.profile})
             await ending.wanted.wait()
@@ -197,6 +207,36 @@ class Daemon:
             elif installation.detail:
                 self._say(f"! {installation.detail}")
             await changed.wait()
+
+    async def _obey_people(self, ending: Ending) -> None:
+        """What people ask of this daemon at the page, one after the other."""
+        async for command in self.client.commands:
+            said = {"action": "command", "op": command.op[:50], "actor": command.actor[:100]}
+            logger.info("%s asks for %s", said["actor"], said["op"], extra=said)
+            match command.op:
+                case CommandOp.RESCAN:
+                    await self._rescan(command)
+                case CommandOp.RESTART:
+                    await self._restart(command, ending)
+                case _:
+                    error = f"this daemon ({DISTRIBUTION}) knows no {said['op']!r}"
+                    await self.client.reply(CommandResult(id=command.id, error=error))
+
+    async def _rescan(self, command: Command) -> None:
+        if self._settings.service:
+            await self._ask_login_shell()  # what was installed since may be on another PATH
+        await self._look_for_runtimes()
+        await self._uplink.report(HostReport(runtimes=self._runtimes))
+        with anyio.move_on_after(FLUSH_S):
+            await self.client.flush()  # so that who asked sees it
+        await self.client.reply(CommandResult(id=command.id))
+
+    async def _restart(self, command: Command, ending: Ending) -> None:
+        unusable = self._installation.detail if self._installation.holds else ""
+        why_not = why_no_restart(ending, one_shot=self._settings.one_shot, unusable=unusable)
+        await self.client.reply(CommandResult(id=command.id, error=why_not))
+        if why_not is None:
+            ending.restart(f"{command.actor} asked for it", self._settings.limits.stop_timeout_s)
 
     async def _fence(self) -> None:
         """Starts nothing while another daemon has the host, or the key is no good.

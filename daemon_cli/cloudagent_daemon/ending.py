@@ -90,3 +90,23 @@ def longest_s(stop_timeout_s: float, term_timeout_s: float) -> float:
     With the limits as they come these are 88 s, below the 90 s of the service managers.
     """
     return stop_timeout_s + FLUSH_S + term_timeout_s + KILL_S + 2 * LEAVE_S + _REST_S
+
+
+def why_no_restart(ending: Ending, *, one_shot: bool, unusable: str) -> str | None:
+    """Why a restart that somebody asks for cannot be; None if it can, or has begun already.
+
+    Args:
+        ending: of the daemon.
+        one_shot: whether the next life would have neither its key nor its memory.
+        unusable: what is wrong with the installation that it would be started from.
+    """
+    if ending.requested.is_set():
+        return "it is being stopped"
+    if one_shot:
+        return (
+            "it was started for once, with its key on the command line or for one job, and nobody"
+            " would start it again. On the machine: end it, and start it as before"
+        )
+    if unusable:
+        return f"it could not be started again: {unusable}"
+    return None

@@ -2,7 +2,7 @@
 
 Two kinds. **Numbered** frames must not be lost: they carry `seq`, are kept by their sender until
 acknowledged, and are sent again after a reconnect. **Passing** frames (the handshake, `ack`,
-`heartbeat`, `delta`, `query`, `answer`) live for one connection.
+`heartbeat`, `delta`, `query`, `answer`, `command`, `command_result`) live for one connection.
 
 docs/protocol.md tells the whole story; tests/golden/frames holds one example of each.
 """
@@ -78,6 +78,8 @@ class Capability(StrEnum):
 
     #: It stops what runs in the conversation of a delivery that interrupts, by itself.
     INTERRUPT_MODE = "interrupt_mode"
+    #: It answers each `command`.
+    COMMANDS = "commands"
 
 
 class Hello(_Frame):
@@ -371,6 +373,36 @@ class Answer(_Frame):
     error: str | None = None
 
 
+class CommandOp(StrEnum):
+    """What a person may ask of a daemon."""
+
+    #: Look again which agent programs there are; answered when the backend has been told.
+    RESCAN = "rescan"
+    #: Let what runs finish, end, and start anew; answered before.
+    RESTART = "restart"
+
+
+class Command(_Frame):
+    """A person's wish for the daemon itself; answered on the same connection or not at all."""
+
+    type: Literal["command"] = "command"
+    #: Not used again, on no connection.
+    id: int
+    #: A member of `CommandOp`; a newer backend's is answered by an error.
+    op: str
+    #: Who asks.
+    actor: str
+
+
+class CommandResult(_Frame):
+    """What came of the command with this id."""
+
+    type: Literal["command_result"] = "command_result"
+    id: int
+    #: Why it is not done, for a person; null if it is, or begins now.
+    error: Annotated[str, Field(max_length=1_000)] | None = None
+
+
 class UnknownFrame(_Frame):
     """A frame of a newer version. A numbered one is acknowledged and otherwise ignored."""
 
@@ -388,10 +420,19 @@ FromDaemon: TypeAlias = (
     | Heartbeat
     | Delta
     | Query
+    | CommandResult
     | UnknownFrame
 )
 FromBackend: TypeAlias = (
-    Welcome | Deliver | Interrupt | AgentsChanged | Ack | Heartbeat | Answer | UnknownFrame
+    Welcome
+    | Deliver
+    | Interrupt
+    | AgentsChanged
+    | Ack
+    | Heartbeat
+    | Answer
+    | Command
+    | UnknownFrame
 )
 Frame: TypeAlias = FromDaemon | FromBackend
 
@@ -409,7 +450,9 @@ _Tagged: TypeAlias = Annotated[
     | Heartbeat
     | Delta
     | Query
-    | Answer,
+    | Answer
+    | Command
+    | CommandResult,
     Field(discriminator="type"),
 ]
 _adapter: TypeAdapter[Any] = TypeAdapter(_Tagged)
@@ -429,6 +472,8 @@ _TYPES: Final = frozenset(
         "delta",
         "query",
         "answer",
+        "command",
+        "command_result",
     }
 )
 

@@ -23,7 +23,7 @@ class Home:
         self.state = folder / ".cloudagent" / "daemon"
         self.env = {
             "HOME": str(folder),
-            "PATH": "/usr/bin:/bin",
+            "PATH": f"{folder}/bin:/usr/bin:/bin",
             "LANG": "C.UTF-8",
             "NO_COLOR": "1",
             "PYTHONWARNINGS": "default",

@@ -22,6 +22,7 @@ from cloudagent_backend.store.outbox import OutboxRow
 from cloudagent_protocol.errors import CloseCode, ProtocolError
 from cloudagent_protocol.frames import (
     Ack,
+    CommandResult,
     DeliveryReport,
     Delta,
     Frame,
@@ -189,6 +190,9 @@ class Connection:
                 return frame
             case Delta() | Query():
                 return frame
+            case CommandResult():
+                self._heed(frame)
+                return None
             case Heartbeat():
                 self.session.draining = frame.draining
                 return None if self.machine.changes_nothing(frame) else frame
@@ -196,6 +200,12 @@ class Connection:
                 return None
             case _:
                 raise ProtocolError(f"a {frame.type} is not for a backend")
+
+    def _heed(self, result: CommandResult) -> None:
+        # One that nobody waits for any more is late: left aside.
+        if asked := self.session.asked.get(result.id):
+            asked.result = result
+            asked.over.set()
 
     def _is_fresh(self, seq: int) -> bool:
         verdict = self.link.receive(seq)

@@ -5,14 +5,17 @@ import sqlite3
 from fastapi import APIRouter
 
 from cloudagent_backend.api.auth import CurrentUser
+from cloudagent_backend.api.authenticator import Principal
 from cloudagent_backend.api.errors import documented
-from cloudagent_backend.api.idempotency import Once
+from cloudagent_backend.api.idempotency import DoneOnce, Once
 from cloudagent_backend.api.pages import After, Limit, page_of
-from cloudagent_backend.api.world import CurrentWorld
+from cloudagent_backend.api.world import CurrentWorld, World
+from cloudagent_backend.delivery import commands
 from cloudagent_backend.delivery.errors import not_found
 from cloudagent_backend.store import agents, events, hosts
 from cloudagent_backend.store.hosts import HostRow
 from cloudagent_protocol.errors import CloseCode, ErrorCode
+from cloudagent_protocol.frames import CommandOp
 from cloudagent_protocol.ids import HostId, UserId
 from cloudagent_protocol.resources import (
     EventType,
@@ -82,6 +85,45 @@ async def rotate_key(
         world.service.ephemeral_removed(host)
     world.fanout.notify(user.user_id)
     return changed
+
+
+_ASKED = documented(
+    ErrorCode.NOT_FOUND, ErrorCode.CONFLICT, ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE
+)
+
+
+@router.post("/{host_id}/rescan", responses=_ASKED)
+async def rescan_host(
+    host_id: HostId, user: CurrentUser, world: CurrentWorld, once: Once
+) -> HostMachine:
+    """Have the machine look again which agent programs it has; the answer shows what it found."""
+    return await _asked(world, user, host_id, CommandOp.RESCAN, once)
+
+
+@router.post("/{host_id}/restart", status_code=202, responses=_ASKED)
+async def restart_host(
+    host_id: HostId, user: CurrentUser, world: CurrentWorld, once: Once
+) -> HostMachine:
+    """Have the machine's daemon start anew.
+
+    What runs there may finish for a minute (`stop_timeout_s`); what does not is resumed by its next
+    life. Refused where nobody would start it again.
+    """
+    return await _asked(world, user, host_id, CommandOp.RESTART, once)
+
+
+async def _asked(
+    world: World, user: Principal, host_id: HostId, op: CommandOp, once: DoneOnce
+) -> HostMachine:
+    def own(c: sqlite3.Connection) -> HostRow:
+        once.before(c)
+        return _own(c, user.user_id, host_id)
+
+    host = await world.database.read(own)
+    await commands.ask(world.hub, host, op, user.name)
+    return await world.database.write(
+        once(lambda c: hosts.resource(_own(c, user.user_id, host_id)), lambda host: host)
+    )
 
 
 @router.delete("/{host_id}", status_code=204, responses=documented(ErrorCode.NOT_FOUND))

@@ -70,6 +70,11 @@ class DoneOnce:
 
         return once
 
+    def before(self, c: sqlite3.Connection) -> None:
+        """For what is done outside of a transaction: raises what `once` would, if it was done before."""
+        if self._key is not None and (known := idempotency.find(c, self._user_id, self._key)):
+            self._answer_again(known)
+
     def _answer_again(self, known: Answer) -> None:
         if known.request_hash != self._request_hash:
             raise ApiError(

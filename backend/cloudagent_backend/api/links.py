@@ -97,6 +97,9 @@ class Links:
         if session.closed:
             connection.end(session.close_code, session.close_reason)
             return False
+        unsaid, session.unsaid = session.unsaid, []
+        for command in unsaid:
+            connection.say(command)
         fresh, session.fresh = session.fresh, []
         if not session.behind:
             connection.send(fresh)

@@ -4,17 +4,29 @@ import secrets
 from collections.abc import Collection
 from typing import Final
 
+import anyio
+
 from cloudagent_backend.delivery.hints import Hints
 from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.store.outbox import OutboxRow
 from cloudagent_protocol.errors import CloseCode
-from cloudagent_protocol.frames import Capability
+from cloudagent_protocol.frames import Capability, Command, CommandResult
 from cloudagent_protocol.ids import HostId
 
 #: Connections of one key at once, and then per second: a daemon that flaps must not keep the
 #: server busy with handshakes, one that is restarted by hand a few times must not be kept out.
 _HANDSHAKES: Final = 30.0
 _HANDSHAKES_PER_S: Final = 0.5
+
+
+class Asked:
+    """A command that waits for its result, or for the end of the connection."""
+
+    __slots__ = ("over", "result")
+
+    def __init__(self) -> None:
+        self.over = anyio.Event()
+        self.result: CommandResult | None = None
 
 
 class Session:
@@ -25,6 +37,7 @@ class Session:
     """
 
     __slots__ = (
+        "asked",
         "behind",
         "capabilities",
         "close_code",
@@ -37,6 +50,7 @@ class Session:
         "instance_id",
         "parent_id",
         "ready",
+        "unsaid",
     )
 
     def __init__(
@@ -63,6 +77,9 @@ class Session:
         self.ready = False
         #: Whether its daemon is shutting down: it is given nothing new.
         self.draining = draining
+        #: What people have asked of its daemon and was not sent yet, and what was not answered.
+        self.unsaid: list[Command] = []
+        self.asked: dict[int, Asked] = {}
         #: Whether the store may have frames that were not sent.
         self.behind = True
         #: Frames that came into the store since it was looked at last, so that they need no look.
@@ -124,6 +141,8 @@ class Hub:
 
     def detach(self, session: Session) -> bool:
         """The session is over; returns whether it was its host's newest."""
+        for asked in session.asked.values():
+            asked.over.set()
         if self._sessions.get(session.host_id) is not session:
             return False
         del self._sessions[session.host_id]
@@ -145,6 +164,18 @@ class Hub:
         if session := self._sessions.get(host_id):
             session.fresh.append(frame)
             self.hints.hint(session)
+
+    def session(self, host_id: HostId) -> Session | None:
+        """The host's connection, once its handshake is done."""
+        session = self._sessions.get(host_id)
+        return session if session and session.ready and not session.closed else None
+
+    def ask(self, session: Session, command: Command) -> Asked:
+        """Sends a command; whoever awaits the result takes it out of `asked` again."""
+        asked = session.asked[command.id] = Asked()
+        session.unsaid.append(command)
+        self.hints.hint(session)
+        return asked
 
     def all_ready(self) -> list[ReadyHost]:
         """The hosts that can take work."""

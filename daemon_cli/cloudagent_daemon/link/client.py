@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -21,13 +22,15 @@ from cloudagent_daemon.link.transport import (
     UnreachableError,
 )
 from cloudagent_protocol.errors import CloseCode
-from cloudagent_protocol.frames import Heartbeat, Hello, Question
+from cloudagent_protocol.frames import Command, CommandResult, Heartbeat, Hello, Question
 
 logger = logging.getLogger(__name__)
 
 #: How often the two clocks are compared, and the difference that means that the machine slept.
 CLOCK_CHECK_S: Final = 5.0
 SLEPT_S: Final = 15.0
+#: Commands that may wait for the one that is being done; further ones are refused.
+COMMANDS: Final = 4
 
 State: TypeAlias = Literal["connecting", "connected", "unauthorized"]
 
@@ -82,6 +85,7 @@ class LinkClient:
         #: Whether the host was removed: nothing may go on, or begin.
         self.revoked = False
         self.deltas = Deltas()
+        self._put, self.commands = anyio.create_memory_object_stream[Command](COMMANDS)
         self.standing = Standing("connecting", wall())
         #: Set, and replaced, when `standing` changes.
         self.changed = anyio.Event()
@@ -122,6 +126,12 @@ class LinkClient:
             raise NotConnectedError(answer.error)
         return answer.data or {}
 
+    async def reply(self, result: CommandResult) -> None:
+        """Answers one of `commands`; on another connection than the command came by it is left aside."""
+        if self._connection:
+            with suppress(LinkClosedError):
+                await self._connection.say(result)
+
     def beat(self) -> None:
         """Tells the backend now what a heartbeat says, if it is there; a hello says it too."""
         if self._connection:
@@ -142,7 +152,13 @@ class LinkClient:
             async with self._transport.connect() as stream:
                 hello = await self._hello()
                 connection = await open_connection(
-                    stream, self._spool, self.deltas, hello, self._alive, self._keeper
+                    stream,
+                    self._spool,
+                    self.deltas,
+                    hello,
+                    self._alive,
+                    self._keeper,
+                    self._put,
                 )
                 self._connection = connection
                 alive = self._alive()

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 import anyio
+from anyio.streams.memory import MemoryObjectSendStream
 
 from cloudagent_daemon import crash
 from cloudagent_daemon.disk import Keeper
@@ -27,6 +28,8 @@ from cloudagent_protocol.frames import (
     Ack,
     AgentsChanged,
     Answer,
+    Command,
+    CommandResult,
     Frame,
     Heartbeat,
     Hello,
@@ -65,6 +68,7 @@ class Connection:
     Args:
         alive: what a heartbeat says.
         keeper: what the disk does not take is tried again, unacknowledged; the link stays.
+        commands: takes what people ask of the daemon itself.
     """
 
     def __init__(
@@ -75,12 +79,14 @@ class Connection:
         welcome: Welcome,
         alive: Callable[[], Heartbeat],
         keeper: Keeper,
+        commands: MemoryObjectSendStream[Command],
     ) -> None:
         self._stream = stream
         self._spool = spool
         self._deltas = deltas
         self._alive = alive
         self._keeper = keeper
+        self._commands = commands
         self._hurry = anyio.Event()
         self.welcome = welcome
         self.agents = list(welcome.agents)
@@ -123,6 +129,14 @@ class Connection:
     def beat(self) -> None:
         """Sends a heartbeat now: what it says has changed."""
         self._hurry.set()
+
+    async def say(self, result: CommandResult) -> None:
+        """Answers a command.
+
+        Raises:
+            LinkClosedError: the link broke.
+        """
+        await self._send(result)
 
     async def ask(self, query: Question) -> Answer:
         """Puts a question.
@@ -174,6 +188,8 @@ class Connection:
                     await self._receive(frame, seq)
                 case Answer():
                     self._answer(frame)
+                case Command():
+                    await self._command(frame)
                 case Heartbeat() | UnknownFrame():
                     pass
                 case _:
@@ -197,6 +213,13 @@ class Connection:
         if question := self._questions.get(frame.id):
             question.answer = frame
             question.answered.set()
+
+    async def _command(self, command: Command) -> None:
+        try:
+            self._commands.send_nowait(command)
+        except anyio.WouldBlock:
+            busy = "it is busy with what was asked of it before"
+            await self._send(CommandResult(id=command.id, error=busy))
 
     async def _keep(self) -> None:
         """Durable first, then acknowledged; acting on it is for whoever follows the spool."""
@@ -288,6 +311,7 @@ async def open_connection(
     hello: Hello,
     alive: Callable[[], Heartbeat],
     keeper: Keeper,
+    commands: MemoryObjectSendStream[Command],
 ) -> Connection:
     """Shakes hands and brings the spool to the history that counts.
 
@@ -304,7 +328,7 @@ async def open_connection(
         raise LinkClosedError(error.close_code, str(error)) from error
     if welcome.drop:
         await spool.drop(welcome.drop)
-    return Connection(stream, spool, deltas, welcome, alive, keeper)
+    return Connection(stream, spool, deltas, welcome, alive, keeper, commands)
 
 
 async def _welcome(stream: FrameStream, hello: Hello) -> Welcome:

@@ -101,6 +101,8 @@ class ScriptedBackend:
         #: Machines that wait to be let in, by code.
         self.asking: dict[str, DeviceLogin] = {}
         self.hosts: dict[str, HostMachine] = {}
+        #: What machines were asked for: `rescan` or `restart`, and the machine's name.
+        self.ordered: list[tuple[str, str]] = []
         self.agents: dict[str, Agent] = {}
         self.conversations: dict[str, Conversation] = {}
         self.messages: dict[str, Message] = {}
@@ -502,8 +504,8 @@ class ScriptedBackend:
                 host = host.model_copy(update={"last_seen_at": None})
                 self.put_host(host)
                 return {**host.model_dump(mode="json"), "raw_key": MACHINE_KEY}
-            case ("POST", "host-machines", host_id, "rotate-key"):
-                return {**self.hosts[host_id].model_dump(mode="json"), "raw_key": MACHINE_KEY}
+            case ("POST", "host-machines", host_id, what):
+                return self._asked(self.hosts[host_id], what)
             case ("POST", "agents"):
                 host = self.hosts[body.pop("host_machine_id")]
                 return self.add_agent(body.pop("name"), host, **body).model_dump(mode="json")
@@ -536,6 +538,22 @@ class ScriptedBackend:
         answer = ChainAnswer(decision=decision, by="ana", at=datetime.now(UTC))
         self.put_chain(chain.model_copy(update={"state": state, "answers": [answer]}))
         return self.chains[chain.id].model_dump(mode="json")
+
+    def _asked(self, host: HostMachine, op: str) -> Any:
+        if op == "rotate-key":
+            return {**host.model_dump(mode="json"), "raw_key": MACHINE_KEY}
+        self.ordered.append((op, host.name))
+        if host.state is HostState.OFFLINE:
+            detail = f"{host.name} is offline, so its daemon cannot be asked."
+            how = "Start it on that machine: cloudagent-daemon start"
+            return problem(409, "conflict", detail, how)
+        if op == "restart":
+            host = host.model_copy(update={"state": HostState.DRAINING})
+        else:
+            codex = Runtime(name="codex", version="0.61.0", path="/usr/local/bin/codex")
+            host = host.model_copy(update={"runtimes": [*host.runtimes, codex]})
+        self.put_host(host)
+        return host.model_dump(mode="json")
 
     def _device(self, step: str, body: Any) -> Any:
         asking = self.asking.get(body["user_code"])

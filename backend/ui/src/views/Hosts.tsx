@@ -49,11 +49,21 @@ export function Hosts({ onMenu }: { onMenu: (() => void) | null }): ReactNode {
   );
 }
 
+type Question = "remove" | "rotate" | "restart";
+
+const ACTIONS: Record<Question, string> = { remove: "Remove", rotate: "Make a new key", restart: "Restart" };
+
+function title(question: Question, name: string): string {
+  if (question === "remove") return `Remove ${name}?`;
+  return question === "rotate" ? `Make a new key for ${name}?` : `Restart the daemon on ${name}?`;
+}
+
 function HostCard({ host }: { host: Host }): ReactNode {
   const session = useSession();
   const state = useApp();
   const { busy, error, attempt } = useAttempt();
-  const [question, setQuestion] = useState<"remove" | "rotate" | null>(null);
+  const [question, setQuestion] = useState<Question | null>(null);
+  const [said, setSaid] = useState<string | null>(null);
   const [renewed, setRenewed] = useState<HostWithKey | null>(null);
   const agents = Object.values(state.agents).filter((agent) => agent.host_machine_id === host.id);
   const words = hostWords(host);
@@ -63,12 +73,29 @@ function HostCard({ host }: { host: Host }): ReactNode {
     const what = question;
     setQuestion(null);
     if (!yes) return;
+    setSaid(null);
     void attempt(async () => {
-      if (what === "rotate") {
+      if (what === "restart") {
+        await post<Host>(`/v1/host-machines/${host.id}/restart`, undefined, crypto.randomUUID());
+        setSaid(`${host.name} restarts as soon as what runs there has finished.`);
+      } else if (what === "rotate") {
         setRenewed(await post<HostWithKey>(`/v1/host-machines/${host.id}/rotate-key`, undefined, crypto.randomUUID()));
       } else {
         await remove(`/v1/host-machines/${host.id}`);
         session.store.dispatch({ type: "forget", id: host.id });
+      }
+    });
+  };
+  const rescan = (): void => {
+    setSaid("Looking for agent programs…");
+    void attempt(async () => {
+      try {
+        const seen = await post<Host>(`/v1/host-machines/${host.id}/rescan`, undefined, crypto.randomUUID());
+        session.store.dispatch({ type: "hosts", hosts: [seen] });
+        setSaid(found(seen) || "No agent program was found.");
+      } catch (problem) {
+        setSaid(null);
+        throw problem;
       }
     });
   };
@@ -131,11 +158,22 @@ function HostCard({ host }: { host: Host }): ReactNode {
       )}
       {renewed !== null && <Pairing made={renewed} renewed />}
       <Failure error={error} />
+      <p className="said" role="status">
+        {said}
+      </p>
       <div className="card-actions">
         {parent === undefined && (
-          <button type="button" className="button" disabled={busy} onClick={() => setQuestion("rotate")}>
-            New key…
-          </button>
+          <>
+            <button type="button" className="button" disabled={busy} onClick={rescan}>
+              Look again
+            </button>
+            <button type="button" className="button" disabled={busy} onClick={() => setQuestion("restart")}>
+              Restart…
+            </button>
+            <button type="button" className="button" disabled={busy} onClick={() => setQuestion("rotate")}>
+              New key…
+            </button>
+          </>
         )}
         <button type="button" className="button danger-text" disabled={busy} onClick={() => setQuestion("remove")}>
           Remove…
@@ -143,11 +181,19 @@ function HostCard({ host }: { host: Host }): ReactNode {
       </div>
       {question !== null && (
         <Confirm
-          title={question === "remove" ? `Remove ${host.name}?` : `Make a new key for ${host.name}?`}
-          action={question === "remove" ? "Remove" : "Make a new key"}
+          title={title(question, host.name)}
+          action={ACTIONS[question]}
+          keep={question === "restart" ? "Not now" : "Keep it"}
+          harmless={question === "restart"}
           onAnswer={answer}
         >
-          {question === "remove" ? (
+          {question === "restart" ? (
+            <ul className="consequences">
+              <li>It begins nothing new, and lets what runs there finish for a minute.</li>
+              <li>What takes longer is cut off, and resumed by itself after the restart.</li>
+              <li>Messages wait meanwhile. If another version is installed there, it is used from then on.</li>
+            </ul>
+          ) : question === "remove" ? (
             <ul className="consequences">
               <li>Its key is revoked: the machine is cut off at once, and cannot come back with it.</li>
               <li>What its agents are doing there is stopped within seconds; messages that wait are cancelled.</li>

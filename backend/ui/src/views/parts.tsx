@@ -160,6 +160,9 @@ export function Confirm(props: {
   title: string;
   children: ReactNode;
   action: string;
+  /** What the other button says, and whether the action takes something away for good. */
+  keep?: string;
+  harmless?: boolean;
   onAnswer: (yes: boolean) => void;
 }): ReactNode {
   const dialog = useRef<HTMLDialogElement>(null);
@@ -170,9 +173,9 @@ export function Confirm(props: {
       <div className="confirm-body">{props.children}</div>
       <div className="actions">
         <button type="button" className="button" onClick={() => props.onAnswer(false)}>
-          Keep it
+          {props.keep ?? "Keep it"}
         </button>
-        <button type="button" className="button danger" onClick={() => props.onAnswer(true)}>
+        <button type="button" className={props.harmless ? "button primary" : "button danger"} onClick={() => props.onAnswer(true)}>
           {props.action}
         </button>
       </div>

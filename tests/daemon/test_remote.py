@@ -1,0 +1,80 @@
+"""What people ask of the daemon from afar, and what becomes of it."""
+
+from pathlib import Path
+
+import pytest
+
+from cloudagent_daemon.ending import Ending, why_no_restart
+from cloudagent_protocol.frames import Command, CommandResult, HostReport, encode
+from fakes.backend import KEY, HostConnection, ScriptedBackend, scripted_backend
+from fakes.home import Home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+async def ask(backend: ScriptedBackend, link: HostConnection, op: str) -> CommandResult:
+    number = len(backend.all(CommandResult)) + 1
+    await link.say(encode(Command(id=number, op=op, actor="ana")))
+    result = await backend.reported(CommandResult, number)
+    assert result.id == number
+    return result
+
+
+async def test_a_daemon_looks_again_and_starts_anew_in_the_same_process(home: Home) -> None:
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+        async with home.started() as daemon:
+            link = await backend.connected()
+            assert "commands" in link.hello.capabilities
+            before = await backend.reported(HostReport)
+            assert not [one for one in before.runtimes if one.version == "9.9.9"]
+            bin_ = home.folder / "bin"
+            bin_.mkdir()
+            claude = bin_ / "claude"
+            claude.write_text('#!/bin/sh\necho "9.9.9 (Claude Code)"\n')
+            claude.chmod(0o755)
+            result = await ask(backend, link, "rescan")
+            assert result.error is None
+            found = {one.name: one.version for one in backend.all(HostReport)[-1].runtimes}
+            assert found["claude_code"] == "9.9.9"
+
+            result = await ask(backend, link, "dance")
+            assert result.error
+            assert "knows no 'dance'" in result.error
+
+            assert (await ask(backend, link, "restart")).error is None
+            await daemon.until("restarting: ana asked for it")
+            again = await backend.connected(2)
+            assert again.hello.instance_id != link.hello.instance_id
+            assert (await home.status())["pid"] == daemon.process.pid
+            code, out, _ = await home.command("stop")
+            assert code == 0
+            assert f"pid {daemon.process.pid}" in out
+            assert await daemon.ended() == 0
+
+
+async def test_one_that_nobody_would_start_again_refuses_and_goes_on(home: Home) -> None:
+    async with scripted_backend() as backend:
+        words = ("--server-url", backend.url)
+        async with home.started(*words, CLOUDAGENT_API_KEY=KEY) as daemon:
+            link = await backend.connected()
+            result = await ask(backend, link, "restart")
+            assert result.error
+            assert "nobody would start it again" in result.error
+            assert daemon.process.returncode is None
+            assert (await ask(backend, link, "rescan")).error is None
+
+
+def test_a_restart_is_refused_by_whoever_could_not_come_back() -> None:
+    assert why_no_restart(Ending(), one_shot=False, unusable="") is None
+    broken = why_no_restart(Ending(), one_shot=False, unusable="its files are gone")
+    assert broken == "it could not be started again: its files are gone"
+    begun = Ending()
+    begun.restart("version 9 is installed", 300)
+    assert why_no_restart(begun, one_shot=False, unusable="") is None
+    stopping = Ending()
+    stopping.request(0)
+    assert why_no_restart(stopping, one_shot=False, unusable="") == "it is being stopped"
