@@ -32,7 +32,16 @@ def modules_loaded_by(*argv: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"], ["status", "--json"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["status"],
+        ["status", "--json"],
+        ["completion", "bash"],
+        ["completion", "--words", "1", "--", "cloudagent-daemon", ""],
+    ],
+)
 def test_a_quick_command_imports_nothing_heavy(words: list[str], monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("CLOUDAGENT_HOME", str(tmp_path))
     assert modules_loaded_by(*words) & HEAVY == set()

@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from cloudagent_daemon.cli import clean
 from cloudagent_daemon.cli.options import USAGE, CommandError, Commands, Here, safe
 from cloudagent_daemon.cli.status import identity_of, look
+from cloudagent_daemon.usage import Size, size_of
 
-_ARCHIVE: Final = ".archive"
+_ARCHIVE: Final = clean.ARCHIVE
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
@@ -28,6 +30,12 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     listing = verbs.add_parser("list", parents=[options], help="the workspaces that there are")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     listing.set_defaults(run=run_list)
+    cleaning = verbs.add_parser(
+        "clean", parents=[options], help="remove archived workspaces, after it has shown which"
+    )
+    cleaning.add_argument("--yes", action="store_true", help="remove what it shows")
+    cleaning.add_argument("--json", action="store_true", help="print one JSON object")
+    cleaning.set_defaults(run=clean.run)
 
 
 def run_register(arguments: argparse.Namespace) -> int:
@@ -71,7 +79,11 @@ def run_list(arguments: argparse.Namespace) -> int:
     here = Here(arguments)
     said = {agent["id"]: agent for agent in look(here)["agents"]}
     found = [
-        {**identity, "status": said.get(identity["id"], {}).get("status", "offline")}
+        {
+            **identity,
+            "status": said.get(identity["id"], {}).get("status", "offline"),
+            **_size(Path(identity["home"])),
+        }
         for identity in _identities(here.paths.agents_dir)
     ]
     if arguments.json:
@@ -104,9 +116,17 @@ def _identities(agents_dir: Path) -> Iterator[dict[str, Any]]:
             yield {"name": home.name, **told, "id": home.name, "home": str(home)}
 
 
+def _size(home: Path) -> dict[str, Any]:
+    size = size_of(home)
+    return {"size_bytes": size.size_bytes, "size_complete": size.complete}
+
+
 def _line(agent: dict[str, Any]) -> str:
     driver, where = agent.get("driver", "?"), agent.get("cwd") or f"{agent['home']}/workspace"
-    return f"{agent['status']:9} {agent['id']}  {agent['name']}  ({driver})  {where}"
+    size = Size(agent["size_bytes"], complete=agent["size_complete"])
+    return (
+        f"{agent['status']:9} {size.shown:>8}  {agent['id']}  {agent['name']}  ({driver})  {where}"
+    )
 
 
 def _folder(text: str, here: Here) -> Path:

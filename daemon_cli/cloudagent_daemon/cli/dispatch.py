@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from cloudagent_daemon.cli import (
     agent,
     bridge,
+    completion,
     doctor,
     login,
     logs,
@@ -49,6 +50,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == [bridge.NAME]:
         bridge.run(words[1:])
+    if words[:2] == [completion.NAME, completion.WORDS]:
+        print("\n".join(completion.answer(_parser(), words[2:])))
+        return 0
     if words == ["help", "exit-codes"]:
         print(_EXIT_CODES, end="")
         return 0
@@ -109,7 +113,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (login, service, start, stop, status, doctor, probe, logs, profiles, agent):
+    everything = (login, service, start, stop, status, doctor, probe, logs, profiles, agent)
+    for command in (*everything, completion):
         command.add(commands, options)
     return parser
 
