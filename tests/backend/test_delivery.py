@@ -639,11 +639,15 @@ async def test_a_removed_host_leaves_nothing_open(tmp_path: Path) -> None:
         assert over.state == "finished"
 
 
-async def test_changed_agents_are_told_to_a_host_with_a_history(tmp_path: Path) -> None:
+async def test_changed_agents_are_told_to_a_host_that_is_here_and_to_another_by_its_welcome(
+    tmp_path: Path,
+) -> None:
     async with open_desk(tmp_path) as desk:
         await desk.service.agents_changed(desk.machine.host_id)
-        assert await desk.outbox() == []
         await desk.greet()
+        await desk.service.agents_changed(desk.machine.host_id)
+        assert await desk.outbox() == []
+        desk.hub.attach(Session(desk.machine.host_id, "in_1"))
         await desk.service.agents_changed(desk.machine.host_id)
         [frame] = await desk.outbox()
         assert isinstance(frame, AgentsChanged)

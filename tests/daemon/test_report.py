@@ -5,8 +5,17 @@ import pytest
 from typing_extensions import override
 
 from cloudagent_daemon.runs.ports import Said
-from cloudagent_daemon.runs.report import Reporter, now
-from cloudagent_protocol.events import Finished, Outcome, Reason, Retry, RunEvent, Stderr, Text
+from cloudagent_daemon.runs.report import LEFT_OUT, Reporter, now
+from cloudagent_protocol.events import (
+    Finished,
+    Outcome,
+    Reason,
+    Retry,
+    RunEvent,
+    Started,
+    Stderr,
+    Text,
+)
 from cloudagent_protocol.frames import MAX_FRAME_BYTES, encode
 from cloudagent_protocol.ids import new_run_id
 from fakes.runs import RecordedUplink, a_delivery
@@ -60,3 +69,20 @@ async def test_an_event_that_was_cancelled_while_it_was_kept_does_not_give_its_n
     end = Finished(seq=reporter.last_seq + 1, at=now(), outcome=Outcome.REPLIED)
     await reporter.finish(end)
     assert [event.seq for event in uplink.events] == [1, 2]
+
+
+async def test_when_too_much_waits_details_are_left_out_and_that_is_said_once() -> None:
+    uplink = RecordedUplink()
+    reporter = Reporter(uplink, a_delivery(), new_run_id())
+    uplink.full = True
+    await reporter.event(Started(at=now(), driver="scripted", launch_id="l"))
+    for text in ("one", "two"):
+        await reporter.event(Text(at=now(), block=0, text=text))
+    uplink.full = False
+    await reporter.event(Text(at=now(), block=1, text="three"))
+    assert [(event.seq, event.type) for event in uplink.events] == [
+        (1, "started"),
+        (2, "stderr"),
+        (3, "text"),
+    ]
+    assert uplink.events[1].text == LEFT_OUT

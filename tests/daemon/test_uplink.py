@@ -2,6 +2,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
+import pytest
 
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.spool import open_spool
@@ -53,4 +54,20 @@ async def test_a_full_disk_delays_an_ending_but_does_not_lose_it(tmp_path: Path)
                     lambda c: c.execute("PRAGMA max_page_count = 100000").fetchone()
                 )
         assert spool.marks.last == 1
+        transport.close()
+
+
+async def test_it_is_full_when_too_much_waits_for_the_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cloudagent_daemon.runs.uplink.UNSENT", 2)
+    async with open_spool(None) as spool:
+        transport = MemoryTransport()
+        uplink = SpoolUplink(spool, LinkClient(transport, spool, no_hello, Heartbeat), LiveRuns())
+        await uplink.report(ending())
+        assert not uplink.full
+        await uplink.report(ending())
+        assert uplink.full
+        await spool.acked(1)
+        assert not uplink.full
         transport.close()

@@ -61,6 +61,8 @@ class RecordedUplink:
         self.searches: list[FindAgent] = []
         self._news = anyio.Event()
 
+    full = False
+
     async def report(self, frame: Said) -> None:
         encode(frame)  # every frame must fit the wire
         self.frames.append(frame)

@@ -181,6 +181,10 @@ class Hub:
         """The hosts that can take work."""
         return [one for host_id in self._sessions if (one := self.ready(host_id))]
 
+    def here(self, host_id: HostId) -> bool:
+        """Whether the host is connected, if only just now."""
+        return host_id in self._sessions
+
     def helpers(self, host_id: HostId) -> list[HostId]:
         """Ephemeral hosts that can take work of this host's agents."""
         found = self._helpers.get(host_id, {}).values()

@@ -217,9 +217,18 @@ class Service:
     # --- the machines that people own ---
 
     async def agents_changed(self, host_id: HostId) -> None:
-        """The host's agents were made, changed or removed: its daemon is told, and its helpers."""
+        """The host's agents were made, changed or removed: its daemon is told, and its helpers.
+
+        One that is not here learns its agents by its next welcome; frames for it would pile up.
+        """
         told = self._with_helpers([host_id])
-        await self._database.write(lambda c: [sending.change_agents(c, one) for one in told])
+
+        def work(c: sqlite3.Connection) -> None:
+            # Asked in here: who comes meanwhile is greeted in a transaction after this one.
+            for one in filter(self._hub.here, told):
+                sending.change_agents(c, one)
+
+        await self._database.write(work)
         for one in told:
             self._hub.hint(one)
 

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import Signals
 from typing import Any, Final, TypeVar
@@ -34,6 +34,7 @@ from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_daemon.process import Child, Ladder, spawn
 from cloudagent_daemon.runs.outcome import Failure
 from cloudagent_daemon.runs.ports import StopSignal
+from cloudagent_daemon.runs.redaction import Redaction
 from cloudagent_daemon.runs.report import now
 from cloudagent_protocol.events import Ready, Reason, Stderr, Text, ToolCall
 
@@ -111,6 +112,7 @@ class Attempt:
     _begun_at: float = field(default_factory=time.monotonic)
     #: When the CLI's journal was written last, as far as that told nothing: seconds of the wall's clock.
     _journal_before: float = 0.0
+    _redaction: Redaction = field(init=False)
     _open_pipes: int = 2
     _drained: anyio.Event = field(default_factory=anyio.Event)
     _enough: anyio.Event = field(default_factory=anyio.Event)
@@ -120,6 +122,9 @@ class Attempt:
     _at_once: bool = True
     _pumps: TaskGroup | None = None
     _outbox: MemoryObjectSendStream[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self._redaction = Redaction(self.env)
 
     def sign_of_life(self) -> None:
         """The agent did something that is seen elsewhere, such as calling a tool."""
@@ -237,6 +242,7 @@ class Attempt:
             self.seen.worked = True
         if isinstance(event, TurnEnd):
             event = self._gated(event)
+            event = replace(event, detail=self._redaction.clean(event.detail))
             if self.seen.end is None:
                 self.seen.end = event
             if event.reason is Reason.TOOLS_UNAVAILABLE:
@@ -257,14 +263,23 @@ class Attempt:
     async def _read_stderr(self, child: Child) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         reported = 0
-        while data := await child.read_stderr():
-            self.sign_of_life()
-            text = decoder.decode(data)
-            self.seen.stderr_tail = (self.seen.stderr_tail + text)[-_TAIL_CHARS:]
-            if text and reported < _STDERR_EVENTS:
-                reported += 1
-                await self.on_event(Stderr(at=now(), text=text))
+        more = True
+        try:
+            while more:
+                data = await child.read_stderr()
+                self.sign_of_life()
+                more = bool(data)
+                text = self._redaction.feed(decoder.decode(data, final=not more))
+                self._keep_tail(text := text if more else text + self._redaction.flush())
+                if text and reported < _STDERR_EVENTS:
+                    reported += 1
+                    await self.on_event(Stderr(at=now(), text=text))
+        finally:
+            self._keep_tail(self._redaction.flush())
         self._closed()
+
+    def _keep_tail(self, text: str) -> None:
+        self.seen.stderr_tail = (self.seen.stderr_tail + text)[-_TAIL_CHARS:]
 
     def _closed(self) -> None:
         self._open_pipes -= 1

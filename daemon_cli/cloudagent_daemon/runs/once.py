@@ -207,6 +207,10 @@ class _Uplink:
     watcher: OneMessage
     inner: Uplink = field(repr=False)
 
+    @property
+    def full(self) -> bool:
+        return self.inner.full
+
     async def report(self, frame: Said) -> None:
         await self.inner.report(frame)
         self.watcher.said(frame)

@@ -42,6 +42,11 @@ class Launch:
 class Uplink(Protocol):
     """What a run needs of the link and the spool."""
 
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the backend that details of runs are to be left out."""
+        ...
+
     async def report(self, frame: Said) -> None:
         """Keeps the frame until the backend has it; durable on disk when this returns."""
         ...

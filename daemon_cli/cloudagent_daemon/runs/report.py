@@ -9,12 +9,27 @@ import anyio
 from cloudagent_daemon.drivers.base import TextDelta
 from cloudagent_daemon.drivers.lines import clip
 from cloudagent_daemon.runs.ports import Uplink
-from cloudagent_protocol.events import Finished, Retry, RunEvent, Stderr, Text, ToolCall, ToolResult
+from cloudagent_protocol.events import (
+    Finished,
+    Retry,
+    RunEvent,
+    Stderr,
+    Text,
+    ToolCall,
+    ToolResult,
+    UsageReported,
+)
 from cloudagent_protocol.frames import MAX_FRAME_BYTES, Deliver, Delta, RunReport
 from cloudagent_protocol.ids import RunId
 
 #: Room that a frame needs beside its event.
 _FRAME_MARGIN_BYTES: Final = 4_096
+#: What need not be known of a run: messages, starts and ends are always kept.
+_DETAILS: Final = (Stderr, Text, ToolCall, ToolResult, UsageReported)
+LEFT_OUT: Final = (
+    "cloudagent: this machine has 10,000 reports that its backend has not taken yet. Until it takes "
+    "some, text and tool calls of runs are not kept; messages and outcomes are."
+)
 
 
 class Reporter:
@@ -25,11 +40,20 @@ class Reporter:
         self._deliver = deliver
         self._run_id = run_id
         self._in_order = anyio.Lock()
+        self._left_out = False
         #: Number of the last event.
         self.last_seq = 0
 
     async def event(self, event: RunEvent) -> None:
-        """Reports an event; durable when it returns."""
+        """Reports an event; durable when it returns.
+
+        Where too much waits for the backend already, details are left out, and that is said once.
+        """
+        if self._uplink.full and isinstance(event, _DETAILS):
+            if self._left_out:
+                return
+            self._left_out = True
+            event = Stderr(at=event.at, text=LEFT_OUT)
         async with self._in_order:
             # Counted first: one that is cancelled may be kept all the same, and an end that had its
             # number would be taken for a repetition of it.

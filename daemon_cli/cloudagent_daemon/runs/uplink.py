@@ -27,6 +27,8 @@ from cloudagent_protocol.frames import (
 from cloudagent_protocol.ids import RunId
 
 T = TypeVar("T")
+#: Frames that wait for the backend, above which runs report no more than what must be known.
+UNSENT: Final = 10_000
 _AGENTS: Final = TypeAdapter(list[AgentEntry])
 _FOUND: Final = TypeAdapter(FoundAgent)
 
@@ -57,6 +59,11 @@ class SpoolUplink:
         self._keeper = keeper or Keeper()
         self._client = client
         self._live = live
+
+    @property
+    def full(self) -> bool:
+        marks = self._spool.marks
+        return marks.last - marks.acked >= UNSENT
 
     async def report(self, frame: RunReport | Send | DeliveryReport | HostReport) -> None:
         await self._keeper.kept(lambda: self._spool.append(frame))

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from cloudagent_daemon.aside import set_aside
+from cloudagent_daemon.runs.redaction import SECRET_NAME, SECRET_VALUE
 from cloudagent_protocol.events import Finished
 from cloudagent_protocol.frames import Send
 from cloudagent_protocol.ids import ConversationId, DeliveryId, MessageId, RunId
@@ -174,15 +175,15 @@ def redacted(argv: list[str]) -> list[str]:
 
 def _shown(word: str, after: str) -> str:
     flag, equals, value = word.partition("=")
-    if equals and _SECRET_FLAG.search(flag):
+    if equals and _is_secret(flag):
         return f"{flag}=…"
-    if ("=" not in after and _SECRET_FLAG.search(after)) or _SECRET_VALUE.search(value or word):
+    if ("=" not in after and _is_secret(after)) or SECRET_VALUE.search(value or word):
         return "…"
     return word if len(word) <= 500 else f"{word[:60]}… ({len(word)} characters)"
 
 
-_SECRET_FLAG = re.compile(r"^-.*(key|token|secret|password|credential)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\b(sk[-_]|cat_|ghp_|xox[a-z]-|AKIA)[A-Za-z0-9_-]{12,}")
+def _is_secret(flag: str) -> bool:
+    return flag.startswith("-") and SECRET_NAME.search(flag) is not None
 
 
 def _safe(name: str) -> str:
