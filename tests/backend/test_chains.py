@@ -586,6 +586,7 @@ async def test_a_held_message_is_cancelled_with_its_agent_or_its_host(tmp_path: 
         await it.desk.database.write(lambda c: service.agent_removed(c, user_id, it.api))
         assert (await it.trace(first)).state == "cancelled"
         await it.desk.database.write(lambda c: service.host_removed(c, user_id, far.host_id))
+        await service.bury(far.host_id)
         assert (await it.trace(second)).state == "dead"
         del backup
 

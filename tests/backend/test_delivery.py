@@ -26,6 +26,7 @@ from cloudagent_backend.store import (
     outbox,
     runs,
 )
+from cloudagent_backend.store.deliveries import NewRung
 from cloudagent_backend.store.events import EventRow
 from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.events import Outcome, Reason
@@ -43,7 +44,7 @@ from cloudagent_protocol.frames import (
     UnknownFrame,
 )
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, RunId, new_message_id
-from cloudagent_protocol.resources import DeliveryMode, Runtime
+from cloudagent_protocol.resources import DeliveryMode, RungName, Runtime
 from fakes.desk import Desk, Run, add_host, open_desk
 
 
@@ -633,10 +634,36 @@ async def test_a_removed_host_leaves_nothing_open(tmp_path: Path) -> None:
         await desk.database.write(
             lambda c: desk.service.host_removed(c, desk.user_id, desk.machine.host_id)
         )
+        await desk.service.bury(desk.machine.host_id)
         assert {await desk.state(running), await desk.state(queued)} == {"dead"}
         over = await desk.database.read(lambda c: runs.load(c, run.id))
         assert over is not None
         assert over.state == "finished"
+
+
+async def test_the_queue_of_a_removed_host_is_ended_in_many_transactions_even_by_another_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloudagent_backend.delivery.service._BURIED_AT_ONCE", 2)
+    async with open_desk(tmp_path) as desk:
+        sent = [await desk.say(f"{number}") for number in range(5)]
+        held = await desk.rows(sent[4])
+        await desk.database.write(
+            lambda c: deliveries.hold(c, held[0], NewRung(RungName.WAITING, "backend"))
+        )
+
+        def remove(c: Any) -> None:
+            desk.service.host_removed(c, desk.user_id, desk.machine.host_id)
+            hosts.delete(c, desk.machine.host_id)
+
+        await desk.database.write(remove)
+        assert [await desk.state(message) for message in sent] == ["queued"] * 5
+        # The process ended here. Another one finds what is left.
+        await desk.service.start()
+        await desk.service.bury()
+        assert [await desk.state(message) for message in sent] == ["dead"] * 5
+        assert (await desk.rows(sent[0]))[0].reason == "host_removed"
+        assert await desk.database.read(deliveries.of_removed_hosts) == []
 
 
 async def test_changed_agents_are_told_to_a_host_that_is_here_and_to_another_by_its_welcome(

@@ -127,7 +127,8 @@ async def test_what_the_daemon_sends_twice_across_a_reconnect_is_kept_once(tmp_p
             await daemon.send(started, reply)
             await daemon.settle()
         async with link_of(backend) as daemon:
-            assert (await daemon.greet(epoch=epoch, last_seq=1)).last_seq == 2
+            held = [message.deliveries[0].id]
+            assert (await daemon.greet(epoch=epoch, last_seq=1, unfinished=held)).last_seq == 2
             daemon.seq = 0
             await daemon.send(started, reply, run.finished())
             await daemon.settle()
@@ -169,6 +170,27 @@ async def test_a_daemon_without_a_history_gets_a_new_epoch_and_its_messages_agai
             await daemon.settle()
             assert (await rungs(backend, lost)).count("interrupted") == 1
             assert (await trace(backend, held)).state == "received"
+
+
+async def test_what_a_machine_took_in_and_does_not_list_when_it_is_back_is_offered_again(
+    tmp_path: Path,
+) -> None:
+    async with running_backend(tmp_path) as backend:
+        async with link_of(backend) as daemon:
+            epoch = (await daemon.greet()).epoch
+            held, lost = await backend.post("held"), await backend.post("lost")
+            for _ in range(2):
+                await daemon.deliver()
+            await daemon.send(HostReport(runtimes=[]))
+            await daemon.settle()
+        for _ in range(2):  # once, however often it comes back before it has it
+            async with link_of(backend) as daemon:
+                known = {"epoch": epoch, "last_seq": 2, "unfinished": [held.deliveries[0].id]}
+                assert (await daemon.greet(**known)).epoch == epoch
+                again = await daemon.expect(Deliver)
+                assert (again.seq, again.message.id) == (3, lost.id)
+        assert (await trace(backend, lost)).rungs[-1].reason == "unlisted"
+        assert (await rungs(backend, held))[-1] == "received"
 
 
 async def test_numbers_that_were_never_sent_begin_a_new_epoch(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ async def delete_host(host_id: HostId, user: CurrentUser, world: CurrentWorld) -
     for host in removed:
         world.service.ephemeral_removed(host)
     world.fanout.notify(user.user_id)
+    await world.service.bury(host_id)
 
 
 def _own(c: sqlite3.Connection, user_id: UserId, host_id: HostId) -> HostRow:

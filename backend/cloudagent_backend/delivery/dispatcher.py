@@ -52,6 +52,7 @@ class Dispatcher:
                 if time.monotonic() - looked_at >= self._poll_s:
                     looked_at = time.monotonic()
                     await self._note_left()
+                    await self._bury()
                     await self._serve(self._hub.all_ready())
                 else:
                     found = [self._hub.ready(host_id) for host_id in hinted]
@@ -62,6 +63,12 @@ class Dispatcher:
             await self._service.note_left()
         except sqlite3.Error:
             logger.exception("a host's leaving is not noted yet", extra={"action": "leave"})
+
+    async def _bury(self) -> None:
+        try:
+            await self._service.bury()
+        except sqlite3.Error:
+            logger.exception("a removed host's queue is not ended yet", extra={"action": "bury"})
 
     async def _serve(self, ready: list[ReadyHost]) -> None:
         for start in range(0, len(ready), _HOSTS_AT_ONCE):

@@ -3,8 +3,10 @@
 import logging
 import sqlite3
 from dataclasses import dataclass
+from typing import Final
 
-from cloudagent_backend.delivery import ladder, reports, states
+from cloudagent_backend.delivery import ladder, reports, sending, states
+from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, runs
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
@@ -26,6 +28,7 @@ from cloudagent_protocol.resources import (
 )
 
 logger = logging.getLogger(__name__)
+_DEFAULT: Final = Limits()
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Greeting:
     abandoned: list[RunId]
 
 
-def greet(c: sqlite3.Connection, machine: Machine, hello: Hello) -> Greeting:
+def greet(
+    c: sqlite3.Connection, machine: Machine, hello: Hello, limits: Limits = _DEFAULT
+) -> Greeting:
     """Resume the host's history, or begin a new epoch and reconcile by delivery id."""
     _note_host(c, machine, hello)
     reports.hold(c, machine, hello.holds)
@@ -55,6 +60,8 @@ def greet(c: sqlite3.Connection, machine: Machine, hello: Hello) -> Greeting:
             )
         link = outbox.start_epoch(c, machine.host_id)
         abandoned = _reconcile(c, machine, set(hello.unfinished))
+    else:
+        _ask_about(c, machine, set(hello.unfinished), limits)
     return Greeting(
         link=link,
         agents=ladder.roster(c, machine.host_id),
@@ -105,6 +112,19 @@ def _resumed(c: sqlite3.Connection, machine: Machine, hello: Hello) -> LinkRow |
         return None
     reports.acked(c, machine, hello.last_seq)
     return LinkRow(link.epoch, link.accepted, hello.last_seq, link.last)
+
+
+def _ask_about(
+    c: sqlite3.Connection, machine: Machine, held: set[DeliveryId], limits: Limits
+) -> None:
+    """Numbers that fit are no proof: what the machine took in and does not list is offered again.
+
+    It does nothing if it has it after all, says the end once more if that was reached, or takes it in.
+    """
+    for row in deliveries.in_flight(c, machine.host_id):
+        taken_in = row.id not in held and row.state is not DeliveryState.LEASED
+        if taken_in and not outbox.has_delivery(c, machine.host_id, row.id):
+            sending.offer_again(c, row, machine.name, limits)
 
 
 def _reconcile(c: sqlite3.Connection, machine: Machine, held: set[DeliveryId]) -> list[RunId]:

@@ -56,6 +56,7 @@ from cloudagent_protocol.resources import (
 )
 
 _DEFAULT: Final = Limits()
+_REMOVED: Final = "the machine was removed"
 
 
 @dataclass(frozen=True)
@@ -482,13 +483,24 @@ def remove_agent(c: sqlite3.Connection, agent_id: AgentId) -> None:
 
 
 def remove_host(c: sqlite3.Connection, host_id: HostId) -> None:
-    """The machine is gone for good: nothing of it will ever end by itself."""
+    """The machine is gone for good: nothing of it will ever end by itself.
+
+    What is still queued for it may be much, and is given up by `bury`, in transactions of its own.
+    """
     host = hosts.load_any(c, host_id)
     if host and host.parent_id:
         lending.remove(c, host)
         return
     for run in runs.live_of_host(c, host_id):
         ladder.abandon_run(c, run)
-    for row in deliveries.open_of_host(c, host_id):
-        _give_up(c, row, "the machine was removed", Reason.HOST_REMOVED)
+    for row in deliveries.in_flight(c, host_id):
+        _give_up(c, row, _REMOVED, Reason.HOST_REMOVED)
     outbox.forget(c, host_id)
+
+
+def bury(c: sqlite3.Connection, host_id: HostId, limit: int) -> list[DeliveryRow]:
+    """Give up what is queued for a removed machine, at most so many at once; returns those."""
+    rows = deliveries.queued_of_host(c, host_id, limit)
+    for row in rows:
+        _give_up(c, row, _REMOVED, Reason.HOST_REMOVED)
+    return rows

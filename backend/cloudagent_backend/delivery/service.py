@@ -28,7 +28,7 @@ from cloudagent_backend.delivery.relay import Relay
 from cloudagent_backend.delivery.reports import Applied, Reported
 from cloudagent_backend.delivery.sending import ReadyHost, Submission, Submitted
 from cloudagent_backend.delivery.straight import Way
-from cloudagent_backend.store import hosts, messages
+from cloudagent_backend.store import deliveries, hosts, messages
 from cloudagent_backend.store.database import Database
 from cloudagent_backend.store.deliveries import DeliveryRow
 from cloudagent_backend.store.hosts import HostRow
@@ -54,6 +54,8 @@ T = TypeVar("T")
 Work: TypeAlias = Callable[[sqlite3.Connection], T]
 Once: TypeAlias = Callable[[Work[T]], Work[T]]
 _DEFAULT: Final = Limits()
+#: Deliveries of a removed host that one transaction ends.
+_BURIED_AT_ONCE: Final = 500
 
 
 def _as_it_is(work: Work[T]) -> Work[T]:
@@ -109,12 +111,15 @@ class Service:
         self._way = Way(self._is_open, min(window, backlog_cap), limits.hops)
         #: Hosts that have left, until that is in the store.
         self._left: dict[HostId, Machine] = {}
+        #: Hosts that were removed, until what was queued for them is given up.
+        self._removed: dict[HostId, None] = {}
         #: Rung when a host has work; the dispatcher listens.
         self.hints: Hints[HostId] = Hints()
 
     async def start(self) -> None:
         """Before serving: whoever was online when the last process ended is not any more."""
         await self._database.write(hosts.all_offline)
+        self._removed = dict.fromkeys(await self._database.read(deliveries.of_removed_hosts))
 
     # --- people ---
 
@@ -239,13 +244,29 @@ class Service:
     def host_removed(
         self, c: sqlite3.Connection, user_id: UserId, host_id: HostId
     ) -> list[HostRow]:
-        """For the transaction that removes a host of the user's; `hub.disconnect` follows.
+        """For the transaction that removes a host of the user's; `hub.disconnect` and `bury` follow.
 
         Returns the ephemeral hosts that went with it, for `ephemeral_removed`.
         """
         children = self.children_removed(c, host_id)
         sending.remove_host(c, host_id)
         return children
+
+    async def bury(self, removed: HostId | None = None) -> None:
+        """Give up what was queued for a removed host, and for those of before.
+
+        A full backlog takes many transactions, so that nobody waits long for the writer. What is cut
+        off by an error or a restart goes on at the dispatcher's next look.
+        """
+        if removed:
+            self._removed[removed] = None
+        for host_id in list(self._removed):
+            while rows := await self._database.write(
+                lambda c, host_id=host_id: sending.bury(c, host_id, _BURIED_AT_ONCE)
+            ):
+                for user_id in {row.user_id for row in rows}:
+                    self._fanout.notify(user_id)
+            self._removed.pop(host_id, None)
 
     # --- ephemeral hosts ---
 
@@ -289,7 +310,9 @@ class Service:
     async def greet(self, machine: Machine, hello: Hello) -> Greeting:
         """A daemon is here; its session is attached to the hub already."""
         self._left.pop(machine.host_id, None)
-        greeting = await self._write(lambda c: handshake.greet(c, machine, hello), "greet")
+        greeting = await self._write(
+            lambda c: handshake.greet(c, machine, hello, self._limits), "greet"
+        )
         for run_id in greeting.abandoned:
             self._fanout.run_finished(machine.user_id, run_id)
         for run in greeting.live_runs:

@@ -219,6 +219,28 @@ def open_of_host(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
     return [*in_flight(c, host_id), *map(_row, free), *held_of_host(c, host_id)]
 
 
+def queued_of_host(c: sqlite3.Connection, host_id: HostId, limit: int) -> list[DeliveryRow]:
+    """Some of what is queued for the host, held back or not; the oldest of an agent first."""
+    free = c.execute(
+        "SELECT * FROM deliveries WHERE host_id = ? AND state = 'queued' AND held = 0"
+        " ORDER BY agent_id, seq LIMIT ?",
+        (host_id, limit),
+    )
+    return list(map(_row, free)) or held_of_host(c, host_id)[:limit]
+
+
+def of_removed_hosts(c: sqlite3.Connection) -> list[HostId]:
+    """Removed hosts for which something is queued all the same."""
+    rows = c.execute(
+        "SELECT id FROM host_machines WHERE deleted_us IS NOT NULL AND ("
+        "EXISTS (SELECT 1 FROM deliveries"
+        " WHERE host_id = host_machines.id AND state = 'queued' AND held = 0)"
+        " OR EXISTS (SELECT 1 FROM deliveries"
+        " WHERE host_id = host_machines.id AND state = 'queued' AND held = 1))"
+    )
+    return [host_id for (host_id,) in rows]
+
+
 def held_of_host(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
     rows = c.execute(
         "SELECT * FROM deliveries WHERE host_id = ? AND state = 'queued' AND held = 1", (host_id,)

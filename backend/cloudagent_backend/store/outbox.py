@@ -164,6 +164,15 @@ def after(c: sqlite3.Connection, host_id: HostId, seq: int, limit: int) -> list[
     return [OutboxRow(*row) for row in rows]
 
 
+def has_delivery(c: sqlite3.Connection, host_id: HostId, delivery_id: DeliveryId) -> bool:
+    """Whether a frame with this delivery is not acknowledged yet."""
+    row = c.execute(
+        "SELECT 1 FROM outbox WHERE host_id = ? AND type = 'deliver' AND delivery_id = ?",
+        (host_id, delivery_id),
+    ).fetchone()
+    return row is not None
+
+
 def acked(c: sqlite3.Connection, host_id: HostId, seq: int) -> None:
     """The daemon has everything up to `seq`: forget it."""
     c.execute("DELETE FROM outbox WHERE host_id = ? AND seq <= ?", (host_id, seq))
