@@ -60,6 +60,7 @@ class Place:
     programs: tuple[Path, ...]
 
     def look(self) -> Seen:
+        """Raises OSError where the folder cannot be read."""
         return Seen(
             self.python.exists(),
             all(program.exists() for program in self.programs),
@@ -114,7 +115,10 @@ class Installation:
         before, judged = self._first, self._first
         while self._place:
             await anyio.sleep(self._look_s)  # no event tells of it on every system
-            seen = await run_sync(self._place.look)
+            try:
+                seen = await run_sync(self._place.look)
+            except OSError:  # without a free descriptor, say, nothing can be told: the next look will
+                continue
             if not seen.complete:
                 judged = None
                 self._say(*_missing(seen, self._place))
