@@ -60,7 +60,11 @@ class Place:
     programs: tuple[Path, ...]
 
     def look(self) -> Seen:
-        """Raises OSError where the folder cannot be read."""
+        """What is there now.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
         return Seen(
             self.python.exists(),
             all(program.exists() for program in self.programs),
@@ -117,7 +121,7 @@ class Installation:
             await anyio.sleep(self._look_s)  # no event tells of it on every system
             try:
                 seen = await run_sync(self._place.look)
-            except OSError:  # without a free descriptor, say, nothing can be told: the next look will
+            except OSError:  # no free descriptor, say: nothing can be told from this look
                 continue
             if not seen.complete:
                 judged = None
