@@ -6,9 +6,18 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import anyio
 import pytest
 
-from cloudagent_daemon.drivers.base import Capabilities, Command, DriverEvent, Turn
+from cloudagent_daemon.drivers.base import (
+    Capabilities,
+    Command,
+    Decision,
+    DriverEvent,
+    PermissionAsked,
+    Reported,
+    Turn,
+)
 from cloudagent_daemon.process import Child
 from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.ports import StopSignal
@@ -49,8 +58,11 @@ async def attempt(journal: Path, ahead_s: float, writes_s: float, then_s: float)
     async def started(child: Child) -> None:
         pass
 
-    async def event(event: DriverEvent) -> None:
+    async def event(event: Reported) -> None:
         pass
+
+    async def decide(asked: PermissionAsked) -> Decision:
+        raise NotImplementedError
 
     arguments = (str(journal), str(ahead_s), str(writes_s), str(then_s))
     return await Attempt(
@@ -64,6 +76,8 @@ async def attempt(journal: Path, ahead_s: float, writes_s: float, then_s: float)
         on_event=event,
         stop=StopSignal(),
         hang_timeout_s=0.7,
+        tools_listed=anyio.Event(),
+        decide=decide,
     ).run()
 
 
