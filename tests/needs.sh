@@ -28,3 +28,11 @@ if [ ! -x e2e/clis/node_modules/.bin/claude ]; then
   echo 'installing the real coding agent for the end-to-end tests ...'
   (cd e2e/clis && npm ci --no-fund --no-audit --loglevel=error)
 fi
+
+# What tests/e2e/test_real_drivers.py drives; each is 55 to 404 MB, so that one is enough by default.
+for cli in ${REAL_CLIS-codex}; do
+  if [ ! -d "e2e/clis/$cli/node_modules" ]; then
+    echo "installing $cli for the end-to-end tests ..."
+    (cd "e2e/clis/$cli" && npm ci --no-fund --no-audit --loglevel=error)
+  fi
+done

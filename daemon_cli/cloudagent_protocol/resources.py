@@ -164,6 +164,7 @@ class EphemeralHostCreate(HostMachineCreate):
 
 class Driver(StrEnum):
     CLAUDE_CODE = "claude_code"
+    CODEX = "codex"
     OPENCODE = "opencode"
     GEMINI = "gemini"
     QWEN = "qwen"

@@ -90,6 +90,7 @@ FAKE_CLAUDE: Final = fake(
     "claude_code", "claude_code", "agent_cli.py",
     error=lambda status: f"@@error {status} {CLAUDE_ERRORS[status]}",
 )  # fmt: skip
+FAKE_CODEX: Final = fake("codex", "codex", "codex_app_server.py")
 FAKE_ACP: Final = fake("acp", "acp", "acp_agent.py")
 BUILTIN: Final = scripted(
     "builtin", "builtin",
@@ -124,8 +125,8 @@ async def replies(kit: Kit, home: Path) -> None:
     assert [send.text for send in seen.sends] == ["hello Ana"]
     assert seen.types[:2] == ["started", "ready"]
     assert {"tool_call", "tool_result"} <= set(seen.types)
-    [call] = [event for event in seen.events if isinstance(event, ToolCall)]
-    assert call.name.rpartition("__")[2] == "send_message"
+    calls = [event for event in seen.events if isinstance(event, ToolCall)]
+    [call] = [call for call in calls if call.name.rpartition("__")[2] == "send_message"]
     assert call.input == {"text": "hello Ana"}
     assert_nothing_left(seen)
 

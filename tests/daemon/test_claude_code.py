@@ -176,7 +176,15 @@ def test_a_driver_of_tomorrow_is_refused_by_name() -> None:
 
 async def test_what_is_installed_is_found_with_its_version(job: Job) -> None:
     found = {runtime.name: runtime for runtime in await detect(job.environment)}
-    assert list(found) == ["claude_code", "opencode", "gemini", "qwen", "builtin", "scripted"]
+    assert list(found) == [
+        "claude_code",
+        "codex",
+        "opencode",
+        "gemini",
+        "qwen",
+        "builtin",
+        "scripted",
+    ]
     assert (found["claude_code"].version, found["claude_code"].problem) == ("9.8.7", None)
     assert found["claude_code"].path == find_program(job.environment)
 

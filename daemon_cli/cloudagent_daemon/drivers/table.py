@@ -9,11 +9,12 @@ from cloudagent_daemon.drivers.acp import ACP
 from cloudagent_daemon.drivers.base import Driver, DriverError
 from cloudagent_daemon.drivers.builtin import BUILTIN, SCRIPTED
 from cloudagent_daemon.drivers.claude_code import CLAUDE_CODE
+from cloudagent_daemon.drivers.codex import CODEX
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import Reason
 from cloudagent_protocol.resources import Runtime
 
-_ALL: Final[tuple[Driver, ...]] = (CLAUDE_CODE, *ACP, BUILTIN, SCRIPTED)
+_ALL: Final[tuple[Driver, ...]] = (CLAUDE_CODE, CODEX, *ACP, BUILTIN, SCRIPTED)
 DRIVERS: Final = {driver.name: driver for driver in _ALL}
 
 

@@ -12,6 +12,7 @@ import { useApp, useAttempt, useSession, useTitle } from "./use";
 
 const DRIVERS = [
   { name: "claude_code", about: "Anthropic's coding agent, with your own account on that machine" },
+  { name: "codex", about: "OpenAI's coding agent, with your own account on that machine" },
   { name: "opencode", about: "An open coding agent, with the models that it is set up for on that machine" },
   { name: "gemini", about: "Google's coding agent, with your own account on that machine" },
   { name: "qwen", about: "Qwen's coding agent, with your own account or key on that machine" },
