@@ -365,6 +365,18 @@ class MessageCreate(Body):
     mode: DeliveryMode = DeliveryMode.QUEUE
 
 
+class MessageEdit(Body):
+    """Other words for a message that waits in the backend's queue."""
+
+    text: MessageText
+
+
+class MessageMove(Body):
+    """Another place for a message that waits: before that one, or (null) behind all of its conversation."""
+
+    before: Annotated[MessageId, _SENT] | None = None
+
+
 # --- where a message is ---------------------------------------------------------------
 
 

@@ -90,6 +90,8 @@ class Things:
             "POST /v1/agents": {"name": "x", "host_machine_id": self.host_id},
             "PATCH /v1/agents/{agent_id}": {"model": "x"},
             "POST /v1/agents/{agent_id}/messages": {"text": "x"},
+            "PATCH /v1/messages/{message_id}": {"text": "x"},
+            "POST /v1/messages/{message_id}/move": {"before": None},
             "POST /v1/conversations": {"agent_ids": [self.agent_id]},
             "POST /v1/conversations/{conversation_id}/messages": {"text": "x"},
             "POST /v1/chains/{chain_id}": {"decision": "stop"},

@@ -20,6 +20,8 @@ from cloudagent_protocol.resources import (
     Author,
     Message,
     MessageCreate,
+    MessageEdit,
+    MessageMove,
     Trace,
 )
 
@@ -122,6 +124,30 @@ async def retry_message(
     """
     return await world.service.retry(
         user.user_id, user.name, message_id, lambda work: once(work, lambda trace: trace)
+    )
+
+
+@router.patch("/messages/{message_id}", responses=_MISSING | documented(ErrorCode.CONFLICT))
+async def edit_message(
+    message_id: MessageId, body: MessageEdit, user: CurrentUser, world: CurrentWorld
+) -> Message:
+    """Change what a message of yours says, while it is queued and was never sent to a machine.
+
+    Of a change and a machine that takes the message one is first: 409 says that it was the machine.
+    """
+    return await world.service.edit(user.user_id, user.name, message_id, body.text)
+
+
+@router.post("/messages/{message_id}/move", responses=_MISSING | documented(ErrorCode.CONFLICT))
+async def move_message(
+    message_id: MessageId, body: MessageMove, user: CurrentUser, world: CurrentWorld, once: Once
+) -> Message:
+    """Put a message that is queued before another one of its conversation, or behind them all.
+
+    Its delivery's `seq` is its place; 409 if one of the two waits no more.
+    """
+    return await world.service.move(
+        user.user_id, message_id, body.before, lambda work: once(work, lambda message: message)
     )
 
 

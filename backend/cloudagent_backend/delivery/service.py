@@ -16,6 +16,7 @@ from cloudagent_backend.delivery import (
     relay,
     reports,
     sending,
+    waiting,
 )
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.decisions import Decided
@@ -161,6 +162,36 @@ class Service:
         trace, told = await self._database.write(work)
         self._changed(user_id, told)
         return trace
+
+    async def edit(self, user_id: UserId, actor: str, message_id: MessageId, text: str) -> Message:
+        """Change what a message says while it waits in the queue.
+
+        Raises:
+            Refused: see `waiting.edit`.
+        """
+        message = await self._database.write(
+            lambda c: waiting.edit(c, user_id, actor, message_id, text)
+        )
+        self._fanout.notify(user_id)
+        return message
+
+    async def move(
+        self,
+        user_id: UserId,
+        message_id: MessageId,
+        before: MessageId | None,
+        once: Once[Message] = _as_it_is,
+    ) -> Message:
+        """Give a message another place while it waits in the queue.
+
+        Raises:
+            Refused: see `waiting.move`.
+        """
+        message = await self._database.write(
+            once(lambda c: waiting.move(c, user_id, message_id, before))
+        )
+        self._fanout.notify(user_id)
+        return message
 
     async def retry(
         self, user_id: UserId, actor: str, message_id: MessageId, once: Once[Trace] = _as_it_is

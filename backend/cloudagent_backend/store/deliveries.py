@@ -277,6 +277,11 @@ def release(c: sqlite3.Connection, row: DeliveryRow, seq: int) -> DeliveryRow:
     return _row(changed)
 
 
+def renumber(c: sqlite3.Connection, row: DeliveryRow, seq: int) -> None:
+    """Give a queued delivery another place."""
+    c.execute("UPDATE deliveries SET seq = ? WHERE id = ?", (seq, row.id))
+
+
 def in_flight(c: sqlite3.Connection, host_id: HostId) -> list[DeliveryRow]:
     rows = c.execute(
         "SELECT * FROM deliveries WHERE host_id = ?"

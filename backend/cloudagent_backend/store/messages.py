@@ -103,6 +103,10 @@ def load(c: sqlite3.Connection, user_id: UserId, message_id: MessageId) -> Messa
     return _resource(row, deliveries.summaries(c, [message_id])[message_id]) if row else None
 
 
+def change_text(c: sqlite3.Connection, message_id: MessageId, text: str) -> None:
+    c.execute("UPDATE messages SET text = ? WHERE id = ?", (text, message_id))
+
+
 def load_bare(c: sqlite3.Connection, message_id: MessageId) -> Message | None:
     """What was said, without how it fares; whosever it is: for our own steps."""
     row = c.execute("SELECT * FROM messages WHERE id = ?", (message_id,)).fetchone()

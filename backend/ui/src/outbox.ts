@@ -34,13 +34,14 @@ export class Outbox {
     removeEventListener("online", this.flush);
   }
 
-  send(agent_id: string, conversation_id: string | null, text: string): string {
+  send(agent_id: string, conversation_id: string | null, text: string, mode?: "interrupt"): string {
     const key = crypto.randomUUID();
     this.#put({
       key,
       agent_id,
       conversation_id,
       text,
+      ...(mode && { mode }),
       written_at: new Date().toISOString(),
       state: "sending",
       problem: null,
@@ -113,7 +114,7 @@ export class Outbox {
       this.#put({ ...out, conversation_id });
     }
     const path = `/v1/conversations/${conversation_id}/messages`;
-    const message = await post<Message>(path, { text: out.text, agent_id: out.agent_id }, out.key);
+    const message = await post<Message>(path, { text: out.text, agent_id: out.agent_id, ...(out.mode && { mode: out.mode }) }, out.key);
     this.store.dispatch({ type: "sent", message });
     this.discard(out.key);
   }

@@ -32,6 +32,8 @@ export interface Outgoing {
   /** Null: a new conversation, to be made with `conversation_key`. */
   conversation_id: string | null;
   text: string;
+  /** `interrupt`: stops what runs in the conversation, and goes first. */
+  mode?: "interrupt";
   written_at: string;
   state: "sending" | "waiting" | "refused";
   problem: { detail: string; next: string | null } | null;
@@ -105,6 +107,7 @@ export type Action =
   | { type: "traces"; traces: DeliveryTrace[] }
   | { type: "run"; run: Run; events: RunEvent[] | null }
   | { type: "sent"; message: Message }
+  | { type: "changed"; message: Message }
   | { type: "opening"; conversation_id: string; text: string }
   | { type: "read"; conversation_id: string }
   | { type: "outgoing"; outgoing: Outgoing }
@@ -158,6 +161,8 @@ export function reduce(state: State, action: Action): State {
       );
     case "sent":
       return state.messages[action.message.id] === undefined ? withMessage(state, action.message, false) : state;
+    case "changed":
+      return withMessage(state, action.message, false);
     case "opening":
       return { ...state, openings: { ...state.openings, [action.conversation_id]: action.text } };
     case "read":
@@ -178,6 +183,7 @@ export function reduce(state: State, action: Action): State {
       return {
         ...state,
         cursor: action.cursor,
+        touched: {},
         runs: Object.fromEntries(
           Object.entries(state.runs).map(([id, view]) => [id, isLive(view) ? { ...view, complete: false } : view]),
         ),
@@ -302,7 +308,9 @@ function updateRun(
 
 function withThread(state: State, got: Extract<Action, { type: "thread" }>): State {
   const messages = { ...state.messages };
-  for (const message of got.messages) messages[message.id] ??= message;
+  // What the stream has said of a message is newer than what was asked for before.
+  for (const message of got.messages)
+    if (messages[message.id] === undefined || state.touched[message.id] === undefined) messages[message.id] = message;
   const had = state.threads[got.conversation_id];
   const order = had?.order ?? [];
   const meets = got.messages.length === 0 || got.messages.some((message) => order.includes(message.id));
@@ -368,6 +376,18 @@ export function conversationsOf(state: State, agent_id: string): Conversation[] 
   return Object.values(state.conversations)
     .filter((c) => c.agent_ids.includes(agent_id))
     .sort((a, b) => at(b) - at(a) || compare(b.id, a.id));
+}
+
+/** Whether a person's message has never left the server: then it can be changed, and has a place in a line. */
+export function waitsHere(state: State, message: Message): boolean {
+  return (
+    message.author.type === "user" &&
+    message.deliveries.length > 0 &&
+    message.deliveries.every((delivery) => {
+      const trace = state.traces[delivery.id];
+      return trace?.state === "queued" && delivery.retry_of == null && !trace.rungs.some((rung) => rung.rung === "sent");
+    })
+  );
 }
 
 /** Chains that wait for a person's decision, and touch a conversation. */

@@ -1,6 +1,6 @@
 /** What the page does between the backend and the store: who is signed in, what is fetched when. */
 
-import { get, post, Problem, remove } from "./api";
+import { get, patch, post, Problem, remove } from "./api";
 import { Kept } from "./kept";
 import { Outbox } from "./outbox";
 import { isFailure, isLive } from "./run";
@@ -293,6 +293,17 @@ export class Session {
   async retry(message_id: string): Promise<void> {
     const trace = await post<Trace>(`/v1/messages/${message_id}/retry`);
     this.store.dispatch({ type: "traces", traces: trace.deliveries });
+  }
+
+  /** Changes what a message says that waits on the server. */
+  async edit(message_id: string, text: string): Promise<void> {
+    this.store.dispatch({ type: "changed", message: await patch<Message>(`/v1/messages/${message_id}`, { text }) });
+  }
+
+  /** Puts a message that waits before another one that does. */
+  async move(message_id: string, before: string): Promise<void> {
+    const message = await post<Message>(`/v1/messages/${message_id}/move`, { before });
+    this.store.dispatch({ type: "changed", message });
   }
 
   /** Answers a chain's pause; it comes over the stream as well. */

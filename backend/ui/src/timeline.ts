@@ -1,7 +1,7 @@
 /** A conversation as it is shown, top to bottom: messages, and the runs between them. Pure. */
 
 import type { State } from "./reducer";
-import { runsOf } from "./reducer";
+import { runsOf, waitsHere } from "./reducer";
 import type { RunView } from "./run";
 import type { Message } from "./wire";
 
@@ -21,6 +21,15 @@ function guests(state: State, conversation_id: string, first: Message | null | u
   return [...found.values()];
 }
 
+/** What waits on the server stands at the end, in the order in which it will go. */
+function queueLast(state: State, messages: Message[]): Message[] {
+  const waiting = messages.filter((message) => waitsHere(state, message));
+  if (waiting.length === 0) return messages;
+  const place = (message: Message) => Math.min(...message.deliveries.map((delivery) => delivery.seq));
+  waiting.sort((a, b) => place(a) - place(b));
+  return [...messages.filter((message) => !waiting.includes(message)), ...waiting];
+}
+
 function merged(own: Message[], others: Message[]): Message[] {
   if (others.length === 0) return own;
   const time = (message: Message) => Date.parse(message.created_at);
@@ -32,7 +41,8 @@ function merged(own: Message[], others: Message[]): Message[] {
 export function timeline(state: State, conversation_id: string): Entry[] {
   const thread = state.threads[conversation_id];
   const own = (thread?.order ?? []).map((id) => state.messages[id]).filter((m) => m !== undefined);
-  const messages = merged(own, guests(state, conversation_id, thread?.older == null ? null : own[0]));
+  const shown = merged(own, guests(state, conversation_id, thread?.older == null ? null : own[0]));
+  const messages = queueLast(state, shown);
   const place = new Map<string, number>();
   messages.forEach((message, at) => message.deliveries.forEach((d) => place.set(d.id, at)));
   const before = new Map<number, RunView[]>();

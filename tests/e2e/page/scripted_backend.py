@@ -113,6 +113,8 @@ class ScriptedBackend:
         self.idempotent: dict[str, dict[str, Any]] = {}
         #: Requests as "METHOD /path", in their order.
         self.asked: list[str] = []
+        #: How each message that was written in the page wanted to be taken; null: as usual.
+        self.modes: list[str | None] = []
         #: While true, sockets are refused and answers withheld: the network is gone.
         self.down = False
         #: After this many POSTs of messages were stored, their answers are lost on the way.
@@ -324,8 +326,9 @@ class ScriptedBackend:
                 rungs=[Rung(rung=RungName.STORED, at=at, actor="backend")],
             )
             self.traces[trace.id] = trace
+            seq = len(self.traces)
             deliveries.append(
-                DeliverySummary(id=trace.id, agent_id=agent_id, seq=1, state=trace.state)
+                DeliverySummary(id=trace.id, agent_id=agent_id, seq=seq, state=trace.state)
             )
         message = Message(
             id=message_id,
@@ -455,6 +458,8 @@ class ScriptedBackend:
         return response
 
     def _answer(self, request: Request, parts: list[str], body: Any) -> Any:
+        if request.method != "GET" and parts[0] == "messages":
+            return self._of_message(request.method, parts[1], body)
         if request.method != "GET":
             return self._changed(request.method, parts, body)
         if parts[0] == "conversations" and len(parts) == 3:
@@ -513,23 +518,41 @@ class ScriptedBackend:
                 agent = self.agents[body["agent_ids"][0]]
                 return self.add_conversation(agent, title=None).model_dump(mode="json")
             case ("POST", "conversations", conversation_id, "messages"):
+                self.modes.append(body.get("mode"))
                 return self._posted(conversation_id, body["text"])
             case ("POST", "chains", chain_id):
                 return self._decided(self.chains[chain_id], body["decision"])
             case ("POST", "runs", run_id, "interrupt"):
                 return self.runs[run_id].model_dump(mode="json")
             case ("DELETE", kind, thing_id):
-                return self._removed(kind, thing_id)
+                del self._all(kind)[thing_id]
+                return Response(status_code=204)
             case _:
                 return problem(404, "not_found", "There is no such thing.")
 
-    def _removed(self, kind: str, thing_id: str) -> Any:
-        if kind != "messages":
-            del self._all(kind)[thing_id]
-            return Response(status_code=204)
-        end = DeliveryState.CANCELLED
-        self.climb(self.messages[thing_id], RungName.CANCELLED, state=end, outcome="cancelled")
-        return {}
+    def _of_message(self, method: str, message_id: str, body: Any) -> Any:
+        """Taken back; other words, or the place of the message in front, which gets its own."""
+        message = self.messages[message_id]
+        if method == "DELETE":
+            end = DeliveryState.CANCELLED
+            self.climb(message, RungName.CANCELLED, state=end, outcome="cancelled")
+            return {}
+        [delivery] = message.deliveries
+        if self.traces[delivery.id].state is not DeliveryState.QUEUED:
+            said = "Too late: the message has been sent to its machine, as it was."
+            return problem(409, "conflict", said, "Stop it, or send another one.")
+        if "text" in body:
+            return self._update(message.model_copy(update={"text": body["text"]}))
+        other = self.messages[body["before"]]
+        [front] = other.deliveries
+        self._update(other.model_copy(update={"deliveries": [_at(front, delivery.seq)]}))
+        return self._update(message.model_copy(update={"deliveries": [_at(delivery, front.seq)]}))
+
+    def _update(self, message: Message) -> Any:
+        self.messages[message.id] = message
+        data = message.model_dump(mode="json")
+        self.tell(EventType.MESSAGE_UPDATED, data)
+        return data
 
     def _decided(self, chain: Chain, decision: Any) -> Any:
         if chain.state is not ChainState.PAUSED:
@@ -640,6 +663,10 @@ class ScriptedBackend:
             {"id": cursor, "type": "run.delta", "at": at, "data": data}
             for data in self.log.partial.values()
         ]
+
+
+def _at(delivery: DeliverySummary, seq: int) -> DeliverySummary:
+    return delivery.model_copy(update={"seq": seq})
 
 
 class Work:

@@ -3,7 +3,7 @@
 import { Fragment, useEffect, useState, type ReactNode } from "react";
 
 import { get } from "../api";
-import { conversationsOf, hostOf, outgoingIn, runsOf, type State } from "../reducer";
+import { conversationsOf, hostOf, outgoingIn, runsOf, waitsHere, type State } from "../reducer";
 import { chatPath, go, type Route } from "../router";
 import { isFailure, isLive } from "../run";
 import { timeline, type Entry } from "../timeline";
@@ -47,8 +47,8 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
   const news = state.unread.size > 0 ? `(${state.unread.size}) ` : "";
   useTitle(`${news}${agent.name}${working.length > 0 ? " · working" : ""} · cloudagent`);
 
-  const send = (text: string): void => {
-    const key = session.outbox.send(agent.id, conversation, text);
+  const send = (text: string, mode?: "interrupt"): void => {
+    const key = session.outbox.send(agent.id, conversation, text, mode);
     if (conversation === null) setBegun(key);
     setSent((count) => count + 1);
   };
@@ -117,6 +117,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
                     ? `What ${agent.name} and ${other} say to each other. What you write here goes to ${agent.name}.`
                     : null
           }
+          busy={working.length > 0}
           onSend={send}
         />
       </div>
@@ -225,7 +226,10 @@ function Line(props: {
     );
     return <Activity view={entry.view} name={name} head={head} said={said} />;
   }
-  if (entry.message.author.type === "user") return <OwnMessage message={entry.message} state={state} />;
+  if (entry.message.author.type === "user") {
+    const above = before?.kind === "message" && waitsHere(state, before.message) ? before.message.id : null;
+    return <OwnMessage message={entry.message} state={state} above={above} />;
+  }
   return <AgentMessage message={entry.message} head={head} here={here} state={state} />;
 }
 

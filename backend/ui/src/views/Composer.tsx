@@ -1,4 +1,5 @@
-/** Where a person writes. Enter sends, Shift+Enter makes a line, and a draft survives a reload. */
+/** Where a person writes. Enter sends, Ctrl+Enter stops what runs and sends, Shift+Enter makes a line, and
+ *  a draft survives a reload. */
 
 import { useEffect, useLayoutEffect, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
 
@@ -10,7 +11,9 @@ export function Composer(props: {
   thread: string;
   name: string;
   hint: string | null;
-  onSend: (text: string) => void;
+  /** Whether something runs that a message could stop. */
+  busy: boolean;
+  onSend: (text: string, mode?: "interrupt") => void;
 }): ReactNode {
   const { kept } = useSession();
   const { thread } = props;
@@ -24,9 +27,9 @@ export function Composer(props: {
     focusOn(area.current);
   }, [thread]);
 
-  const send = (): void => {
+  const send = (mode?: "interrupt"): void => {
     if (empty) return;
-    props.onSend(text.trim());
+    props.onSend(text.trim(), mode);
     setText("");
     area.current?.focus();
   };
@@ -34,7 +37,7 @@ export function Composer(props: {
     // While an input method composes, Enter chooses a word.
     if (event.key !== "Enter" || event.shiftKey || event.nativeEvent.isComposing || event.keyCode === 229) return;
     event.preventDefault();
-    send();
+    send(event.ctrlKey || event.metaKey ? "interrupt" : undefined);
   };
   return (
     <form
@@ -63,7 +66,13 @@ export function Composer(props: {
       <p className="composer-hint">
         {props.hint ?? (
           <span className="keys">
-            <kbd>Enter</kbd> sends · <kbd>Shift</kbd> <kbd>Enter</kbd> new line
+            <kbd>Enter</kbd> {props.busy ? "sends, it waits its turn" : "sends"} ·{" "}
+            {props.busy && (
+              <>
+                <kbd>Ctrl</kbd> <kbd>Enter</kbd> stops what runs and goes first ·{" "}
+              </>
+            )}
+            <kbd>Shift</kbd> <kbd>Enter</kbd> new line
           </span>
         )}
       </p>

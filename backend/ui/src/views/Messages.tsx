@@ -1,8 +1,8 @@
 /** One message: who, what, and for a person's own where it is. */
 
-import { memo, useState, type ReactNode } from "react";
+import { memo, useState, type KeyboardEvent, type ReactNode } from "react";
 
-import type { Outgoing, State } from "../reducer";
+import { waitsHere, type Outgoing, type State } from "../reducer";
 import type { DeliveryTrace, Message, Rung } from "../wire";
 import { between, clock, duration, fullTime, ladder, plain, preciseClock, reasonWords, rungWords, since } from "../words";
 import { Cause, Origin } from "./Chains";
@@ -10,19 +10,94 @@ import { Markdown } from "./Markdown";
 import { Avatar, Dot, Failure, Icon } from "./parts";
 import { useAttempt, useSession } from "./use";
 
-export const OwnMessage = memo(function OwnMessage({ message, state }: { message: Message; state: State }): ReactNode {
+interface Own {
+  message: Message;
+  state: State;
+  /** The message that waits in front of it, if this one waits as well. */
+  above: string | null;
+}
+
+export const OwnMessage = memo(function OwnMessage({ message, state, above }: Own): ReactNode {
+  const session = useSession();
+  const { busy, error, attempt } = useAttempt();
+  const [editing, setEditing] = useState(false);
+  const waits = waitsHere(state, message);
   return (
-    <article className="message own" id={message.id} aria-label={`You, ${clock(message.created_at)}`}>
-      <div className="bubble" title={fullTime(message.created_at)}>
-        <p className="typed">{plain(message.text)}</p>
-      </div>
-      <Ladders message={message} state={state} />
+    <article className={`message own${waits ? " waits" : ""}`} id={message.id} aria-label={`You, ${clock(message.created_at)}`}>
+      {editing ? (
+        <Edit message={message} onDone={() => setEditing(false)} />
+      ) : (
+        <div className="bubble" title={fullTime(message.created_at)}>
+          <p className="typed">{plain(message.text)}</p>
+        </div>
+      )}
+      <Ladders message={message} state={state}>
+        {waits && !editing && (
+          <>
+            <button type="button" className="text-button" onClick={() => setEditing(true)}>
+              Edit
+            </button>
+            {above !== null && (
+              <button
+                type="button"
+                className="text-button"
+                disabled={busy}
+                onClick={() => void attempt(() => session.move(message.id, above))}
+              >
+                Move up
+              </button>
+            )}
+          </>
+        )}
+      </Ladders>
+      <Failure error={error} />
     </article>
   );
-}, sameMessage);
+}, (a, b) => a.above === b.above && sameMessage(a, b));
 
-function Ladders({ message, state }: { message: Message; state: State }): ReactNode {
-  return message.deliveries.map((delivery) => {
+/** Other words for a message that waits. A machine may take it meanwhile: then nothing typed here is lost. */
+function Edit({ message, onDone }: { message: Message; onDone: () => void }): ReactNode {
+  const session = useSession();
+  const { busy, error, attempt } = useAttempt();
+  const [text, setText] = useState(message.text);
+  const save = (): void =>
+    void attempt(async () => {
+      await session.edit(message.id, text.trim());
+      onDone();
+    });
+  const onKey = (event: KeyboardEvent): void => {
+    if (event.nativeEvent.isComposing) return;
+    if (event.key === "Escape") onDone();
+    else if (event.key !== "Enter" || event.shiftKey || text.trim() === "") return;
+    else save();
+    event.preventDefault();
+  };
+  return (
+    <div className="bubble editing">
+      <textarea
+        autoFocus
+        aria-label="Change the message"
+        rows={Math.min(12, text.split("\n").length + 1)}
+        maxLength={200_000}
+        value={text}
+        onChange={(event) => setText(event.target.value)}
+        onKeyDown={onKey}
+      />
+      <Failure error={error} />
+      <div className="edit-actions">
+        <button type="button" className="button" onClick={onDone}>
+          {error === null ? "Keep it as it was" : "Close"}
+        </button>
+        <button type="button" className="button primary" disabled={busy || text.trim() === ""} onClick={save}>
+          Save
+        </button>
+      </div>
+    </div>
+  );
+}
+
+function Ladders({ message, state, children }: { message: Message; state: State; children?: ReactNode }): ReactNode {
+  return message.deliveries.map((delivery, at) => {
     const trace = state.traces[delivery.id];
     return (
       trace !== undefined && (
@@ -32,7 +107,9 @@ function Ladders({ message, state }: { message: Message; state: State }): ReactN
           state={state}
           several={message.author.type !== "user" || message.deliveries.some((other) => other.agent_id !== delivery.agent_id)}
           over={message.deliveries.some((other) => other.retry_of === delivery.id)}
-        />
+        >
+          {at === 0 && children}
+        </Whereabouts>
       )
     );
   });
@@ -56,6 +133,8 @@ function Whereabouts(props: {
   several: boolean;
   /** Whether it has been tried again: then the later delivery counts. */
   over: boolean;
+  /** What else can be done about it. */
+  children: ReactNode;
 }): ReactNode {
   const { trace, state, several, over } = props;
   const session = useSession();
@@ -67,6 +146,7 @@ function Whereabouts(props: {
   return (
     <div className="ladder-of">
       <div className={`ladder ${words.tone}`}>
+        {props.children}
         {words.cancellable && (
           <button
             type="button"

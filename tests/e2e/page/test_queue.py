@@ -1,0 +1,76 @@
+"""What waits on the server can be changed; what was sent cannot, and says so."""
+
+from playwright.sync_api import expect
+
+from cloudagent_protocol.resources import DeliveryState, HostState, RungName
+from e2e.page.conftest import NARROW, Visitor
+from e2e.page.scripted_backend import ScriptedBackend
+
+
+def test_what_waits_is_edited_moved_and_taken_back(
+    visitor: Visitor, backend: ScriptedBackend
+) -> None:
+    agent = backend.add_agent("shop", backend.add_host("nas", HostState.OFFLINE))
+    conversation = backend.add_conversation(agent)
+    for text in ("one", "two", "three"):
+        backend.say(conversation, text)
+    page = visitor.window(NARROW)
+    texts = page.locator(".own .typed")
+    expect(texts).to_have_text(["one", "two", "three"])
+    own = page.locator(".message.own")
+    expect(own.first.get_by_role("button", name="Move up")).to_have_count(0)
+
+    own.last.get_by_role("button", name="Move up").click()
+    expect(texts).to_have_text(["one", "three", "two"])
+    own.last.get_by_role("button", name="Edit").click()
+    box = page.get_by_role("textbox", name="Change the message")
+    expect(box).to_be_focused()
+    box.fill("two and a half")
+    page.keyboard.press("Enter")
+    expect(texts).to_have_text(["one", "three", "two and a half"])
+    own.first.get_by_role("button", name="Edit").click()
+    box.fill("never mind")
+    page.keyboard.press("Escape")
+    own.first.get_by_role("button", name="Cancel").click()
+    expect(own.filter(has_text="one").get_by_text("stopped")).to_be_visible()
+    page.reload()
+    expect(texts).to_have_text(["one", "three", "two and a half"])
+    assert page.evaluate("() => document.documentElement.scrollWidth") == NARROW[0]
+
+
+def test_a_machine_that_takes_a_message_while_it_is_edited_wins_and_nothing_typed_is_lost(
+    visitor: Visitor, backend: ScriptedBackend
+) -> None:
+    host = backend.add_host("nas", HostState.OFFLINE)
+    conversation = backend.add_conversation(backend.add_agent("shop", host))
+    message = backend.say(conversation, "as it was")
+    page = visitor.window()
+    page.get_by_role("button", name="Edit").click()
+    box = page.get_by_role("textbox", name="Change the message")
+    box.fill("better words")
+    up = (RungName.SENT, RungName.RECEIVED, RungName.STARTED)
+    backend.climb(message, *up, state=DeliveryState.RUNNING)
+    expect(page.get_by_text("on nas · claude started")).to_be_visible()
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("alert")).to_contain_text("has been sent to its machine, as it was")
+    expect(box).to_have_value("better words")
+    page.get_by_role("button", name="Close").click()
+    expect(page.locator(".own .typed")).to_have_text("as it was")
+    expect(page.get_by_role("button", name="Edit")).to_have_count(0)
+
+
+def test_ctrl_enter_stops_what_runs_and_goes_first(
+    visitor: Visitor, backend: ScriptedBackend
+) -> None:
+    conversation = backend.add_conversation(backend.add_agent("shop", backend.add_host("mbp")))
+    backend.work(backend.say(conversation, "a long task"))
+    page = visitor.window()
+    expect(page.get_by_text("stops what runs and goes first")).to_be_visible()
+    box = page.get_by_role("textbox", name="Message shop")
+    box.fill("after it")
+    page.keyboard.press("Enter")
+    box.fill("this first")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".own .typed").last).to_have_text("this first")
+    expect(page.locator(".pending")).to_have_count(0)
+    assert backend.modes == [None, "interrupt"]
