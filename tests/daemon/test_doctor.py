@@ -1,6 +1,7 @@
 """`doctor`: what it says of what it sees, what it mends, and that a failure is no end."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from cloudagent_daemon import config, profile
+from cloudagent_daemon.cli import examine
 from cloudagent_daemon.doctor import asked, findings, machine
 from cloudagent_daemon.doctor.findings import Finding
 from cloudagent_daemon.paths import Paths
@@ -134,7 +137,7 @@ def test_without_any_coding_agent_nothing_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("off_s", "state"), [(0, "ok"), (-120, "warn"), (120, "warn")])
 def test_a_clock_that_is_off_is_told(off_s: int, state: str) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=off_s), usegmt=True)
-    assert asked._clock(date).state == state
+    assert asked.clock(date).state == state
 
 
 def test_an_agents_folder_must_be_there(tmp_path: Path) -> None:
@@ -169,7 +172,18 @@ async def test_a_running_daemon_is_asked_what_it_sees(home: Home) -> None:
     assert (body["schema"], body["checked_in"]) == ("cloudagent.doctor/1", "daemon")
     assert error == ""
     assert KEY not in out
-    for name in ("config", "files", "queue", "link", "server", "clock", "machine key", "daemon"):
+    known = [
+        "config",
+        "files",
+        "queue",
+        "link",
+        "connection",
+        "server",
+        "protocol",
+        "clock",
+        "daemon",
+    ]
+    for name in [*known, "machine key", "round trip"]:
         assert found[name]["state"] == "ok", found[name]
     assert found["websocket"]["state"] == "ok"
     assert found["tools"]["detail"].startswith(("start in", "take"))
@@ -186,7 +200,9 @@ async def test_without_a_daemon_it_looks_by_itself_and_goes_on_after_failures(ho
         await home.log_in(backend)
     code, out, _ = await home.command("doctor", "--json")
     found = by_name(out)
-    assert "nothing listens" in found["server"]["detail"]
+    assert found["connection"]["state"] == "fail"
+    assert "is the backend running there" in found["connection"]["fix"]
+    assert found["server"]["detail"] == "not tried: see above"
     assert found["daemon"]["fix"] == "cloudagent-daemon start"
 
 
@@ -198,6 +214,50 @@ async def test_a_rejected_key_names_the_way_out(home: Home) -> None:
         _, out, _ = await home.command("doctor", "--json")
         assert by_name(out)["machine key"]["state"] == "fail"
         assert by_name(out)["machine key"]["fix"].startswith("cloudagent-daemon login")
+
+
+def test_a_key_is_not_sent_over_a_way_that_nobody_checks(home: Home) -> None:
+    stored = config.Stored("http://agents.example.com", KEY, "host_1")
+    file = home.state / "config.json"
+    for url, sent in [
+        ("http://agents.example.com", False),
+        ("https://agents.example.com", True),
+        ("http://127.0.0.1:8700", True),
+    ]:
+        config.write_file(file, replace(stored, server_url=url))
+        settings = profile.settings_of("default", {"CLOUDAGENT_HOME": str(home.state.parent)})
+        looked, why_not = examine.looked_at(settings)
+        assert (looked.machine_key, why_not == "") == (KEY if sent else None, sent)
+
+
+SERVICE = {"manager": "systemd", "name": "cloudagent-daemon.service"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        (None, [("daemon", "ok"), ("unit", "skip")]),
+        (SERVICE, [("daemon", "ok"), ("unit", "ok")]),
+        (
+            SERVICE | {"same_program": False, "program": "/old/bin/cloudagent-daemon"},
+            [("daemon", "ok"), ("unit", "ok"), ("program", "warn")],
+        ),
+        (SERVICE | {"lingers": False}, [("daemon", "ok"), ("unit", "ok"), ("linger", "warn")]),
+        (SERVICE | {"lingers": True}, [("daemon", "ok"), ("unit", "ok")]),
+    ],
+)
+def test_a_service_is_told_with_what_is_amiss(
+    kept: dict[str, Any] | None, expected: list[tuple[str, str]]
+) -> None:
+    found = asked.service({"pid": 4711, "service": kept}, "cloudagent-daemon start")
+    assert [(one.name, one.state) for one in found] == expected
+    assert all(one.fix for one in found if one.state == "warn")
+    assert "4711" in found[0].detail
+
+
+def test_without_a_daemon_its_start_is_the_fix() -> None:
+    [found] = asked.service(None, "cloudagent-daemon start --profile fr")
+    assert (found.state, found.fix) == ("fail", "cloudagent-daemon start --profile fr")
 
 
 async def test_fix_does_what_is_safe_says_it_and_looks_again(home: Home) -> None:

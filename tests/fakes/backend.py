@@ -85,6 +85,13 @@ class HostConnection:
         await self.websocket.send(text)
 
 
+#: What needs no key.
+_OPEN: dict[str, dict[str, Any]] = {
+    "/healthz": {"status": "ok"},
+    "/v1/version": {"version": "0", "protocol": [1], "minimum_daemon_version": "0"},
+}
+
+
 class ScriptedBackend:
     def __init__(self) -> None:
         self.url = ""
@@ -200,6 +207,8 @@ class ScriptedBackend:
         self._notify()
         if self.refusal:
             return _response(websocket, *self.refusal)
+        if request.path in _OPEN:
+            return _response(websocket, 200, "application/json", json.dumps(_OPEN[request.path]))
         if request.headers.get("Authorization") != f"Bearer {self.key}":
             body = json.dumps({"detail": "no such key", "code": self.rejection})
             return _response(websocket, 401, "application/problem+json", body)

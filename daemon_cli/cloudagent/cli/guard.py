@@ -39,6 +39,7 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.BadParameter, BrokenPipeError):
             raise
         except Exception as error:
+            # The edge of the command: a person gets three lines, and the trace when they ask for it.
             if options.debug:
                 raise
             failure(

@@ -67,6 +67,8 @@ def _job_host(ca: "CloudAgent", wanted: str) -> str:
                 "cloudagent hosts   (start the job's daemon with `cloudagent-daemon start --once`)",
             )
             raise typer.Exit(terminal.ExitCode.FAILED)
+        # Events tell of changes only, and the machine may have come before anybody followed them;
+        # this command is alone in its process, so that nothing else waits meanwhile.
         time.sleep(_HOST_POLL_S)
     return found.id
 

@@ -72,6 +72,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         complain(error.what, error.why, error.next_step)
         return _code(error)
     except Exception as error:
+        # The edge of the command: a person gets three lines, and the trace when they ask for it.
         if debug:
             raise
         cause = _first(error)

@@ -4,15 +4,19 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
-from cloudagent_daemon import control, lock, profile
+from cloudagent_daemon import config, control, lock, profile, trust
+from cloudagent_daemon.cli import probe
 from cloudagent_daemon.cli.agent import agent_folders
 from cloudagent_daemon.cli.options import FAILED, Here, safe
 from cloudagent_daemon.config import ConfigError
 from cloudagent_daemon.doctor import asked, findings, machine
 from cloudagent_daemon.doctor.findings import Finding
 from cloudagent_daemon.service.state import service_state
+
+#: Steps of `probe`, as they are called here, where other things are checked too.
+_NAMES: Final = {"http": "server", "key": "machine key"}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -92,8 +96,6 @@ def _safely(section: str, look: Callable[[], Iterable[Finding]]) -> Iterable[Fin
 def _connection(
     here: Here, report: dict[str, Any] | None, check: dict[str, Any] | None
 ) -> Iterable[Finding]:
-    import anyio
-
     if report is not None:
         yield from asked.link(report, check)
     try:
@@ -101,8 +103,39 @@ def _connection(
     except ConfigError as error:
         yield Finding("Connection", "server", "skip", f"{error.what}: see config")
         return
-    login = here.command(f"login --server {settings.server_url}")
-    yield from anyio.run(asked.connection, settings, login)
+    yield from _way(here, settings)
+
+
+def _way(here: Here, settings: config.Settings) -> Iterable[Finding]:
+    """The way to the backend, step by step, as `probe` looks at it and judges it."""
+    import anyio
+
+    from cloudagent_daemon.probe import judge
+    from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
+
+    looked, weak = looked_at(settings)
+    seen, _ = anyio.run(probe.look_at, here, looked)
+    for step in judge.judge(seen, SUPPORTED, DISTRIBUTION):
+        if step.name == "key" and weak:
+            yield Finding("Connection", "machine key", "skip", f"not sent: {weak}")
+        else:
+            login = step.name == "key" and step.state == "fail" and step.code == judge.KEY_REJECTED
+            fix = here.command(f"login --server {settings.server_url}") if login else step.next
+            name = _NAMES.get(step.name, step.name)
+            yield Finding("Connection", name, step.state, step.seen, fix)
+    if seen.http and seen.http.is_ours:
+        yield asked.clock(seen.http.date)
+
+
+def looked_at(settings: config.Settings) -> tuple[probe.Looked, str]:
+    """What is looked at, and why without the machine key; empty if with it.
+
+    Over a way that is not checked the key goes only where a person has just said so.
+    """
+    weak = "; ".join(trust.weaknesses(settings.server_url, insecure=False))
+    key = None if weak else settings.machine_key
+    server, tunnel = settings.server_url, settings.ssh_tunnel
+    return probe.Looked(server, settings.ca_file, key, tunnel, insecure=False), weak
 
 
 def _runtimes(here: Here, check: dict[str, Any] | None) -> Iterable[Finding]:
@@ -116,7 +149,6 @@ def _runtimes(here: Here, check: dict[str, Any] | None) -> Iterable[Finding]:
 def _detected(here: Here) -> list[dict[str, Any]]:
     import anyio
 
-    from cloudagent_daemon import config
     from cloudagent_daemon.drivers.table import detect
 
     environment = config.child_environment(here.environ, here.profile)

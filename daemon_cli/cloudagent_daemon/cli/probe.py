@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     kept = known.ssh_tunnel if known else None
     tunnel = ssh.kept(kept if arguments.ssh_tunnel is None else arguments.ssh_tunnel)
     looked = Looked(server_url, authority, key, tunnel, insecure=arguments.insecure)
-    seen, proxy = anyio.run(_look, here, looked)
+    seen, proxy = anyio.run(look_at, here, looked)
     steps = judge.judge(seen, SUPPORTED, DISTRIBUTION)
     code = judge.exit_code(steps)
     if arguments.json:
@@ -74,7 +74,7 @@ class Looked:
     insecure: bool
 
 
-async def _look(here: Here, looked: Looked) -> "tuple[Seen, str | None]":
+async def look_at(here: Here, looked: Looked) -> "tuple[Seen, str | None]":
     """What was seen, and the proxy's address if there is one."""
     from cloudagent_daemon.cli.through import through
     from cloudagent_daemon.link.way import way_to

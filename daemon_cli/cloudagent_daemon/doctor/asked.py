@@ -7,7 +7,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cloudagent_daemon.config import Settings
 from cloudagent_daemon.doctor.findings import Finding
 
 #: A clock that is further off breaks certificates, and the order of what is shown.
@@ -30,58 +29,10 @@ def _connection(name: str, state: Any, detail: str, fix: str = "") -> Finding:
     return Finding("Connection", name, state, detail, fix)
 
 
-async def connection(settings: Settings, login_command: str) -> list[Finding]:
-    """The way to the backend, as this process has it: reached, trusted, its clock, the key, the upgrade."""
-    import httpx2
-
-    from cloudagent_daemon.link.http import client, is_ours, why_no_answer
-    from cloudagent_daemon.link.way import way_of
-
-    way = way_of(settings)
-    server = settings.server_url
+def clock(date: str) -> Finding:
+    """How this machine's clock stands to the backend's, by the Date of its answer."""
     try:
-        async with client(way) as asking:
-            answer = await asking.get(
-                "/v1/daemon/host", headers={"Authorization": f"Bearer {settings.machine_key}"}
-            )
-    except (httpx2.HTTPError, OSError) as error:
-        why = why_no_answer(error, way)
-        return [_connection("server", "fail", f"{server}: {why}", f"curl -v {server}/healthz")]
-    if not is_ours(answer):
-        kind = answer.headers.get("content-type", "no type")
-        detail = f"{server} answers {answer.status_code} with {kind}, not as a backend"
-        return [_connection("server", "fail", detail, "a network's login page, or a wrong address")]
-    found = [_connection("server", "ok", f"{server} answers"), _clock(answer.headers.get("date"))]
-    if answer.status_code in (401, 403):
-        detail = f"not accepted ({answer.status_code})"
-        return [*found, _connection("machine key", "fail", detail, login_command)]
-    if answer.status_code != 200:
-        status = f"{server} answers {answer.status_code} {answer.reason_phrase}"
-        return [*found, _connection("machine key", "fail", status, "try again in a moment")]
-    accepted = _connection("machine key", "ok", f"accepted for {answer.json().get('name')}")
-    return [*found, accepted, await _upgrade(settings)]
-
-
-async def _upgrade(settings: Settings) -> Finding:
-    from cloudagent_daemon.link.transport import LinkError
-    from cloudagent_daemon.link.way import way_of
-    from cloudagent_daemon.link.websocket import WebSocketTransport
-
-    async def key() -> str:
-        return settings.machine_key
-
-    try:
-        # Without a hello it takes nobody's place.
-        async with WebSocketTransport(way_of(settings), key).connect():
-            return _connection("websocket", "ok", "opens")
-    except LinkError as error:
-        fix = "does a proxy on the way let WebSockets through? (header Upgrade, HTTP/1.1)"
-        return _connection("websocket", "fail", str(error), fix)
-
-
-def _clock(date: str | None) -> Finding:
-    try:
-        theirs = parsedate_to_datetime(date or "")
+        theirs = parsedate_to_datetime(date)
     except ValueError:
         return _connection("clock", "skip", "the backend tells no time")
     skew_s = (datetime.now(UTC) - theirs).total_seconds()

@@ -95,6 +95,7 @@ class Committer(Generic[S]):
                 try:
                     job.result = job.work(connection)
                 except Exception as error:
+                    # Whatever it was, it is raised to who asked; the others of the batch are kept.
                     if not connection.in_transaction:
                         raise  # a full disk has rolled all of it back
                     connection.execute("ROLLBACK TO job")

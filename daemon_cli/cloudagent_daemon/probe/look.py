@@ -286,6 +286,7 @@ def _shown(answer: httpx2.Response) -> Answer:
         status=answer.status_code,
         reason=answer.reason_phrase,
         kind=answer.headers.get("content-type", ""),
+        date=answer.headers.get("date", ""),
         location=answer.headers.get("location", "") if answer.is_redirect else "",
         body=cast("dict[str, object]", http.body_of(answer)),
     )

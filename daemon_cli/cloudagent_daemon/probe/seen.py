@@ -57,6 +57,8 @@ class Answer:
     kind: str = ""
     location: str = ""
     #: The body, if it is a JSON object.
+    #: The header, which tells the clock at the other end.
+    date: str = ""
     body: dict[str, object] = field(default_factory=dict[str, object])
     error: str = ""
 

@@ -161,6 +161,7 @@ class Runner:
         try:
             await Reporter(self._uplink, deliver, new_run_id()).finish(finished)
         except Exception:
+            # Nobody is left to tell: the delivery stays unfinished, and the next life takes it up.
             logger.exception("a failed run could not be reported", extra={"action": "run"})
         return finished
 
