@@ -210,7 +210,8 @@ class Daemon:
 
     async def _obey_people(self, ending: Ending) -> None:
         """What people ask of this daemon at the page, one after the other."""
-        async for command in self.client.commands:
+        while True:
+            command = await self.client.commands.take()
             said = {"action": "command", "op": command.op[:50], "actor": command.actor[:100]}
             logger.info("%s asks for %s", said["actor"], said["op"], extra=said)
             match command.op:

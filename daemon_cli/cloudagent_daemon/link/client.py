@@ -11,6 +11,7 @@ import anyio
 
 from cloudagent_daemon.disk import Keeper, NotKeptError
 from cloudagent_daemon.link.backoff import Backoff, is_rejection, is_revoked
+from cloudagent_daemon.link.commands import Commands
 from cloudagent_daemon.link.connection import Connection, open_connection
 from cloudagent_daemon.link.deltas import Deltas
 from cloudagent_daemon.link.spool import Spool
@@ -22,15 +23,13 @@ from cloudagent_daemon.link.transport import (
     UnreachableError,
 )
 from cloudagent_protocol.errors import CloseCode
-from cloudagent_protocol.frames import Command, CommandResult, Heartbeat, Hello, Question
+from cloudagent_protocol.frames import CommandResult, Heartbeat, Hello, Question
 
 logger = logging.getLogger(__name__)
 
 #: How often the two clocks are compared, and the difference that means that the machine slept.
 CLOCK_CHECK_S: Final = 5.0
 SLEPT_S: Final = 15.0
-#: Commands that may wait for the one that is being done; further ones are refused.
-COMMANDS: Final = 4
 
 State: TypeAlias = Literal["connecting", "connected", "unauthorized"]
 
@@ -85,7 +84,8 @@ class LinkClient:
         #: Whether the host was removed: nothing may go on, or begin.
         self.revoked = False
         self.deltas = Deltas()
-        self._put, self.commands = anyio.create_memory_object_stream[Command](COMMANDS)
+        #: What people ask of this daemon itself.
+        self.commands = Commands()
         self.standing = Standing("connecting", wall())
         #: Set, and replaced, when `standing` changes.
         self.changed = anyio.Event()
@@ -158,7 +158,7 @@ class LinkClient:
                     hello,
                     self._alive,
                     self._keeper,
-                    self._put,
+                    self.commands,
                 )
                 self._connection = connection
                 alive = self._alive()

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any, Final
 
 import anyio
-from anyio.streams.memory import MemoryObjectSendStream
 
 from cloudagent_daemon import crash
 from cloudagent_daemon.disk import Keeper
+from cloudagent_daemon.link.commands import Commands
 from cloudagent_daemon.link.deltas import Deltas
 from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.transport import (
@@ -79,7 +79,7 @@ class Connection:
         welcome: Welcome,
         alive: Callable[[], Heartbeat],
         keeper: Keeper,
-        commands: MemoryObjectSendStream[Command],
+        commands: Commands,
     ) -> None:
         self._stream = stream
         self._spool = spool
@@ -215,9 +215,7 @@ class Connection:
             question.answered.set()
 
     async def _command(self, command: Command) -> None:
-        try:
-            self._commands.send_nowait(command)
-        except anyio.WouldBlock:
+        if not self._commands.put(command):
             busy = "it is busy with what was asked of it before"
             await self._send(CommandResult(id=command.id, error=busy))
 
@@ -311,7 +309,7 @@ async def open_connection(
     hello: Hello,
     alive: Callable[[], Heartbeat],
     keeper: Keeper,
-    commands: MemoryObjectSendStream[Command],
+    commands: Commands,
 ) -> Connection:
     """Shakes hands and brings the spool to the history that counts.
 
