@@ -87,6 +87,19 @@ async def test_a_delivery_that_comes_twice_is_one(tmp_path: Path) -> None:
         assert await waiting_ids(spool) == ["dlv_1"]
 
 
+async def test_a_batch_of_new_ones_a_double_and_an_interrupt_is_kept_in_its_order() -> None:
+    async with open_spool(None) as spool:
+        stop = Interrupt(seq=4, delivery_id=DeliveryId("dlv_2"), actor="Ana")
+        double = delivery(1, seq=3)
+        batch = [delivery(1), delivery(2), double, stop, delivery(3, seq=5)]
+        await spool.receive(batch, 5)
+        changes = await spool.changes_after(0)
+        assert [change.delivery_id for change in changes] == ["dlv_1", "dlv_2", "dlv_3"]
+        waiting = [change.waiting for change in changes if change.waiting]
+        assert [one.interrupted_by for one in waiting] == [None, "Ana", None]
+        assert spool.marks.changes == changes[-1].number
+
+
 async def test_changes_are_followed_by_their_number(tmp_path: Path) -> None:
     async with open_spool(None) as spool:
         await spool.receive([delivery(1)], 1)

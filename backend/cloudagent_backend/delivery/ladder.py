@@ -55,8 +55,9 @@ def trace_of(c: sqlite3.Connection, user_id: UserId, message: Message) -> Trace:
     )
 
 
-def tell(c: sqlite3.Connection, row: DeliveryRow) -> None:
-    text = deliveries.trace_text(row, _waits(c, row))
+def tell(c: sqlite3.Connection, row: DeliveryRow, *, leaves: bool = False) -> None:
+    """A line in the log of what has become of it; one that `leaves` now waits for no machine."""
+    text = deliveries.trace_text(row, None if leaves else _waits(c, row))
     events.append(c, row.user_id, EventType.DELIVERY_UPDATED, text)
 
 

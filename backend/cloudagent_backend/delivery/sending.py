@@ -129,7 +129,7 @@ def submit(
     if submission.mode is DeliveryMode.INTERRUPT:
         _stop_helpers(c, message, {agent.host_machine_id for agent in targets})
     for row in rows:
-        ladder.tell(c, row)
+        ladder.tell(c, row, leaves=row.state is DeliveryState.LEASED)
     waits = {row.host_id for row in rows if row.state is DeliveryState.QUEUED}
     return Submitted(message, waits, gone)
 

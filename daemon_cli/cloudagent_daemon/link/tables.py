@@ -269,7 +269,12 @@ def _add(c: sqlite3.Connection, fresh: Sequence[Deliver]) -> None:
     c.executemany(
         "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)",
         [
-            (frame.delivery_id, frame.delivery_seq, number, frame.model_dump_json())
+            (
+                frame.delivery_id,
+                frame.delivery_seq,
+                number,
+                frame.model_dump_json(exclude_none=True),
+            )
             for number, frame in enumerate(fresh, first)
         ],
     )
