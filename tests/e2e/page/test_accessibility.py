@@ -61,6 +61,7 @@ def furnish(backend: ScriptedBackend) -> None:
     agents = list(backend.agents.values())
     between = backend.add_exchange(agents[0], agents[1])
     first = backend.say(shop, "Agree on a name.", ago=90)
+    backend.work(first, ago=80).finish(Outcome.SILENT)
     backend.pause(first, backend.tell_agent(between, first, "What about `basket`?"))
     holds = [
         Hold(reason="memory_low", detail="180 MB of memory left; 256 MB are kept free."),
@@ -95,7 +96,7 @@ def test_axe_finds_no_violation_in_any_view(
     furnish(backend)
     page.goto(f"{backend.url}/a/shop")
     expect(page.get_by_role("heading", name="What I found")).to_be_visible()
-    page.get_by_role("button", name="Worked for").click()
+    page.get_by_role("button", name="Worked for").last.click()
     page.get_by_role("button", name="Bash").click()
     page.locator(".ladder-words").last.click()
     found += check(page, "conversation")
@@ -149,6 +150,9 @@ def test_axe_finds_no_violation_in_any_view(
     expect(page.get_by_role("dialog")).to_be_visible()
     found += check(page, "switcher")
     page.keyboard.press("Escape")
+    page.goto(f"{backend.url}/a/docs")
+    page.get_by_role("button", name="Edit").click()
+    found += check(page, "editing")
     page.goto(f"{backend.url}/hosts")
     page.get_by_role("button", name="Remove…").first.click()
     found += check(page, "question")
