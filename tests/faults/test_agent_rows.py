@@ -1,15 +1,18 @@
 """Rows of the fault matrix in which the agent is at fault: deaf, a flood, cut off from its tools."""
 
+import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import psutil
+import pytest
 
 from cloudagent_daemon.runs.breaker import CRASHES
 from e2e.harness import Process
 from faults.history import Done, Effect, Reply, Spawned
 from faults.site import Site, count, site
-from faults.sizes import AGENTS, DEADLINE_S, FULL, MARKS, MESSAGES, ROUNDS, seeded
+from faults.sizes import AGENTS, DEADLINE_S, FULL, MARKS, MESSAGES, ROUNDS, SLACK_S, seeded
 
 pytestmark = MARKS
 MB = 1_048_576
@@ -119,6 +122,75 @@ def test_row10_an_agent_that_crashes_again_and_again_is_left_alone_until_a_perso
         mine = [post.message for post in place.recorder.posts if post.agent == first.agent]
         # In their order, and the retry after them.
         assert [one for one in spawned if one in mine] == [*mine, first.message]
+
+
+@seeded
+def test_row15_an_agent_that_hangs_is_ended_at_its_limit_and_the_next_message_goes_on(
+    tmp_path: Path, seed: int
+) -> None:
+    # What the ladder takes beside its waits is three searches over all processes of the machine, which
+    # a busy one does slowly: only the full run holds it to the row's figure.
+    limit_s, slack_s = 2.0, SLACK_S if FULL else 3 * SLACK_S
+    with (
+        site(tmp_path, AGENTS) as place,
+        place.daemon(CLOUDAGENT_HANG_TIMEOUT_S=str(limit_s)),
+    ):
+        place.post(AGENTS, "@@ignore TERM", "@@ignore INT", "@@children 2", "@@hang")
+        place.post(MESSAGES - AGENTS)
+        place.settle(deadline_s=DEADLINE_S)
+        history = place.judge()
+        for one in place.places:
+            path = f"/v1/conversations/{one.conversation}/runs"
+            runs = place.backend.call("GET", path)["data"]
+            [hung] = [run for run in runs if run["reason"] == "hung"]
+            path = f"/v1/runs/{hung['id']}/events"
+            *_, last, finished = place.backend.call("GET", path)["data"]
+            at, ended = (datetime.fromisoformat(one["at"]) for one in (last, finished))
+            assert (ended - at).total_seconds() <= limit_s + 10 + slack_s
+        assert count(history, Spawned) == MESSAGES
+        assert count(history, Reply) == MESSAGES - AGENTS
+    assert not place.alive()
+
+
+UNKNOWN_OPTION = "import sys; sys.exit('error: unknown option --strict-mcp-config')"
+
+
+# About 7 s each, of waits between launches: the quick selection takes one.
+@pytest.mark.parametrize(
+    ("command", "reason", "told"),
+    [
+        (["/nowhere/agent"], "spawn_failed", "/nowhere/agent does not exist"),
+        ([sys.executable, "-I", "-S", "-c", UNKNOWN_OPTION], "crashed", "unknown option"),
+    ][: 2 if FULL else 1],
+)
+def test_row18_a_program_that_is_missing_or_too_old_is_no_crash_loop_and_says_why(
+    tmp_path: Path, command: list[str], reason: str, told: str
+) -> None:
+    with site(tmp_path, AGENTS) as place, place.daemon() as daemon:
+        agents = [f"/v1/agents/{one.agent}" for one in place.places]
+        right = [place.backend.call("GET", agent)["command"] for agent in agents]
+        for agent in agents:
+            place.backend.call("PATCH", agent, {"command": command})
+        place.post(AGENTS)
+        place.settle(deadline_s=DEADLINE_S)
+        for post in place.recorder.posts:
+            [delivery] = place.backend.call("GET", f"/v1/messages/{post.message}/trace")[
+                "deliveries"
+            ]
+            assert (delivery["state"], delivery["reason"]) == ("dead", reason)
+            assert told in str(delivery) or told in str(place.backend.messages(post.conversation))
+            path = f"/v1/conversations/{post.conversation}/runs"
+            [run] = place.backend.call("GET", path)["data"]
+            events = place.backend.call("GET", f"/v1/runs/{run['id']}/events")["data"]
+            retries = [one for one in events if one["type"] == "retry"]
+            assert len(retries) == 2, "three launches, and no more"
+        for agent, program in zip(agents, right, strict=True):
+            place.backend.call("PATCH", agent, {"command": program})
+        place.post(MESSAGES - AGENTS)
+        place.settle(deadline_s=DEADLINE_S)
+        assert daemon.popen.poll() is None
+        history = place.history()
+        assert count(history, Spawned) == count(history, Reply) == MESSAGES - AGENTS
 
 
 @seeded

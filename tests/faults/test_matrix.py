@@ -1,6 +1,9 @@
 """Rows of the fault matrix (docs/testing.md), with the real backend and the real daemon."""
 
+import contextlib
 import random
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import psutil
@@ -58,6 +61,59 @@ def test_row4_the_processes_of_a_killed_daemon_are_gone_within_5_s(tmp_path: Pat
         for process in alive:
             process.kill()
         assert not alive
+
+
+@contextlib.contextmanager
+def out_of_memory(pid: int) -> Generator[str]:
+    """From now on the next pages are too many for this process, as for the kernel's OOM killer.
+
+    Where no control group may be made, SIGKILL stands for it: the same end, without its cause. Gives
+    which of the two it is.
+    """
+    makes = [
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ]
+    for parent, limit in makes:
+        group = parent / f"cloudagent-test-{pid}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / limit).write_text("16777216")
+            (group / "cgroup.procs").write_text(str(pid))
+            yield "oom"
+        except FileNotFoundError:
+            continue  # a group without the memory controller
+        else:
+            return
+        finally:
+            group.rmdir()
+    psutil.Process(pid).kill()
+    yield "kill"
+
+
+def test_row9_a_daemon_that_the_kernel_kills_for_its_memory_loses_nothing(tmp_path: Path) -> None:
+    with site(tmp_path, AGENTS) as place:
+        with place.daemon() as daemon, place.backend.follow() as events:
+            place.post(1, "@@hold", "@@answer about memory #1")
+            place.until_held(events, 1)
+            left = place.alive()
+            with out_of_memory(daemon.popen.pid) as how:
+                # What they print needs more memory than that; the daemon is the largest there.
+                place.post(AGENTS - 1, "@@flood results 64", "@@answer much #1")
+                assert daemon.wait() in (-9, 137), how
+                _, alive = psutil.wait_procs(left, timeout=5)
+                assert not alive
+        began = time.monotonic()
+        with place.daemon(), place.backend.follow() as events:
+            events.until(lambda event: event["type"] == "run.started", 15)
+            assert time.monotonic() - began <= 15
+            place.settle(deadline_s=DEADLINE_S)
+        history = place.judge(repeats=True)
+        assert 1 <= len(maybe_repeated(history)) <= AGENTS
+        assert count(history, Reply) == AGENTS
 
 
 @seeded
@@ -136,8 +192,11 @@ def test_row24_resets_in_the_middle_of_frames_lose_and_double_nothing(
 def test_row25_a_half_open_link_is_noticed_within_26_s(
     tmp_path: Path, directions: tuple[Direction, ...]
 ) -> None:
-    silence = {"CLOUDAGENT_BACKEND_SILENCE_S": str(SILENCE_S)}
-    with site(tmp_path, AGENTS, proxied=True, **silence) as place, place.daemon() as daemon:
+    silence = str(SILENCE_S)
+    with (
+        site(tmp_path, AGENTS, proxied=True, CLOUDAGENT_BACKEND_SILENCE_S=silence) as place,
+        place.daemon() as daemon,
+    ):
         assert place.proxy
         place.post(MESSAGES // 2)
         place.settle(deadline_s=DEADLINE_S)
