@@ -22,11 +22,14 @@ if path := os.environ.get("FAKE_IMPORTS"):
 class Installed:
     """The environment in `folder`. What we depend on comes from the one that runs the tests.
 
-    `command` is the daemon's, `site` where the packages are.
+    Who starts it may see the folder elsewhere (`seen_as`). `command` is the daemon's, `site` where the packages are.
     """
 
-    def __init__(self, folder: Path, version: str = "0.3.0") -> None:
+    def __init__(
+        self, folder: Path, version: str = "0.3.0", *, seen_as: Path | None = None
+    ) -> None:
         self.folder = folder
+        self._shebang = f"#!{seen_as or folder}/bin/python"
         self.command = folder / "bin" / "cloudagent-daemon"
         self.python = folder / "bin" / "python"
         self.site = folder / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
@@ -58,7 +61,7 @@ class Installed:
             )
         )
         self.command.write_text(
-            f"#!{self.python}\nimport sys\nfrom cloudagent_daemon.cli.main import main\nsys.exit(main())\n"
+            f"{self._shebang}\nimport sys\nfrom cloudagent_daemon.cli.main import main\nsys.exit(main())\n"
         )
         self.command.chmod(0o755)
         info = self.site / f"{NAME}-{version}.dist-info"

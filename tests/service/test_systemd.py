@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from e2e.harness import Backend, running_backend
+from fakes.installed import Installed
 from service.machine import UID, Machine, until
 from service.site import HASTE, NODE, UNIT, add_claude, override, site
 
@@ -197,6 +198,36 @@ def test_a_stop_lets_running_work_finish_and_says_so(tmp_path: Path, backend: Ba
         assert made.processes() == {}
 
 
+def test_an_upgrade_during_a_run_is_noticed_and_the_manager_starts_the_new_version(
+    tmp_path: Path, backend: Backend
+) -> None:
+    """Row 41 of the fault matrix, as a service; tests/e2e/test_upgrade.py has the rest of it."""
+    with site(tmp_path, backend) as here, here.backend.follow() as events:
+        made = here.machine
+        override(made, HASTE)
+        installed = Installed(made.home / "tool", seen_as=Path("/home/ana/tool"))
+        words = ["install-service", "--server-url", here.backend.url, "--api-key-file", "-"]
+        made.run("/home/ana/tool/bin/cloudagent-daemon", *words, stdin=here.key)
+        before = made.pid(UNIT)
+        sent = here.backend.send(here.agent_id, "@@gate a\n@@reply in time")
+        here.reached("a")
+        installed.remove()
+        installed.add("0.3.1")
+        until(
+            lambda: made.show(UNIT, "StatusText")["StatusText"] == "draining: 1 still working",
+            "it says that it drains",
+        )
+        assert made.show(UNIT, "ActiveState")["ActiveState"] == "active", "no clock of systemd runs"
+        here.open("a")
+        assert events.reply(sent["conversation_id"])["text"] == "in time"
+        until(lambda: made.pid(UNIT) not in (0, before), "another life")
+        assert here.answered("@@reply from the new one", events)["text"] == "from the new one"
+        shown = here.backend.call("GET", f"/v1/host-machines/{here.host_id}")
+        assert (shown["daemon_version"], shown["state"]) == ("0.3.1", "online")
+        assert restarts(made) == 1
+        assert here.backend.rungs(sent["id"]).count("started") == 1
+
+
 def test_two_profiles_live_side_by_side_each_with_its_own_backend(
     tmp_path: Path, backend: Backend
 ) -> None:
@@ -337,7 +368,7 @@ def test_what_cannot_be_installed_changes_nothing_and_says_what_to_do(
         refused = made.daemon("install-service", env=nobody, check=False)
         assert refused.returncode == 1
         assert "no systemd here that could run a service of yours" in refused.stderr
-        assert "next: cloudagent-daemon start" in refused.stderr
+        assert "next: cloudagent-daemon start --background" in refused.stderr
         assert not unit.exists()
 
 
