@@ -204,8 +204,6 @@ class Daemon:
             self.client.beat()
             if installation.state == "changed" and not self._settings.one_shot:
                 ending.restart(installation.detail, UPGRADE_S)
-            elif installation.detail:
-                self._say(f"! {installation.detail}")
             await changed.wait()
 
     async def _obey_people(self, ending: Ending) -> None:

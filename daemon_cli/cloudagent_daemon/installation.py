@@ -28,7 +28,7 @@ LOOK_S: Final = 2.0
 #: How long the new code may take to be imported, on a machine that is very busy.
 TRY_S: Final = 120.0
 _TRIED: Final = "import cloudagent_daemon.daemon"
-_AGAIN: Final = "reinstall it:  uv tool install --reinstall cloudagent-daemon"
+_AGAIN: Final = "reinstall it: uv tool install --reinstall cloudagent-daemon"
 
 #: `gone`: files are missing, for good or in the middle of an upgrade. `orphaned`: the Python that it
 #: runs in is missing. `broken`: another one is complete, and does not start. `changed`: it does.

@@ -52,6 +52,17 @@ def test_failures_come_first_with_their_fixes_then_each_section() -> None:
     assert told == GOLDEN.read_text("utf-8")
 
 
+def test_what_happened_to_the_running_daemons_installation_is_told_with_its_way_out(
+    tmp_path: Path,
+) -> None:
+    gone = "the Python that runs this daemon is gone (/opt/python was moved or removed)"
+    way_out = "uv tool install --reinstall cloudagent-daemon"
+    report = {"installation": {"state": "orphaned", "detail": f"{gone}; reinstall it: {way_out}"}}
+    first = next(iter(machine.environment(Paths(tmp_path, "default"), report, "login")))
+    assert (first.name, first.state, first.fix) == ("install", "fail", way_out)
+    assert first.detail == f"of the running daemon: {gone}"
+
+
 def test_no_detail_steers_the_terminal_shows_a_key_or_fills_the_screen() -> None:
     hostile = f"\x1b]0;owned\x07\n{KEY}\u202e\ncat_{'x' * 40}" + "ü" * 65_536
     told = findings.lines([Finding("Agents", "a", "fail", hostile, hostile)], where="here")

@@ -310,6 +310,7 @@ def test_logging_out_ends_the_service_and_logging_in_starts_it(
     with site(tmp_path, backend) as here, here.backend.follow() as events:
         made = here.machine
         assert "! off" in rows(here.install())["linger"]
+        assert "it stops when you log out" in made.daemon("doctor").stdout
         made.log_out()
         assert made.processes() == {}
         sent = here.backend.send(here.agent_id, "@@reply good morning")

@@ -34,7 +34,7 @@ def environment(
         report: what the running daemon says of itself; None if none runs.
         login_command: what a person types to log in.
     """
-    yield _install(Path(sys.prefix))
+    yield _install(Path(sys.prefix), report)
     yield _config(paths, login_command)
     yield _state_dir(paths)
     if report is None:
@@ -69,7 +69,13 @@ def _env(name: str, state: Any, detail: str, fix: str = "", repair: Any = None) 
     return Finding("Environment", name, state, detail, fix, repair)
 
 
-def _install(prefix: Path) -> Finding:
+def _install(prefix: Path, report: Mapping[str, Any] | None) -> Finding:
+    found: Mapping[str, Any] = (report or {}).get("installation") or {}
+    if detail := found.get("detail"):
+        detail, _, fix = str(detail).partition("; reinstall it: ")
+        said = f"of the running daemon: {detail}"
+        changed = found.get("state") == "changed"
+        return _env("install", "warn" if changed else "fail", said, fix.strip())
     if any(part in str(prefix) for part in _CACHES):
         return _env(
             "install",
