@@ -2,7 +2,7 @@
 
 What `sending.lease` does for everything that waits is done here with the insert: the delivery begins
 as `leased`, and its frame is handed back, to be written as soon as the transaction is on the disk.
-All of it runs inside the caller's transaction. (docs/decisions/0017)
+All of it runs inside the caller's transaction. (docs/decisions/0020)
 """
 
 import sqlite3

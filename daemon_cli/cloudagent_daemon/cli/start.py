@@ -85,7 +85,7 @@ def _kept(arguments: argparse.Namespace, here: Here) -> int:
 def _become_anew(here: Here) -> None:
     """Goes on as the program that is installed now, in this process: nobody else would start it.
 
-    Its pid stays, and so does the terminal, or whoever waits for this process (decisions/0017).
+    Its pid stays, and so does the terminal, or whoever waits for this process (decisions/0018).
     """
     try:
         command = str(program.current())
