@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,33 @@ def test_a_rename_under_way_never_leaks_what_lies_outside(root: Path) -> None:
         swapper.join()
     assert seen == {"1\tinside"}
     assert refused  # the race did happen
+
+
+RENAMES = """
+import os, sys
+folder = sys.argv[1]
+print("ready", flush=True)
+while True:
+    os.rename(f"{folder}/one", f"{folder}/two")
+    os.rename(f"{folder}/two", f"{folder}/one")
+"""
+
+
+def test_renames_beside_it_do_not_refuse_a_path_that_stays_inside(tmp_path: Path) -> None:
+    """The kernel says EAGAIN where something was renamed while it went through `..` (openat2(2))."""
+    (tmp_path / "one").touch()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "file").write_text("x")
+    argv = [sys.executable, "-I", "-S", "-c", RENAMES, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as renames:
+        try:
+            assert renames.stdout
+            renames.stdout.readline()
+            with Folder(tmp_path) as folder:
+                for _ in range(3_000):
+                    os.close(folder.open("sub/../sub/../sub/../file"))
+        finally:
+            renames.kill()
 
 
 def test_binary_files_are_refused_and_odd_text_is_shown_as_it_can_be(root: Path) -> None:
