@@ -225,6 +225,7 @@ class Daemon:
         if self._settings.service:
             await self._ask_login_shell()  # what was installed since may be on another PATH
         await self._look_for_runtimes()
+        self.queue.lift()  # a person has had a look: who was left alone is tried at once
         await self._uplink.report(HostReport(runtimes=self._runtimes))
         with anyio.move_on_after(FLUSH_S):
             await self.client.flush()  # so that who asked sees it

@@ -1,13 +1,26 @@
 """What people ask of the daemon from afar, and what becomes of it."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from cloudagent_daemon.ending import Ending, why_no_restart
-from cloudagent_protocol.frames import Command, CommandResult, HostReport, encode
+from cloudagent_daemon.runs.breaker import CRASHES
+from cloudagent_protocol.events import Finished
+from cloudagent_protocol.frames import (
+    Command,
+    CommandResult,
+    Heartbeat,
+    HostReport,
+    RunReport,
+    encode,
+)
+from cloudagent_protocol.ids import AgentId, new_conversation_id
+from cloudagent_protocol.resources import AgentSpec
 from fakes.backend import KEY, HostConnection, ScriptedBackend, scripted_backend
 from fakes.home import Home
+from fakes.runs import FAKE
 
 
 @pytest.fixture
@@ -54,6 +67,39 @@ async def test_a_daemon_looks_again_and_starts_anew_in_the_same_process(home: Ho
             assert code == 0
             assert f"pid {daemon.process.pid}" in out
             assert await daemon.ended() == 0
+
+
+async def test_a_rescan_has_an_agent_tried_at_once_that_was_left_alone(home: Home) -> None:
+    fake = AgentSpec(
+        id=AgentId("agent_1"),
+        name="shop",
+        driver="claude_code",
+        command=[sys.executable, str(FAKE)],
+        env={"FAKE_STATE": str(home.folder / "fake"), "FAKE_EFFECTS": str(home.folder / "effects")},
+    )
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+        async with home.started() as daemon:
+            link = await backend.connected()
+            conversation = new_conversation_id()
+            for _ in range(CRASHES):
+                backend.deliver("@@kill", conversation=conversation, agent=fake)
+            waits = backend.deliver("@@reply hi", conversation=conversation, agent=fake)
+
+            def ended() -> list[str]:
+                runs = [one for one in backend.all(RunReport) if isinstance(one.event, Finished)]
+                return [one.delivery_ids[0] for one in runs]
+
+            def paused() -> bool:
+                beats = backend.all(Heartbeat)
+                return bool(beats and [hold.reason for hold in beats[-1].holds] == ["crash_loop"])
+
+            await backend.until(paused)
+            assert waits.delivery_id not in ended()
+            assert (await ask(backend, link, "rescan")).error is None
+            await backend.until(lambda: waits.delivery_id in ended())
+            await backend.until(lambda: backend.all(Heartbeat)[-1].holds == [])
+            assert daemon.process.returncode is None
 
 
 async def test_one_that_nobody_would_start_again_refuses_and_goes_on(home: Home) -> None:
