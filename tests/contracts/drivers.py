@@ -65,7 +65,7 @@ def fake(name: str, driver: str, script: str, **kit: Any) -> Kit:
 
 def scripted(name: str, driver: str, environment: Callable[[StubModel], dict[str, str]],
              prepare: Callable[[Path, StubModel], None] = lambda _home, _model: None,
-             agent: dict[str, Any] | None = None, **kit: Any) -> Kit:  # fmt: skip
+             agent: dict[str, Any] | None = None, deadline_s: float = 30.0, **kit: Any) -> Kit:  # fmt: skip
     """A kit with a program of its own model: the model is scripted."""
 
     @asynccontextmanager
@@ -75,6 +75,7 @@ def scripted(name: str, driver: str, environment: Callable[[StubModel], dict[str
             async with a_world(home, env=environment(model), **limits) as made:
                 update = {"driver": driver, "command": None, "env": {}, **(agent or {})}
                 made.agent = made.agent.model_copy(update=update)
+                made.deadline_s = deadline_s
                 yield made
 
     orders: dict[str, Any] = {"reply": _call_send, "hang": "@@sleep 100", "child": None}

@@ -290,6 +290,19 @@ def test_a_stop_reason_is_a_reason(job: Job, stop: str, reason: Reason | None) -
 
 
 @pytest.mark.parametrize(
+    "told",
+    [
+        {"usage": {"inputTokens": 20, "outputTokens": 10}},  # opencode
+        {"_meta": {"quota": {"token_count": {"input_tokens": 20, "output_tokens": 10}}}},  # gemini
+    ],
+)
+def test_tokens_are_told_in_the_draft_s_words_or_gemini_s(job: Job, told: Json) -> None:
+    end = end_of(Talk(job).begun().answers({"stopReason": "end_turn", **told}))
+    assert end.usage is not None
+    assert (end.usage.input_tokens, end.usage.output_tokens) == (20, 10)
+
+
+@pytest.mark.parametrize(
     ("error", "reason"),
     [
         ({"code": 429, "message": "Rate limit"}, Reason.RATE_LIMIT),  # as gemini says it

@@ -14,7 +14,7 @@ import pytest
 from contracts.drivers import BEHAVIOURS, Kit, scripted
 from fakes.model import StubModel
 
-pytestmark = [pytest.mark.slow, pytest.mark.real_cli, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.real_cli, pytest.mark.timeout(400)]
 
 CLIS = Path(__file__).parent / "clis"
 WANTED = os.environ.get("REAL_CLIS", "codex").split()
@@ -108,14 +108,19 @@ def codex_settings(home: Path, model: StubModel) -> None:
 
 
 REAL = {
-    "codex": scripted("codex", "codex", codex_environment, codex_settings, patience_s=5.0),
-    "qwen": scripted(
-        "qwen", "qwen", qwen_environment, qwen_settings, reply=qwen_reply, patience_s=12.0
+    "codex": scripted(
+        "codex", "codex", codex_environment, codex_settings, patience_s=5.0, deadline_s=60.0
     ),
-    "opencode": scripted("opencode", "opencode", opencode_environment, patience_s=25.0),
+    "qwen": scripted(
+        "qwen", "qwen", qwen_environment, qwen_settings,
+        reply=qwen_reply, patience_s=25.0, deadline_s=150.0,
+    ),
+    "opencode": scripted(
+        "opencode", "opencode", opencode_environment, patience_s=45.0, deadline_s=150.0
+    ),
     "gemini": scripted(
         "gemini", "gemini", gemini_environment, gemini_settings,
-        agent={"model": "gemini-2.5-pro"}, patience_s=12.0, resumes=False,
+        agent={"model": "gemini-2.5-pro"}, resumes=False, patience_s=25.0, deadline_s=300.0,
     ),
 }  # fmt: skip
 

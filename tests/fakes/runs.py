@@ -148,6 +148,8 @@ class World:
     runner: Runner
     agent: AgentSpec
     conversation: ConversationId = field(default_factory=new_conversation_id)
+    #: How long a run may take; real programs start slowly on a busy machine.
+    deadline_s: float = 30.0
 
     def deliver(self, text: str, **agent: Any) -> Deliver:
         author = Author(type="user", id=UserId("usr_1"), name="Ana")
@@ -177,7 +179,7 @@ class World:
         deliver = self.deliver(text) if isinstance(text, str) else text
         masks = Masks(self.settings)
         runner = Runner(self.settings, self.bridge, seen, masks, relaunch_s=(0.0, 0.0))
-        with anyio.fail_after(30):
+        with anyio.fail_after(self.deadline_s):
             finished = await runner.run(deliver, attempt=attempt, stop=stop or StopSignal())
         assert finished == seen.end
         return seen

@@ -299,8 +299,7 @@ class AcpSession:
         if answer.error is not None:
             yield from self._failed(answer.error)
             return
-        if total := as_object(answer.result.get("usage")):
-            self._updates.count(total)
+        self._updates.count(_tokens(answer.result))
         stop = short(answer.result.get("stopReason"))
         if usage := self._updates.usage:
             yield UsageReported(at=now(), usage=usage)
@@ -390,6 +389,15 @@ def _chosen(options: list[Json], decision: Decision) -> Json:
             if option.get("kind") == kind:
                 return {"outcome": {"outcome": "selected", "optionId": option.get("optionId")}}
     return _cancelled()
+
+
+def _tokens(result: Json) -> Json:
+    """What a turn cost, in the words of the protocol's draft; gemini has words of its own."""
+    if total := as_object(result.get("usage")):
+        return total
+    quota = as_object(as_object(result.get("_meta")).get("quota"))
+    told = as_object(quota.get("token_count"))
+    return {"inputTokens": told.get("input_tokens"), "outputTokens": told.get("output_tokens")}
 
 
 def _cancelled() -> Json:

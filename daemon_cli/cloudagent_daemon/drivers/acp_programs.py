@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from cloudagent_daemon.drivers.base import SERVER
+
 #: Keys of model services that several of them read.
 _KEYS: Final = ("OPENAI_*", "ANTHROPIC_*", "GEMINI_*", "GOOGLE_*", "AWS_*", "OPENROUTER_API_KEY")
 
@@ -47,7 +49,8 @@ QWEN: Final = Program(
     driver="qwen",
     title="Qwen Code",
     name="qwen",
-    arguments=("--acp",),
+    # What it asks for a tool of a server's has no name of the tool (0.15.10: its arguments instead).
+    arguments=("--acp", "--allowed-tools", f"mcp__{SERVER}"),
     package="@qwen-code/qwen-code",
     login="qwen",
     inherits=("QWEN_*", "DASHSCOPE_*", *_KEYS),
