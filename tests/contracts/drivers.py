@@ -42,6 +42,8 @@ class Kit:
     error: Callable[[int], str] = "@@error {}".format
     #: Leaves a child of its own behind; none: it cannot.
     child: str | None = "@@setsid"
+    #: How it ends when its turn is stopped: one that is asked to stop, and not signalled, leaves by itself.
+    stopped: int | None = None
     #: A silence that is no hang while it starts.
     patience_s: float = 1.5
     #: How it ends when a status of its model's is not passed on.
@@ -91,8 +93,8 @@ FAKE_CLAUDE: Final = fake(
     "claude_code", "claude_code", "agent_cli.py",
     error=lambda status: f"@@error {status} {CLAUDE_ERRORS[status]}",
 )  # fmt: skip
-FAKE_CODEX: Final = fake("codex", "codex", "codex_app_server.py")
-FAKE_ACP: Final = fake("acp", "acp", "acp_agent.py")
+FAKE_CODEX: Final = fake("codex", "codex", "codex_app_server.py", stopped=0)
+FAKE_ACP: Final = fake("acp", "acp", "acp_agent.py", stopped=0)
 BUILTIN: Final = scripted(
     "builtin", "builtin",
     lambda model: {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": "k"},
@@ -219,6 +221,7 @@ async def stops(kit: Kit, home: Path) -> None:
         again = await world.run(kit.reply("back"))
     assert (uplink.end.outcome, uplink.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
     assert "Ana" in uplink.end.detail
+    assert kit.stopped in {None, uplink.end.exit_code}
     assert len(children) == bool(kit.child)
     assert not any(map(alive, children))
     assert_nothing_left(uplink)

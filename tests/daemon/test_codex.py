@@ -148,6 +148,17 @@ async def test_what_a_newer_codex_says_is_kept_or_refused(tmp_path: Path) -> Non
     assert seen.end.outcome is Outcome.REPLIED
 
 
+def test_a_codex_that_never_lists_our_tools_is_not_prompted(job: Job) -> None:
+    session = CodexSession(job)
+    session.prompt(Turn("do it"))
+    said_to(session, id=1, result={})
+    [waits] = session.receive(json.dumps({"id": 2, "result": {"thread": {"id": "t"}}}).encode())
+    assert isinstance(waits, AwaitTools)
+    [end] = waits.then(False)
+    assert isinstance(end, TurnEnd)
+    assert end.reason is Reason.TOOLS_UNAVAILABLE
+
+
 def test_an_answer_after_the_end_is_not_said(job: Job) -> None:
     session = CodexSession(job)
     session.prompt(Turn("do it"))
