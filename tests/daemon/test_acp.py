@@ -164,6 +164,16 @@ def test_a_session_is_resumed_as_the_program_can(job: Job, can: Json, method: st
     assert (end.session_id, end.final_text) == ("s-0", "new")
 
 
+def test_a_way_to_resume_that_is_told_of_and_not_there_gives_way_to_the_other(job: Job) -> None:
+    talk = Talk(replace(job, session_id="s-0"))
+    can = {"loadSession": True, "sessionCapabilities": {"resume": {}}}
+    talk.answers({"protocolVersion": 1, "agentCapabilities": can})
+    gone = {"code": -32601, "message": "Method not found"}
+    assert talk.answers(error=gone) == []
+    assert talk.said[-1]["method"] == "session/load"
+    assert end_of(talk.answers(error=gone)).reason is Reason.SESSION_LOST
+
+
 @pytest.mark.parametrize("error", [None, {"code": -32002, "message": "not found"}])
 def test_a_session_that_cannot_be_resumed_is_lost(job: Job, error: Json | None) -> None:
     talk = Talk(replace(job, session_id="s-0"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cloudagent_protocol.events import Reason
 from contracts.drivers import BEHAVIOURS, Kit, scripted
 from fakes.model import StubModel
 
@@ -116,11 +117,13 @@ REAL = {
         reply=qwen_reply, patience_s=25.0, deadline_s=150.0,
     ),
     "opencode": scripted(
-        "opencode", "opencode", opencode_environment, patience_s=45.0, deadline_s=150.0
+        "opencode", "opencode", opencode_environment, patience_s=45.0, deadline_s=150.0,
+        # It passes on that a request failed, and not how.
+        reasons=dict.fromkeys((401, 429, 529), Reason.MODEL_ERROR),
     ),
     "gemini": scripted(
         "gemini", "gemini", gemini_environment, gemini_settings,
-        agent={"model": "gemini-2.5-pro"}, resumes=False, patience_s=25.0, deadline_s=300.0,
+        agent={"model": "gemini-2.5-pro"}, resumes=False, tells_input=False, patience_s=25.0, deadline_s=300.0,
     ),
 }  # fmt: skip
 

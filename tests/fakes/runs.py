@@ -47,6 +47,9 @@ KEY = "sk_machine_" + "k" * 46
 class RecordedUplink:
     """An uplink that keeps what it is given, as the spool would."""
 
+    #: How long a frame may be waited for.
+    deadline_s = 20.0
+
     def __init__(self) -> None:
         self.frames: list[Said] = []
         self.deltas: list[Delta] = []
@@ -97,7 +100,7 @@ class RecordedUplink:
 
     async def until(self, wanted: Callable[[Said], bool]) -> Said:
         """The first frame that is wanted, there already or still to come."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(self.deadline_s):
             while True:
                 if found := next(filter(wanted, self.frames), None):
                     return found

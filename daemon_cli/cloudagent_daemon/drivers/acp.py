@@ -30,7 +30,7 @@ from cloudagent_daemon.drivers.base import (
     Turn,
     TurnEnd,
 )
-from cloudagent_daemon.drivers.jsonrpc import Answer, Calls
+from cloudagent_daemon.drivers.jsonrpc import METHOD_NOT_FOUND, Answer, Calls
 from cloudagent_daemon.drivers.lines import clip, parse_object
 from cloudagent_daemon.drivers.probe import find_program, own_folder_first, version_of
 from cloudagent_daemon.drivers.statuses import by_status
@@ -214,11 +214,21 @@ class AcpSession:
         if earlier is None:
             yield self._calls.request("session/new", place, self._opened)
             return
-        method = _resuming(can)
-        if method is None:
+        yield from self._resume(_resuming(can), {"sessionId": earlier, **place})
+
+    def _resume(self, methods: list[str], params: Json) -> Iterator[DriverEvent]:
+        """By the first of the methods that it has: qwen 0.15.10 tells of one that it has not."""
+        if not methods:
             yield self._lost("It cannot load a session of an earlier process.")
             return
-        yield self._calls.request(method, {"sessionId": earlier, **place}, self._resumed)
+        method, *others = methods
+
+        def then(answer: Answer) -> Iterable[DriverEvent]:
+            if answer.error is not None and answer.error.get("code") == METHOD_NOT_FOUND:
+                return self._resume(others, params)
+            return self._resumed(answer)
+
+        yield self._calls.request(method, params, then)
 
     def _server(self) -> Json:
         command, *args = self._job.tools.command
@@ -329,11 +339,11 @@ class AcpSession:
         )
 
 
-def _resuming(can: Json) -> str | None:
-    """How to go on with a session; `session/resume` does not tell all that was said before."""
-    if as_object(can.get("sessionCapabilities")).get("resume") is not None:
-        return "session/resume"
-    return "session/load" if can.get("loadSession") is True else None
+def _resuming(can: Json) -> list[str]:
+    """Ways to go on with a session; `session/resume` does not tell all that was said before."""
+    resumes = as_object(can.get("sessionCapabilities")).get("resume") is not None
+    loads = can.get("loadSession") is True
+    return ["session/resume"] * resumes + ["session/load"] * loads
 
 
 def _wishes(

@@ -18,6 +18,7 @@ from cloudagent_daemon.bridge.tools import TOOLS, Toolbox
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.base import (
+    SERVER,
     Command,
     Decision,
     DriverError,
@@ -530,8 +531,8 @@ def _unlaunched(seen: Seen) -> Failure | None:
 
 
 def _is_ours(call: ToolCall) -> bool:
-    # claude calls our tools mcp__cloudagent__send_message and so on.
-    return call.name.rpartition("__")[2] in _OUR_TOOLS
+    # Most call our tools mcp__cloudagent__send_message and so on; the rest of a name may be a model's words.
+    return call.name.removeprefix(f"mcp__{SERVER}__") in _OUR_TOOLS
 
 
 def _prepared(driver: DriverSession) -> Command:
