@@ -17,6 +17,8 @@ Step: TypeAlias = Literal[
     "report",
     "end",
     "leave",
+    "find",
+    "decide",
 ]
 Moment: TypeAlias = Literal["uncommitted", "committed"]
 

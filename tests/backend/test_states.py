@@ -91,3 +91,22 @@ def test_a_hold_of_the_machine_holds_everybody_and_one_of_an_agent_only_it() -> 
     assert states.hold_of([low, loop], mine) == low
     assert states.hold_of([loop, low], other) == loop
     assert states.hold_of([loop], mine) is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "end"),
+    [
+        (Outcome.REPLIED, S.DONE),
+        (Outcome.SILENT, S.DONE),
+        (Outcome.AUTO_PUBLISHED, S.DONE),
+        (Outcome.FAILED, S.FAILED),
+        (Outcome.CANCELLED, S.CANCELLED),
+        (Outcome.DEAD, S.DEAD),
+    ],
+)
+def test_each_outcome_of_a_run_is_an_end_of_its_delivery(outcome: Outcome, end: S) -> None:
+    assert states.end_of(outcome) is end
+
+
+def test_what_did_not_get_done_may_be_done_over_again_and_nothing_else() -> None:
+    assert states.ENDS - {S.DONE} == states.RETRIABLE

@@ -5,14 +5,27 @@ here without anyone having written a test for it.
 """
 
 import contextlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
+import anyio
+import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from cloudagent_backend import crash as backend_crash
 from cloudagent_daemon import crash as daemon_crash
+from cloudagent_protocol.frames import Answer, FindAgent, Query, Send
+from cloudagent_protocol.ids import (
+    AgentId,
+    ConversationId,
+    MessageId,
+    new_epoch,
+    new_message_id,
+    new_run_id,
+)
+from fakes.daemon import connection
 from faults.history import Reply, Spawned, maybe_repeated
 from faults.proxy import Latency
 from faults.site import Site, count, site
@@ -31,6 +44,8 @@ ROWS = {
 }
 #: From here on a process of an agent has begun: what it did may be done again, if that is told.
 BEGUN = {"after_spawn", "after_send", "before_finish"}
+#: Passed by agents that message each other, and by the person who lets them go on.
+CHAINS = [p for p in backend_crash.points() if p.startswith(("find_", "decide_"))]
 #: Longer than the backend waits for an ack before it notes that a delivery was sent.
 LATE_S = 1.5
 #: The quick selection visits each of the backend's points, there are many, with few messages.
@@ -64,7 +79,7 @@ def test_a_daemon_killed_at_any_point_repeats_only_what_had_begun_and_says_so(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("point", backend_crash.points())
+@pytest.mark.parametrize("point", [p for p in backend_crash.points() if p not in CHAINS])
 def test_row19_a_backend_killed_at_any_point_loses_and_repeats_nothing(
     tmp_path: Path, point: str, seed: int
 ) -> None:
@@ -90,3 +105,82 @@ def test_row19_a_backend_killed_at_any_point_loses_and_repeats_nothing(
                 place.settle(deadline_s=DEADLINE_S)
             history = place.judge()
             assert count(history, Spawned) == count(history, Reply) == SHARE * (number + 1)
+
+
+def test_a_backend_killed_at_any_point_of_a_chain_makes_one_conversation_and_one_decision(
+    tmp_path: Path,
+) -> None:
+    with site(tmp_path, 2, CLOUDAGENT_BACKEND_CHAIN_TURNS="1") as place:
+        for point in CHAINS:
+            place.backend.process.kill()
+            place.backend.start_again(CLOUDAGENT_CRASH_AT=point, CLOUDAGENT_BACKEND_CHAIN_TURNS="1")
+            if point.startswith("find_"):
+                asker = place.places[0]
+                begun = place.backend.send(asker.agent, "ask the other one")["id"]
+                with contextlib.suppress(ConnectionClosed, OSError, AssertionError):
+                    anyio.run(find, place, asker.agent, begun)
+            else:
+                chain = anyio.run(pause, place)
+                with contextlib.suppress(httpx2.TransportError):
+                    decide(place, chain, point)
+            assert place.backend.process.wait() == 137
+            place.backend.start_again(CLOUDAGENT_BACKEND_CHAIN_TURNS="1")
+            if point.startswith("find_"):
+                found = anyio.run(find, place, asker.agent, begun)
+                assert between(place) == [found]
+            else:
+                # The same request once more: whether it was kept or not, it counts once.
+                assert decide(place, chain, point).json()["turns_allowed"] == 2
+                assert place.backend.call("GET", f"/v1/chains/{chain}")["turns_allowed"] == 2
+
+
+def between(place: Site) -> list[str]:
+    """The conversations of both agents with each other."""
+    both = {one.agent for one in place.places}
+    listed = place.backend.call("GET", "/v1/conversations")["data"]
+    return [one["id"] for one in listed if set(one["agent_ids"]) == both]
+
+
+def decide(place: Site, chain: str, key: str) -> httpx2.Response:
+    return place.backend.http.post(
+        f"/v1/chains/{chain}",
+        json={"decision": "continue"},
+        headers={"Idempotency-Key": f"{place.home}/{key}"},
+    )
+
+
+async def find(place: Site, agent: str, caused_by: str) -> str:
+    """Asks where a message to the other agent goes, as the machine does for its agent."""
+    other = next(one.agent for one in place.places if one.agent != agent)
+    async with connection(place.backend.url.replace("http", "ws", 1), place.key) as daemon:
+        await daemon.greet(instance_id=new_epoch())
+        query = FindAgent(agent_id=AgentId(agent), wanted=other, caused_by=MessageId(caused_by))
+        await daemon.send(Query(id=1, query=query))
+        while not isinstance(answer := await daemon.receive(), Answer):
+            pass
+        assert answer.data, answer.error
+        return answer.data["conversation_id"]
+
+
+async def pause(place: Site) -> str:
+    """A chain of two messages to the other agent, of which only one may be delivered; its id."""
+    asker = place.places[0]
+    begun = place.backend.send(asker.agent, "ask twice")["id"]
+    conversation = await find(place, asker.agent, begun)
+    async with connection(place.backend.url.replace("http", "ws", 1), place.key) as daemon:
+        await daemon.greet(instance_id=new_epoch())
+        for text in ("one", "two"):
+            frame = Send(
+                message_id=new_message_id(),
+                agent_id=AgentId(asker.agent),
+                conversation_id=ConversationId(conversation),
+                run_id=new_run_id(),
+                text=text,
+                caused_by=MessageId(begun),
+                sent_at=datetime.now(UTC),
+            )
+            await daemon.send(frame)
+        while daemon.acked < daemon.seq:
+            await daemon.receive()
+    assert place.backend.call("GET", f"/v1/chains/{begun}")["state"] == "paused"
+    return begun

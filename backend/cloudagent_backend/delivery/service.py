@@ -246,7 +246,7 @@ class Service:
             self._lease_ready(c, decided.hosts)
             return decided
 
-        decided = await self._database.write(once(work))
+        decided = await self._write(once(work), "decide")
         self._changed(user_id, decided.hosts)
         return decided.chain
 
@@ -472,7 +472,7 @@ class Service:
                 return f"{query.agent_id} is no agent of this machine"
             return relay.find(c, machine.user_id, query, self._limits)
 
-        return await self._database.write(work)
+        return await self._write(work, "find")
 
     def _taking_in(self, machine: Machine, frames: Sequence[Reported]) -> Work[Applied]:
         def work(c: sqlite3.Connection) -> Applied:

@@ -453,7 +453,8 @@ def _put(c: sqlite3.Connection, old: DeliveryRow, new: DeliveryRow) -> bool:
     """Write what may change of a delivery, if it still stands as it was read."""
     changed = c.execute(
         "UPDATE deliveries SET state = ?, outcome = ?, reason = ?, attempt = ?, run_id = ?,"
-        " rungs = ? WHERE id = ? AND state = ? AND rungs = ?",
+        " rungs = ? WHERE id = ? AND state = ? AND rungs = ?"
+        " AND interrupted_by IS ? AND held = ? AND host_id = ?",
         (
             new.state.value,
             new.outcome,
@@ -464,6 +465,9 @@ def _put(c: sqlite3.Connection, old: DeliveryRow, new: DeliveryRow) -> bool:
             old.id,
             old.state.value,
             old.rungs,
+            old.interrupted_by,
+            old.held,
+            old.host_id,
         ),
     )
     return changed.rowcount == 1
