@@ -114,24 +114,33 @@ def test_a_backend_killed_at_any_point_of_a_chain_makes_one_conversation_and_one
         for point in CHAINS:
             place.backend.process.kill()
             place.backend.start_again(CLOUDAGENT_CRASH_AT=point, CLOUDAGENT_BACKEND_CHAIN_TURNS="1")
-            if point.startswith("find_"):
-                asker = place.places[0]
-                begun = place.backend.send(asker.agent, "ask the other one")["id"]
-                with contextlib.suppress(ConnectionClosed, OSError, AssertionError):
-                    anyio.run(find, place, asker.agent, begun)
-            else:
-                chain = anyio.run(pause, place)
-                with contextlib.suppress(httpx2.TransportError):
-                    decide(place, chain, point)
-            assert place.backend.process.wait() == 137
-            place.backend.start_again(CLOUDAGENT_BACKEND_CHAIN_TURNS="1")
-            if point.startswith("find_"):
-                found = anyio.run(find, place, asker.agent, begun)
-                assert between(place) == [found]
-            else:
-                # The same request once more: whether it was kept or not, it counts once.
-                assert decide(place, chain, point).json()["turns_allowed"] == 2
-                assert place.backend.call("GET", f"/v1/chains/{chain}")["turns_allowed"] == 2
+            visit = killed_in_a_search if point.startswith("find_") else killed_in_a_decision
+            visit(place, point)
+
+
+def survive(place: Site) -> None:
+    assert place.backend.process.wait() == 137
+    place.backend.start_again(CLOUDAGENT_BACKEND_CHAIN_TURNS="1")
+
+
+def killed_in_a_search(place: Site, point: str) -> None:
+    asker = place.places[0].agent
+    begun = place.backend.send(asker, f"ask the other one, {point}")["id"]
+    with contextlib.suppress(ConnectionClosed, OSError, AssertionError):
+        anyio.run(find, place, asker, begun)
+    survive(place)
+    assert between(place) in ([], [found := anyio.run(find, place, asker, begun)])
+    assert between(place) == [found]
+
+
+def killed_in_a_decision(place: Site, point: str) -> None:
+    chain = anyio.run(pause, place)
+    with contextlib.suppress(httpx2.TransportError):
+        decide(place, chain, point)
+    survive(place)
+    # The same request once more: whether it was kept or not, it counts once.
+    assert decide(place, chain, point).json()["turns_allowed"] == 2
+    assert place.backend.call("GET", f"/v1/chains/{chain}")["turns_allowed"] == 2
 
 
 def between(place: Site) -> list[str]:
