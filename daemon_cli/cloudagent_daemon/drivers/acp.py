@@ -5,7 +5,7 @@ tells what it does (`session/update`) and asks what it may do (`session/request_
 waits until the program has listed our tools. One process per message, its session resumed where the
 program can.
 
-Written by hand: `agent-client-protocol` owns the pipes and drops what its models do not know (docs/decisions/0019).
+Written by hand: `agent-client-protocol` owns the pipes and drops what its models do not know (docs/decisions/0017).
 """
 
 import signal
