@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import anyio
 
-from cloudagent_daemon import daemon
+from cloudagent_daemon import life
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.ending import INTERRUPTED, Ending
 from cloudagent_daemon.link.ephemeral import Backend, RefusedError
@@ -97,7 +97,7 @@ async def run(
                         # What ends a job early gives it seconds, not a minute.
                         limits=replace(settings.limits, stop_timeout_s=0.0),
                     )
-                    await daemon.live(own, say, ending, watched)
+                    await life.live(own, say, ending, watched)
                     _judge(job, watched)
             finally:
                 with anyio.CancelScope(shield=True):

@@ -1,25 +1,21 @@
 """One life of the daemon: what is started in which order, and how it ends. All is composed here."""
 
-import ctypes
 import logging
 import math
 import os
 import secrets
-import signal
 import socket
-import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
-from anyio.to_thread import run_sync
 
-from cloudagent_daemon import crash, lock, log, selfcheck, status, trust
+from cloudagent_daemon import log, selfcheck, status, trust
 from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.control_server import ControlServer
@@ -30,11 +26,10 @@ from cloudagent_daemon.guards import Guards
 from cloudagent_daemon.installation import Installation, place
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.keyfile import KeyFile
-from cloudagent_daemon.link.spool import Spool, open_spool
-from cloudagent_daemon.link.way import Way, way_of
+from cloudagent_daemon.link.spool import Spool
+from cloudagent_daemon.link.way import Way
 from cloudagent_daemon.link.websocket import WebSocketTransport, always
 from cloudagent_daemon.mask import Masks, UnmaskedError
-from cloudagent_daemon.paths import Paths, old_state_file, spool_file
 from cloudagent_daemon.process import Ladder
 from cloudagent_daemon.runs.breaker import Breaker, Pause
 from cloudagent_daemon.runs.once import OneMessage
@@ -43,7 +38,7 @@ from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
 from cloudagent_daemon.service import login_path
 from cloudagent_daemon.service.notify import Notifier, standing_text, without_manager
-from cloudagent_daemon.tunnel import Tunnel, tunnel_of
+from cloudagent_daemon.tunnel import Tunnel
 from cloudagent_protocol.frames import (
     MAX_HOLDS,
     Capability,
@@ -63,17 +58,14 @@ logger = logging.getLogger(__name__)
 JOB_FLUSH_S: Final = 60.0
 #: How long a one-shot daemon waits for its host's name before it goes on without.
 NAMED_S: Final = 5.0
-#: `status` is rewritten no more often than this.
+#: What is told of the standing, to the service manager and in the file for `status`, comes no more often.
 STATUS_S: Final = 0.2
-LOCK_CHECK_S: Final = 5.0
 KEY_CHECK_S: Final = 1.0
 #: What runs may still take when another version is installed: nobody waits for it, and a run that is
 #: cut off must be resumed.
 UPGRADE_S: Final = 300.0
 
 KEY_REJECTED: Final = 4
-TAKEN_OVER: Final = 6
-HUNG_UP: Final = 129
 
 
 class Daemon:
@@ -192,7 +184,7 @@ class Daemon:
         """
         if not ending.requested.is_set():
             with anyio.move_on_after(ending.patience_s):
-                await _first_of(ending.requested.wait, self.queue.idle)
+                await first_of(ending.requested.wait, self.queue.idle)
         return self._settings.limits.stop_timeout_s if ending.requested.is_set() else 0.0
 
     async def _heed_installation(self, ending: Ending) -> None:
@@ -324,7 +316,7 @@ class Daemon:
             changes = [self.client.changed, self.queue.changed, ending.wanted]
             self._notify.alive(self._standing_text(draining=ending.wanted.is_set()))
             with anyio.move_on_after(self._notify.pet_s):
-                await _any_of([event for event in changes if not event.is_set()])
+                await any_of([event for event in changes if not event.is_set()])
             await anyio.sleep(STATUS_S)
 
     def _standing_text(self, *, draining: bool) -> str:
@@ -531,116 +523,11 @@ class Daemon:
             job.unsent = self._spool.marks.last - self._spool.marks.acked
 
 
-async def run(settings: Settings, say: Callable[[str], None], held: lock.Held | None = None) -> int:
-    """Lives until a signal; returns the exit code.
-
-    Raises:
-        ConfigError: the way to the server cannot be used.
-        NewerSpoolError, SpoolError: the spool cannot be opened.
-    """
-    ending = Ending()
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        await live(settings, say, ending, held=held, signals=signals)
-    return ending.code
+async def any_of(events: Iterable[anyio.Event]) -> None:
+    await first_of(*(event.wait for event in events))
 
 
-async def live(
-    settings: Settings,
-    say: Callable[[str], None],
-    ending: Ending,
-    job: OneMessage | None = None,
-    *,
-    held: lock.Held | None = None,
-    signals: AsyncIterator[signal.Signals] | None = None,
-) -> None:
-    """Until `ending` is requested, by whoever hears of signals, or by the daemon itself.
-
-    Raises:
-        ConfigError: the way to the server cannot be used.
-        NewerSpoolError, SpoolError: the spool cannot be opened.
-    """
-    crash.arm(settings.crash_at)
-    hide_memory()
-    give_back_memory()
-    state_dir = settings.state_dir
-    spool_path = spool_file(state_dir) if state_dir else None
-    old_state = old_state_file(state_dir) if state_dir else None
-    tunnel = await run_sync(tunnel_of, settings)
-    way = way_of(settings)
-    try:
-        async with (
-            open_spool(spool_path, old_state, settings.host_id) as spool,
-            anyio.create_task_group() as tasks,
-        ):
-            daemon = Daemon(settings, way, spool, say, job, tunnel)
-            # In this group, not around it: what cannot be opened is raised as it is, in no group.
-            if signals is not None:
-                tasks.start_soon(ending.obey, signals)
-            if settings.home and held is not None:
-                paths = Paths(settings.home, settings.profile)
-                tasks.start_soon(_publish, daemon, paths)
-                tasks.start_soon(_guard_lock, held, ending)
-                tasks.start_soon(_heed_hangups, daemon, ending)
-            await daemon.run(ending)
-            tasks.cancel_scope.cancel()
-    finally:
-        ending.over()
-
-
-async def _heed_hangups(daemon: Daemon, ending: Ending) -> None:
-    """SIGHUP: look into the configuration again; but the loss of the terminal is an end, as ever."""
-    had_terminal = await run_sync(_has_terminal)
-    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
-        async for _ in signals:
-            if had_terminal and not await run_sync(_has_terminal):
-                _leave_terminal()
-                ending.request(HUNG_UP)
-            else:
-                await daemon.reload()
-
-
-def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal (tty(4))."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
-    except OSError:
-        return False
-    return True
-
-
-def _leave_terminal() -> None:
-    """What is written to a terminal that is gone fails; the rest of this life says nothing there."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (1, 2):
-        if not _is_file(descriptor):
-            os.dup2(nowhere, descriptor)
-    os.close(nowhere)
-
-
-def _is_file(descriptor: int) -> bool:
-    return stat.S_ISREG(os.fstat(descriptor).st_mode)
-
-
-async def _publish(daemon: Daemon, paths: Paths) -> None:
-    """Keeps the file that `status` reads; it goes when the daemon goes."""
-    try:
-        while True:
-            changes = daemon.changes()
-            try:
-                await run_sync(status.write, paths.status, daemon.report())
-            except OSError as error:  # no reason to stop: what it says is also in the log
-                logger.error("no status: %s", error, extra={"action": "status"})  # noqa: TRY400 - the trace tells nothing more
-            await anyio.sleep(STATUS_S)
-            await _any_of(changes)
-    finally:
-        paths.status.unlink(missing_ok=True)
-
-
-async def _any_of(events: Iterable[anyio.Event]) -> None:
-    await _first_of(*(event.wait for event in events))
-
-
-async def _first_of(*waits: Callable[[], Awaitable[object]]) -> None:
+async def first_of(*waits: Callable[[], Awaitable[object]]) -> None:
     """Returns when the first of them does."""
     async with anyio.create_task_group() as tasks:
 
@@ -650,53 +537,6 @@ async def _first_of(*waits: Callable[[], Awaitable[object]]) -> None:
 
         for one in waits:
             tasks.start_soon(wait, one)
-
-
-async def _guard_lock(held: lock.Held, ending: Ending, check_s: float = LOCK_CHECK_S) -> None:
-    """Somebody may delete the lock file: a second daemon could then start beside this one.
-
-    It is taken anew. If another daemon was quicker, that one has the profile, and its memory on the
-    disk: this one ends without a drain.
-    """
-    while True:
-        await anyio.sleep(check_s)  # no event tells of it, so it is looked up
-        if await run_sync(held.is_whole):
-            continue
-        try:
-            if not await run_sync(held.take_anew):
-                break
-        except OSError as error:
-            logger.error("no lock: %s", error, extra={"action": "lock_anew"})  # noqa: TRY400 - the trace tells nothing more
-            continue
-        logger.warning(
-            "%s was deleted; it is there again", held.file, extra={"action": "lock_anew"}
-        )
-    logger.error("another daemon has taken %s", held.file, extra={"action": "lock_lost"})
-    ending.request(TAKEN_OVER)
-    ending.request(TAKEN_OVER)
-
-
-def hide_memory() -> None:
-    """Keeps other programs of the same user from reading the key out of this process.
-
-    PR_SET_DUMPABLE (prctl(2)) closes /proc/PID/{environ,mem,fd} and ptrace; an exec, as for every
-    child, sets it back.
-    """
-    if sys.platform == "linux":
-        pr_set_dumpable = 4
-        ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
-
-
-def give_back_memory() -> None:
-    """Has large blocks go back to the system when they are freed.
-
-    By itself glibc keeps them for later once one of their size was freed (mallopt(3), the dynamic
-    M_MMAP_THRESHOLD): an agent that prints tool results of 8 MB on a line then costs 46 MiB instead
-    of 23.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        m_mmap_threshold = -3
-        mallopt(m_mmap_threshold, 1_048_576)
 
 
 def _hold_of(pause: Pause) -> Hold:

@@ -427,7 +427,7 @@ async def test_one_shot_with_a_rejected_key_ends(home: Home) -> None:
 async def test_the_daemons_memory_is_closed_to_other_programs_of_its_user() -> None:
     script = (
         "import os, subprocess\n"
-        "from cloudagent_daemon.daemon import hide_memory\n"
+        "from cloudagent_daemon.life import hide_memory\n"
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"  # root may read everything
         "hide_memory()\n"
         "command = ['/bin/cat', f'/proc/{os.getpid()}/environ']\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 
-from cloudagent_daemon import daemon, lock
+from cloudagent_daemon import life, lock
 from cloudagent_daemon.ending import Ending
 from cloudagent_daemon.paths import Paths
 
@@ -18,7 +18,7 @@ async def test_a_deleted_lock_is_taken_anew_and_the_daemon_goes_on(tmp_path: Pat
     with lock.hold(paths.lock, paths.pid) as held:
         paths.lock.unlink()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(daemon._guard_lock, held, ending, 0.01)
+            tasks.start_soon(life.guard_lock, held, ending, 0.01)
             with anyio.fail_after(10):
                 while not held.is_whole():  # noqa: ASYNC110 - a file tells nobody
                     await anyio.sleep(0.01)
@@ -34,8 +34,8 @@ async def test_a_lock_that_another_daemon_has_taken_ends_this_one_at_once(tmp_pa
         paths.lock.unlink()
         with paths.lock.open("w") as other, anyio.fail_after(10):
             fcntl.flock(other, fcntl.LOCK_EX)
-            await daemon._guard_lock(held, ending, 0.01)
-    assert ending.code == daemon.TAKEN_OVER
+            await life.guard_lock(held, ending, 0.01)
+    assert ending.code == life.TAKEN_OVER
     assert ending.at_once.is_set()
 
 

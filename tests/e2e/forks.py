@@ -44,7 +44,7 @@ _IMPORTED: Final = (
     "cloudagent_daemon.cli.dispatch",
     "cloudagent_daemon.cli.login",
     "cloudagent_daemon.bridge.rpc",
-    "cloudagent_daemon.daemon",
+    "cloudagent_daemon.life",
 )
 _START_S: Final = 30.0
 

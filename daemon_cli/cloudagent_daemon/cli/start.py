@@ -163,7 +163,7 @@ def _key(arguments: argparse.Namespace, here: Here, again: str) -> str | None:
 def _serve(settings: config.Settings, logs_dir: Path | None, held: lock.Held | None) -> int:
     import anyio
 
-    from cloudagent_daemon import daemon
+    from cloudagent_daemon import life
     from cloudagent_daemon.link.committer import SpoolError
     from cloudagent_daemon.link.tables import NewerSpoolError
     from cloudagent_daemon.log import logging_to
@@ -172,7 +172,7 @@ def _serve(settings: config.Settings, logs_dir: Path | None, held: lock.Held | N
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with logging_to(logs_dir, debug=settings.debug):
-            return anyio.run(daemon.run, settings, _say, held)
+            return anyio.run(life.run, settings, _say, held)
     except NewerSpoolError as error:
         raise CommandError(
             "The daemon's memory belongs to a newer version",
