@@ -81,6 +81,9 @@ CRASH = _ending(Outcome.FAILED, Reason.CRASHED)
 class World:
     """A runner whose runs end when the test says so, and the uplink over the spool."""
 
+    #: As an uplink: everything is to be reported.
+    full = False
+
     def __init__(self, spool: Spool, *, max_runs: int = 5, breaker: Breaker = NEVER) -> None:
         self.spool = spool
         self.started: list[tuple[str, int]] = []

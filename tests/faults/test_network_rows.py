@@ -97,8 +97,14 @@ def ack(frame: Json) -> bool:
 def test_a_last_frame_or_ack_that_is_lost_on_a_link_that_lives_is_made_good_by_its_lease(
     tmp_path: Path,
 ) -> None:
-    lease = {"CLOUDAGENT_BACKEND_LEASE_S": "1", "CLOUDAGENT_BACKEND_SILENCE_S": "4"}
-    with site(tmp_path, 1, proxied=True, **lease) as place, place.daemon():
+    made = site(
+        tmp_path,
+        1,
+        proxied=True,
+        CLOUDAGENT_BACKEND_LEASE_S="1",
+        CLOUDAGENT_BACKEND_SILENCE_S="4",
+    )
+    with made as place, place.daemon():
         proxy = place.proxy
         assert proxy
         losses: list[tuple[Frames, Frames, Direction, Direction]] = [
