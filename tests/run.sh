@@ -33,18 +33,26 @@ run coverage report --rcfile=tests/rules.coveragerc --fail-under=100
 step 'wheel, light install'
 sh tests/packaging.sh
 
-step 'tests, in three parts at once'
-# Two wait for processes and clocks most of the time, one computes: together they take little more than the longest.
+step 'tests, in five parts at once'
+# They wait for processes and clocks more than they compute: together they take little more than the longest.
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
 tests() { run pytest -q -p no:cacheprovider "$@"; }
-{ tests tests/e2e >"$parts/pages" 2>&1 && touch "$parts/pages-passed"; } &
-{ tests tests/faults tests/service >"$parts/machines" 2>&1 && touch "$parts/machines-passed"; } &
-tests --ignore=tests/e2e --ignore=tests/faults --ignore=tests/service --ignore=tests/protocol && touch "$parts/rest-passed" || true
+part() { # NAME FOLDER...: beside the others; what it says is shown at the end
+  name=$1; shift
+  { tests "$@" >"$parts/$name" 2>&1 && touch "$parts/$name-passed"; } &
+}
+part pages tests/e2e
+part machines tests/faults tests/service
+part drivers tests/contracts tests/architecture
+part backend tests/backend tests/client
+# Whatever is in none of these, as it goes.
+tests --ignore=tests/e2e --ignore=tests/faults --ignore=tests/service --ignore=tests/contracts --ignore=tests/architecture \
+  --ignore=tests/backend --ignore=tests/client --ignore=tests/protocol && touch "$parts/rest-passed" || true
 wait
-cat "$parts/pages" "$parts/machines"
-for part in rest pages machines; do
-  [ -e "$parts/$part-passed" ] || how 'a test failed, see above'
+for name in pages machines drivers backend; do printf '\n--- %s\n' "$name"; cat "$parts/$name"; done
+for name in rest pages machines drivers backend; do
+  [ -e "$parts/$name-passed" ] || how "a test failed ($name), see above"
 done
 
 printf '\nall checks passed\n'

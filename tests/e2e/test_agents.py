@@ -51,7 +51,7 @@ def test_an_agent_asks_one_on_another_machine_and_tells_the_person_what_it_said(
                 for event in backend.call("GET", f"/v1/runs/{run['id']}/events")["data"]
                 if event["type"] == "tool_result"
             ]
-            assert "its machine nas is offline" in outputs[0]
+            assert "its machine nas has not connected yet" in outputs[0]
             # The one machine goes, the other comes: nothing of it depends on both being there.
         with running_daemon(tmp_path / "nas", backend.url, other_key):
             message_of(events, api, answer)
