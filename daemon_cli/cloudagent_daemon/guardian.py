@@ -110,7 +110,6 @@ def _mask(hidden: list[str], kept: list[str]) -> int:
     if not _enter_namespaces():
         return 1
     # Handles of this namespace's mounts: one of before could not be mounted again.
-    # Handles of this namespace's mounts: one of before could not be mounted again.
     shared = [(os.open(path, os.O_PATH), path) for path in kept if os.path.exists(path)]  # noqa: PTH110 (as above)
     try:
         covered = _cover(hidden, shared)

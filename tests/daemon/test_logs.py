@@ -8,7 +8,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fakes.backend import scripted_backend
+from cloudagent_daemon import config
+from cloudagent_daemon.config import Stored
+from fakes.backend import KEY, scripted_backend
 from fakes.home import Home
 
 AT = "2026-11-20T21:00:0"
@@ -98,7 +100,11 @@ async def test_without_a_log_it_says_what_to_do(home: Home) -> None:
     code, out, error = await home.command("logs")
     assert (code, out) == (1, "")
     assert "has no log yet" in error
-    assert "next: cloudagent-daemon start" in error
+    assert "next: cloudagent-daemon login --server URL" in error
+    config.write_file(home.state / "config.json", Stored("http://127.0.0.1:9", KEY, "host_1"))
+    code, _, error = await home.command("logs")
+    assert code == 1
+    assert "next: cloudagent-daemon start\n" in error
 
 
 async def test_following_goes_on_over_midnight_and_ends_with_ctrl_c(home: Home) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from cloudagent_daemon import durations, logfiles
+from cloudagent_daemon import config, durations, logfiles
 from cloudagent_daemon.cli.agent import known_agents
 from cloudagent_daemon.cli.options import FAILED, USAGE, CommandError, Commands, Here, safe
 from cloudagent_daemon.cli.status import headline, look
@@ -36,16 +36,21 @@ def run(arguments: argparse.Namespace) -> int:
     tail = Tail(here.paths.logs_dir) if arguments.follow else None
     entries = logfiles.last(here.paths.logs_dir, count, wanted, tail)
     if not entries and tail is None and not logfiles.files(here.paths.logs_dir):
-        raise CommandError(
-            f"Profile {here.profile} has no log yet",
-            f"there is no file in {here.paths.logs_dir}",
-            here.command("start"),
-            FAILED,
-        )
+        raise _no_log(here)
     _show(entries, as_json=arguments.json)
     if tail is not None:
         _follow(tail, wanted, as_json=arguments.json)
     return 0
+
+
+def _no_log(here: Here) -> CommandError:
+    logged_in = config.read_file(here.paths.config) is not None
+    return CommandError(
+        f"Profile {here.profile} has no log yet",
+        f"there is no file in {here.paths.logs_dir}" + ("" if logged_in else "; it is not logged in"),
+        here.command("start" if logged_in else "login --server URL"),
+        FAILED,
+    )
 
 
 def _follow(tail: Tail, wanted: Wanted, *, as_json: bool) -> None:
