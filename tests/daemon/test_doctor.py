@@ -271,6 +271,18 @@ def test_without_a_daemon_its_start_is_the_fix() -> None:
     assert (found.state, found.fix) == ("fail", "cloudagent-daemon start --profile fr")
 
 
+def test_a_service_that_cannot_run_now_is_told_with_a_way_without_it() -> None:
+    why = "nobody is logged in at this computer's screen"
+    [_, session] = asked.service(None, "cloudagent-daemon start", why)
+    assert (session.name, session.state) == ("session", "fail")
+    assert why in session.detail
+    assert session.fix.startswith("cloudagent-daemon start --background")
+    report = {"pid": 4711, "service": SERVICE}
+    found = asked.service(report, "cloudagent-daemon start", why)
+    states = [(one.name, one.state) for one in found]
+    assert states == [("daemon", "ok"), ("session", "warn"), ("unit", "ok")]
+
+
 async def test_fix_does_what_is_safe_says_it_and_looks_again(home: Home) -> None:
     async with scripted_backend() as backend:
         await home.log_in(backend)

@@ -9,6 +9,7 @@ import pytest
 from cloudagent_daemon.service import envfile
 from cloudagent_daemon.service.base import ServiceError, write
 from cloudagent_daemon.service.launchd import Launchd
+from cloudagent_daemon.service.state import manager_problem
 from service.test_render import ANA
 
 FAKE = Path(__file__).parents[1] / "fakes" / "launchctl.py"
@@ -101,6 +102,21 @@ def test_without_anybody_at_the_screen_it_says_so(mac: Mac) -> None:
     assert problem.startswith("nobody is logged in at this computer's screen")
     with pytest.raises(ServiceError, match="attempt 1: Bootstrap failed: 125"):
         mac.install()
+
+
+def test_doctor_is_told_only_where_a_service_is_installed(
+    mac: Mac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    mac.tell("no-gui")
+    assert manager_problem("default", mac.environ) == ""
+    write(mac.launchd.file, mac.launchd.render(ANA))
+    assert "logged in at this computer's screen" in manager_problem("default", mac.environ)
+    (mac.memory / "no-gui").unlink()
+    assert manager_problem("default", mac.environ) == ""
+    mac.launchd.file.write_text("somebody else's")
+    mac.tell("no-gui")
+    assert manager_problem("default", mac.environ) == ""
 
 
 def test_a_removal_waits_for_the_end_and_works_with_nobody_at_the_screen(mac: Mac) -> None:

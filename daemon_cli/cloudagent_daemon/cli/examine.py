@@ -13,7 +13,7 @@ from cloudagent_daemon.cli.options import FAILED, Here, safe
 from cloudagent_daemon.config import ConfigError
 from cloudagent_daemon.doctor import asked, findings, machine
 from cloudagent_daemon.doctor.findings import Finding
-from cloudagent_daemon.service.state import service_state
+from cloudagent_daemon.service.state import manager_problem, service_state
 
 #: Steps of `probe`, as they are called here, where other things are checked too.
 _NAMES: Final = {"http": "server", "key": "machine key"}
@@ -78,7 +78,7 @@ def _all(
         detail = f"the daemon does not answer: {no_check}"
         yield Finding("Service", "answers", "fail", detail, here.command("stop --force"))
     if report is not None or not running:
-        yield from _safely("Service", lambda: asked.service(report, here.command("start")))
+        yield from _safely("Service", lambda: _service(here, report))
     yield from _safely("Runtimes", lambda: _runtimes(here, check))
     yield from _safely("Agents", lambda: machine.agents(here.paths, agent_folders(here)))
 
@@ -91,6 +91,11 @@ def _safely(section: str, look: Callable[[], Iterable[Finding]]) -> Iterable[Fin
         yield Finding(
             section, "check", "fail", f"could not be finished: {type(error).__name__}: {error}"
         )
+
+
+def _service(here: Here, report: dict[str, Any] | None) -> Iterable[Finding]:
+    no_manager = manager_problem(here.profile, here.environ)
+    return asked.service(report, here.command("start"), no_manager)
 
 
 def _connection(

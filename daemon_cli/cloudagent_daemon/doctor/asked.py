@@ -43,11 +43,22 @@ def clock(date: str) -> Finding:
     return _connection("clock", "ok", "as the backend's, within seconds")
 
 
-def service(report: Mapping[str, Any] | None, start_command: str) -> list[Finding]:
-    """Whether the daemon runs, and who started it."""
+def service(
+    report: Mapping[str, Any] | None, start_command: str, no_manager: str = ""
+) -> list[Finding]:
+    """Whether the daemon runs, and who started it.
+
+    Args:
+        no_manager: why the service that is installed cannot run now; empty if it can.
+    """
+    in_vain: list[Finding] = []
+    if no_manager:
+        detail = f"the service is installed, but cannot run now: {no_manager}"
+        by_hand = f"{start_command} --background   (until it can)"
+        in_vain = [Finding("Service", "session", "warn" if report else "fail", detail, by_hand)]
     if report is None:
-        return [Finding("Service", "daemon", "fail", "not running", start_command)]
-    found = [Finding("Service", "daemon", "ok", f"running, pid {report.get('pid')}")]
+        return [Finding("Service", "daemon", "fail", "not running", start_command), *in_vain]
+    found = [Finding("Service", "daemon", "ok", f"running, pid {report.get('pid')}"), *in_vain]
     kept: Mapping[str, Any] | None = report.get("service")
     if not kept:
         detail = "none: it ends with its terminal, or at logout, and is not started at login"

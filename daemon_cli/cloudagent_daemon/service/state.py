@@ -72,6 +72,19 @@ def service_state(profile: str, environ: Mapping[str, str]) -> ServiceState | No
     )
 
 
+def manager_problem(profile: str, environ: Mapping[str, str]) -> str:
+    """Why the profile's service cannot run here and now, whatever the daemon does.
+
+    Empty if it could, or if none of ours is installed.
+    """
+    manager = manager_of(profile, environ)
+    try:
+        installed = manager is not None and read(manager.file) is not None
+    except ForeignFileError:
+        return ""
+    return (manager.problem() or "") if manager and installed else ""
+
+
 def _this_program() -> str | None:
     try:
         return str(program.current())
