@@ -47,7 +47,8 @@ def _no_log(here: Here) -> CommandError:
     logged_in = config.read_file(here.paths.config) is not None
     return CommandError(
         f"Profile {here.profile} has no log yet",
-        f"there is no file in {here.paths.logs_dir}" + ("" if logged_in else "; it is not logged in"),
+        f"there is no file in {here.paths.logs_dir}"
+        + ("" if logged_in else "; it is not logged in"),
         here.command("start" if logged_in else "login --server URL"),
         FAILED,
     )

@@ -49,6 +49,8 @@ def service(
     """Whether the daemon runs, and who started it.
 
     Args:
+        report: what the daemon says of itself, with its `service`; None if none runs.
+        start_command: what a person types to start it.
         no_manager: why the service that is installed cannot run now; empty if it can.
     """
     in_vain: list[Finding] = []
