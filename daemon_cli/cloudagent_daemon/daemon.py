@@ -21,7 +21,7 @@ from cloudagent_daemon.config import Settings
 from cloudagent_daemon.control_server import ControlServer
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.table import detect
-from cloudagent_daemon.ending import FLUSH_S, Ending, longest_s, why_no_restart
+from cloudagent_daemon.ending import FLUSH_S, INTERRUPTED, Ending, longest_s, why_no_restart
 from cloudagent_daemon.guards import Guards
 from cloudagent_daemon.installation import Installation, place
 from cloudagent_daemon.link.client import LinkClient
@@ -54,7 +54,8 @@ from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
 
 logger = logging.getLogger(__name__)
 
-#: The same for a job, which has no next life: a connection that broke may come back meanwhile.
+#: The last reports of a job whose turn is over: it has no next life, and a connection that broke may
+#: come back meanwhile. Whoever ends a job early gives it seconds, as any other daemon has.
 JOB_FLUSH_S: Final = 60.0
 #: How long a one-shot daemon waits for its host's name before it goes on without.
 NAMED_S: Final = 5.0
@@ -66,6 +67,8 @@ KEY_CHECK_S: Final = 1.0
 UPGRADE_S: Final = 300.0
 
 KEY_REJECTED: Final = 4
+#: Of a job that came to its end but hung there: its own verdict (ci.py) was not told, so it is no 0.
+JOB_HUNG: Final = 1
 
 
 class Daemon:
@@ -171,10 +174,9 @@ class Daemon:
             patience_s = await self._in_peace(ending)
             # Not before: from here on a manager's own time runs.
             self._notify.stopping()
-            if not self._job:
-                limits = self._settings.limits
-                ending.at_the_latest(longest_s(patience_s, limits.term_timeout_s))
-            await self._drain(ending, patience_s)
+            term_s, flush_s = self._settings.limits.term_timeout_s, self._flush_s(ending)
+            ending.at_the_latest(longest_s(patience_s, term_s, flush_s))
+            await self._drain(ending, patience_s, flush_s)
             tasks.cancel_scope.cancel()
 
     async def _in_peace(self, ending: Ending) -> float:
@@ -186,6 +188,10 @@ class Daemon:
             with anyio.move_on_after(ending.patience_s):
                 await first_of(ending.requested.wait, self.queue.idle)
         return self._settings.limits.stop_timeout_s if ending.requested.is_set() else 0.0
+
+    def _flush_s(self, ending: Ending) -> float:
+        """How long the last reports may take."""
+        return JOB_FLUSH_S if self._job and ending.code != INTERRUPTED else FLUSH_S
 
     async def _heed_installation(self, ending: Ending) -> None:
         """Another version leads to a restart; with none that works, nothing is started."""
@@ -476,7 +482,7 @@ class Daemon:
         if self._job:
             await self._job.watch(self.client, self._refusals)
             if not ending.wanted.is_set():  # a second request would leave no time to report
-                ending.request(0)
+                ending.request(JOB_HUNG)
             return
         if self._settings.one_shot and self.client.standing.state == "unauthorized":
             ending.request(KEY_REJECTED)
@@ -495,7 +501,7 @@ class Daemon:
                 await self.client.changed.wait()
         return self.client.connection.welcome.host_id if self.client.connection else None
 
-    async def _drain(self, ending: Ending, patience_s: float) -> None:
+    async def _drain(self, ending: Ending, patience_s: float, flush_s: float) -> None:
         async with anyio.create_task_group() as tasks:
 
             async def hurry() -> None:
@@ -505,19 +511,19 @@ class Daemon:
             tasks.start_soon(hurry)
             await self.queue.drain(patience_s, another_life=not self._settings.one_shot)
             if self._job:
-                await self._flush_job(self._job)
+                await self._flush_job(self._job, flush_s)
             elif self.client.connection:
-                with anyio.move_on_after(FLUSH_S):
+                with anyio.move_on_after(flush_s):
                     await self.client.flush()
             tasks.cancel_scope.cancel()
 
     def _refusals(self) -> str:
         return "; ".join(guard.detail for guard in self.guards.refusing)
 
-    async def _flush_job(self, job: OneMessage) -> None:
+    async def _flush_job(self, job: OneMessage, flush_s: float) -> None:
         """Nothing of it is on a disk: what is not said now is lost."""
         try:
-            with anyio.move_on_after(JOB_FLUSH_S):
+            with anyio.move_on_after(flush_s):
                 await self.client.flush()
         finally:
             job.unsent = self._spool.marks.last - self._spool.marks.acked

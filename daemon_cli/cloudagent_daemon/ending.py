@@ -84,12 +84,12 @@ class Ending:
             self.request(INTERRUPTED if number == signal.SIGINT else 0)
 
 
-def longest_s(stop_timeout_s: float, term_timeout_s: float) -> float:
+def longest_s(stop_timeout_s: float, term_timeout_s: float, flush_s: float = FLUSH_S) -> float:
     """How long an end may take from the first signal on, all of its steps counted.
 
     With the limits as they come these are 88 s, below the 90 s of the service managers.
     """
-    return stop_timeout_s + FLUSH_S + term_timeout_s + KILL_S + 2 * LEAVE_S + _REST_S
+    return stop_timeout_s + flush_s + term_timeout_s + KILL_S + 2 * LEAVE_S + _REST_S
 
 
 def why_no_restart(ending: Ending, *, one_shot: bool, unusable: str) -> str | None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import pytest
 
 from cloudagent_daemon import life, lock
 from cloudagent_daemon.ending import Ending
@@ -60,3 +61,47 @@ def test_an_end_that_hangs_is_an_end_all_the_same() -> None:
         script = f"{hung}; it.at_the_latest(0.1); {last}"
         done = subprocess.run([sys.executable, "-c", script], check=False, timeout=30)
         assert done.returncode == code
+
+
+#: A job whose backend cannot be reached; `HANG` stands for a fault in its end.
+JOB = """
+import sys, time, anyio
+from pathlib import Path
+from cloudagent_daemon import daemon, profile
+from cloudagent_daemon.ending import INTERRUPTED, Ending
+from cloudagent_daemon.runs.once import OneMessage
+
+SIGNALLED, HANGS = (word == "yes" for word in sys.argv[1:])
+
+class Job(OneMessage):
+    def __setattr__(self, name, value):
+        if HANGS and name == "unsent" and value:
+            time.sleep(600)
+        super().__setattr__(name, value)
+
+# The time of the one that it is not is long.
+daemon.FLUSH_S, daemon.JOB_FLUSH_S = (0.1, 600) if SIGNALLED else (600, 0.1)
+daemon.longest_s = lambda stop_s, term_s, flush_s: flush_s + (0.4 if HANGS else 600)
+ending = Ending()
+job = Job(print, cwd=Path("/"), idle_exit_s=None, connect_s=600 if SIGNALLED else 0.1)
+
+async def main(settings):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(daemon.live, settings, print, ending, job)
+        if SIGNALLED:
+            await anyio.wait_all_tasks_blocked()
+            ending.request(INTERRUPTED)
+
+with profile.one_shot("default", "http://127.0.0.1:9", "key", {}) as settings:
+    settings.agents_dir.mkdir()
+    settings.runtime_dir.mkdir()
+    anyio.run(main, settings)
+sys.exit(50 + bool(job.unsent))
+"""
+
+
+@pytest.mark.parametrize(("signalled", "hangs", "code"), [("yes", "no", 51), ("no", "yes", 1)])
+def test_a_jobs_end_has_its_time_and_no_more(signalled: str, hangs: str, code: int) -> None:
+    argv = [sys.executable, "-c", JOB, signalled, hangs]
+    done = subprocess.run(argv, check=False, timeout=30, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
