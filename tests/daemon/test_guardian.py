@@ -281,3 +281,49 @@ def open_files(pid: int) -> list[str]:
         str(entry.readlink())
         for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda entry: int(entry.name))
     ]
+
+
+#: A guardian's one round over a parent, its child and its grandchild, all asleep. It says how each of
+#: them stood when its children were looked for.
+ROUND = """
+import os, signal, time
+from cloudagent_daemon import guardian
+
+def state(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+def grow(generations):
+    if os.fork() == 0:
+        if generations > 1:
+            grow(generations - 1)
+        os.write(told, b".")
+        time.sleep(600)
+
+def looked(pid):
+    end = time.monotonic() + 2  # a signal may take a moment
+    while pid != os.getpid() and state(pid) not in "TZ" and time.monotonic() < end:
+        time.sleep(0.001)
+    states.append(state(pid))
+    return look(pid)
+
+signal.alarm(20)
+guardian._adopts_orphans()
+here, told = os.pipe()
+grow(3)
+count = 0
+while count < 3:
+    count += len(os.read(here, 3))
+look, guardian._children, states = guardian._children, looked, []
+guardian._kill_descendants()
+for _ in range(3):
+    os.waitpid(-1, 0)
+print(*states[1:])
+"""
+
+
+def test_in_one_round_each_is_stopped_before_its_children_are_looked_for() -> None:
+    """So that none is born meanwhile: a round over a tree that breeds finds all of it."""
+    argv = [sys.executable, "-c", ROUND]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout.split()) == (0, ["T", "T", "T"]), done.stderr

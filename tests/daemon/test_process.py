@@ -7,10 +7,11 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import psutil
 import pytest
 
-from cloudagent_daemon.process import Child, Ladder, SpawnError, end_leftover, spawn
+from cloudagent_daemon.process import Child, Ladder, SpawnError, end_leftover, find_tree, spawn
 from fakes.runs import alive
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -146,6 +147,24 @@ async def test_a_family_that_breeds_while_it_is_killed_is_ended(tmp_path: Path) 
 def assert_none_is_born(launch_id: str) -> None:
     for _ in range(30):
         assert processes_marked(launch_id) == []
+
+
+async def test_what_is_found_to_be_killed_is_stopped_at_once(tmp_path: Path) -> None:
+    """The search for the others takes its time, and what is stopped bears no children meanwhile."""
+    async with spawn(python(FAMILY), env=ENV, cwd=tmp_path, launch_id="cold") as it:
+        await first_line(it)
+
+        def states(*, freeze: bool) -> set[str]:
+            found = find_tree(it.pid, it.started_at, "cold", session=True, freeze=freeze)
+            assert len(found) >= 4
+            return {process.status() for process in found}
+
+        assert psutil.STATUS_STOPPED not in states(freeze=False)
+        states(freeze=True)
+        with anyio.fail_after(5):  # a signal may take a moment
+            while states(freeze=False) != {psutil.STATUS_STOPPED}:
+                await anyio.lowlevel.checkpoint()
+        await it.end(at_once=True)
 
 
 async def test_cancelling_the_scope_ends_the_family(tmp_path: Path) -> None:
