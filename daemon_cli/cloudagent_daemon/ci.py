@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import anyio
+from anyio.to_thread import run_sync
 
 from cloudagent_daemon import life
 from cloudagent_daemon.config import Settings
@@ -20,6 +21,7 @@ from cloudagent_daemon.link.ephemeral import Backend, RefusedError
 from cloudagent_daemon.link.transport import KeyRejectedError, LinkError, UnreachableError
 from cloudagent_daemon.link.way import way_of
 from cloudagent_daemon.runs.once import OneMessage, words
+from cloudagent_daemon.tunnel import tunnel_of
 from cloudagent_protocol.events import Outcome, Reason
 from cloudagent_protocol.resources import EphemeralHost
 
@@ -83,10 +85,13 @@ async def run(
     """
     job = Job()
     ending = Ending()
-    backend = Backend(way_of(settings))
+    tunnel = await run_sync(tunnel_of, settings)
+    backend = Backend(way_of(settings), tunnel.ready if tunnel else None)
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_obey, signals, ending)
+            if tunnel:  # from before the host is made until it is removed
+                tasks.start_soon(tunnel.run)
             try:
                 job.host = await _make(backend, settings, agent, ending, job, make_s)
                 if job.host and not ending.requested.is_set():
@@ -97,7 +102,7 @@ async def run(
                         # What ends a job early gives it seconds, not a minute.
                         limits=replace(settings.limits, stop_timeout_s=0.0),
                     )
-                    await life.live(own, say, ending, watched)
+                    await life.live(own, say, ending, watched, tunnel=tunnel)
                     _judge(job, watched)
             finally:
                 with anyio.CancelScope(shield=True):

@@ -142,7 +142,6 @@ class Daemon:
             # The connection comes first: a slow start must not look like a dead machine.
             tasks.start_soon(self.client.run)
             if self._tunnel:
-                tasks.start_soon(self._tunnel.run)
                 tasks.start_soon(self._watch_tunnel, self._tunnel)
             if self._settings.service:
                 await self._ask_login_shell()

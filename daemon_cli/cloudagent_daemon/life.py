@@ -20,7 +20,7 @@ from cloudagent_daemon.link.spool import open_spool
 from cloudagent_daemon.link.way import way_of
 from cloudagent_daemon.paths import Paths, old_state_file, spool_file
 from cloudagent_daemon.runs.once import OneMessage
-from cloudagent_daemon.tunnel import tunnel_of
+from cloudagent_daemon.tunnel import Tunnel, tunnel_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,20 @@ async def live(
     ending: Ending,
     job: OneMessage | None = None,
     *,
+    tunnel: Tunnel | None = None,
     held: lock.Held | None = None,
     signals: AsyncIterator[signal.Signals] | None = None,
 ) -> None:
     """Until `ending` is requested, by whoever hears of signals, or by the daemon itself.
+
+    Args:
+        settings: of this life.
+        say: takes a line for the person at the terminal.
+        ending: how it ends, and when.
+        job: of a daemon that lives for one message.
+        tunnel: of a job, which runs it itself; else one is opened where the settings say so.
+        held: the profile's lock.
+        signals: to be heeded here.
 
     Raises:
         ConfigError: the way to the server cannot be used.
@@ -64,17 +74,19 @@ async def live(
     state_dir = settings.state_dir
     spool_path = spool_file(state_dir) if state_dir else None
     old_state = old_state_file(state_dir) if state_dir else None
-    tunnel = await run_sync(tunnel_of, settings)
+    own_tunnel = None if tunnel else await run_sync(tunnel_of, settings)
     way = way_of(settings)
     try:
         async with (
             open_spool(spool_path, old_state, settings.host_id) as spool,
             anyio.create_task_group() as tasks,
         ):
-            daemon = Daemon(settings, way, spool, say, job, tunnel)
+            daemon = Daemon(settings, way, spool, say, job, tunnel or own_tunnel)
             # In this group, not around it: what cannot be opened is raised as it is, in no group.
             if signals is not None:
                 tasks.start_soon(ending.obey, signals)
+            if own_tunnel:
+                tasks.start_soon(own_tunnel.run)
             if settings.home and held is not None:
                 paths = Paths(settings.home, settings.profile)
                 tasks.start_soon(_publish, daemon, paths)

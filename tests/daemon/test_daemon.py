@@ -67,7 +67,7 @@ def test_an_end_that_hangs_is_an_end_all_the_same() -> None:
 JOB = """
 import sys, time, anyio
 from pathlib import Path
-from cloudagent_daemon import daemon, profile
+from cloudagent_daemon import daemon, life, profile
 from cloudagent_daemon.ending import INTERRUPTED, Ending
 from cloudagent_daemon.runs.once import OneMessage
 
@@ -87,7 +87,7 @@ job = Job(print, cwd=Path("/"), idle_exit_s=None, connect_s=600 if SIGNALLED els
 
 async def main(settings):
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(daemon.live, settings, print, ending, job)
+        tasks.start_soon(life.live, settings, print, ending, job)
         if SIGNALLED:
             await anyio.wait_all_tasks_blocked()
             ending.request(INTERRUPTED)

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cloudagent_daemon import ci, profile
 from cloudagent_daemon.runs.once import OneMessage
 from e2e.forks import forked, forked_run
 from e2e.harness import BIN, Backend, Process, clean_environment, running_backend
+from fakes.ssh import install
 
 KEY = "sk_machine_" + "k" * 40 + "000000"
 
@@ -163,6 +165,37 @@ async def test_an_unreachable_backend_exits_5() -> None:
         result = ci.result(job, watched, settings.server_url)
     assert (result["verdict"], result["exit_code"]) == ("unreachable", 5)
     assert "127.0.0.1:9 cannot be reached" in result["detail"]
+
+
+def test_a_job_reaches_its_backend_through_a_tunnel_of_its_own(
+    backend: Backend, job: Job, tmp_path: Path
+) -> None:
+    """From the making of its host to the removal, and not a moment longer."""
+    ssh = install(tmp_path / "bin")
+    job.env["PATH"] = ssh.path
+    backend.send(agent_of(backend), "through a tunnel")
+    done = job.run("--ssh-tunnel", "ana@server")
+    assert done.returncode == 0, done.stderr
+    assert "Host removed." in done.stdout
+    [(argv, pid)] = ssh.starts
+    assert argv[-1] == "server"
+    assert not psutil.pid_exists(pid)
+    assert hosts_of(backend) == ["ci"]
+    assert job.left() == []
+
+
+async def test_a_tunnel_that_does_not_open_is_no_backend_and_says_why(
+    backend: Backend, tmp_path: Path
+) -> None:
+    ssh = install(tmp_path / "bin")
+    ssh.fail("ana@server: Permission denied (publickey).")
+    environ = {"PATH": ssh.path}
+    with profile.one_shot("default", backend.url, KEY, environ, ssh_tunnel="server") as settings:
+        settings.runtime_dir.mkdir()
+        watched = OneMessage(print, cwd=Path("/"), idle_exit_s=None)
+        job = await ci.run(settings, None, watched, print, make_s=0.1)
+    assert job.verdict == "unreachable"
+    assert "Permission denied (publickey)" in job.why
 
 
 async def test_a_fault_of_the_daemon_removes_the_host_too(backend: Backend, key: str) -> None:

@@ -120,13 +120,6 @@ def _settings(arguments: argparse.Namespace, here: Here) -> config.Settings:
 
 def _one_shot(arguments: argparse.Namespace, here: Here) -> int:
     again = here.command("start --server-url URL --api-key-file FILE")
-    if arguments.once and arguments.ssh_tunnel:
-        raise CommandError(
-            "A job does not open an SSH tunnel",
-            f"--once with --ssh-tunnel {arguments.ssh_tunnel}",
-            "open it in the job first:  ssh -f -N -L 8700:127.0.0.1:8700 USER@HOST",
-            USAGE,
-        )
     key = _key(arguments, here, again)
     if not arguments.server_url or key is None:
         missing = "--server-url" if key else "a key (--api-key-file, --api-key or the environment)"

@@ -1,6 +1,7 @@
 """Makes and removes the host of one job, over HTTP with the machine key (protocol.md §8)."""
 
 import platform
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -27,9 +28,13 @@ class RefusedError(LinkError):
 
 @dataclass(frozen=True)
 class Backend:
-    """Where jobs' hosts are made."""
+    """Where jobs' hosts are made.
+
+    `ready` returns when the way is open, or raises UnreachableError.
+    """
 
     way: Way
+    ready: Callable[[], Awaitable[None]] | None = None
 
     @property
     def server_url(self) -> str:
@@ -71,6 +76,8 @@ class Backend:
     async def _ask(
         self, method: str, path: str, key: str, body: dict[str, Any] | None = None
     ) -> httpx2.Response:
+        if self.ready:
+            await self.ready()
         headers = {"Authorization": f"Bearer {key}"}
         try:
             async with client(self.way) as http:
