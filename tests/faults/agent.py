@@ -10,6 +10,7 @@ Give it to an agent as `command: [sys.executable, "-I", "-S", agent.py]`. Orders
 ``@@answer_with N T`` the same, with N characters before the text
 ``@@hold [deaf]``     say so and do nothing more (deaf to SIGTERM); a later attempt goes on
 ``@@gate NAME``       say so and wait until STATE/NAME.open is there
+``@@fill FILE MB``    write a file until the disk is full, or so large; a later attempt goes on
 ``@@children N``      leave so many, each in a session of its own, deaf to SIGTERM
 ``@@flood KIND MB``   print so many megabytes: `lines`, one `line`, `stderr`, or `results` of tools
 ``@@cut TEXT``        send, and kill the bridge meanwhile; then go on without
@@ -96,6 +97,20 @@ class RecordedAgent(Agent):
         self.text("holding")
         while not exists(f"{STATE}/{name}.open"):
             time.sleep(0.02)
+
+    def do_fill(self, rest: str, earlier: list[str]) -> None:
+        name, _, megabytes = rest.partition(" ")
+        mark = f"{STATE}/{name}.filled"
+        if exists(mark):
+            return
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            for _ in range(int(megabytes) * 16):
+                os.write(handle, b"x" * 65_536)
+        except OSError:
+            pass
+        os.close(handle)
+        append(mark, self.key)
 
     def do_children(self, count: str, earlier: list[str]) -> None:
         for _ in range(int(count)):

@@ -4,7 +4,6 @@ import contextlib
 import resource
 import shutil
 import sqlite3
-import subprocess
 import threading
 from collections.abc import Generator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.disk import small_disk
 from faults.history import Reply, Spawned
 from faults.site import Site, count, site
 from faults.sizes import AGENTS, DEADLINE_S, FULL, MARKS, MESSAGES, SLACK_S, seeded
@@ -49,20 +49,6 @@ def test_row21_a_database_locked_by_another_process_delays_and_fails_nothing(
         history = place.judge()
         assert {answer.status_code for answer in place.answers} == {201}
         assert count(history, Spawned) == count(history, Reply) == MESSAGES
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Generator[bool]:
-    """A file system of 16 MB at `folder`, where the system lets us; whether it did."""
-    folder.mkdir()
-    argv = ["mount", "-t", "tmpfs", "-o", "size=16m", "cloudagent-test", str(folder)]
-    if subprocess.run(argv, check=False, capture_output=True).returncode:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextlib.contextmanager
