@@ -124,6 +124,15 @@ def test_a_process_that_died_before_it_was_ready_says_how_it_ended() -> None:
     assert "SIGKILL" in failure.detail
 
 
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_the_last_line_of_a_process_that_vanished_says_why(exit_code: int) -> None:
+    tail = "loading\nerror: unknown option --strict \n\n"
+    verdict = judge(Facts(exit_code=exit_code, stderr_tail=tail))
+    assert verdict.detail.endswith(": error: unknown option --strict")
+    assert judge(Facts(exit_code=exit_code, stderr_tail="x" * 999)).detail.endswith(" " + "x" * 200)
+    assert judge(Facts(exit_code=exit_code, stderr_tail=" \n")).detail.endswith(".")
+
+
 def test_an_agent_without_its_tools_never_came_to_work() -> None:
     end = TurnEnd(Reason.TOOLS_UNAVAILABLE, detail="the bridge did not answer")
     failure = unlaunched(end, 1, ready=True)

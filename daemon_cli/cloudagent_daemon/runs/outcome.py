@@ -3,9 +3,13 @@
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from cloudagent_daemon.drivers.base import TurnEnd
 from cloudagent_protocol.events import Outcome, Reason
+
+#: Characters of a program's last line that stand in the detail of its end.
+_LAST_WORDS: Final = 200
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Facts:
     end: TurnEnd | None = None
     #: None if no process was started; negative for a signal.
     exit_code: int | None = None
+    #: What it wrote to stderr last, without keys.
+    stderr_tail: str = ""
     failure: Failure | None = None
     #: Who asked for the stop, if somebody did.
     stopped_by: str | None = None
@@ -79,7 +85,7 @@ def judge(facts: Facts) -> Verdict:
         return Verdict(outcome, facts.failure.reason, facts.failure.detail)
     if facts.end is not None and facts.end.reason is not None:
         return _refused(facts.end, facts.end.reason)
-    return _vanished(facts.exit_code)
+    return _vanished(facts.exit_code, facts.stderr_tail)
 
 
 def _done(facts: Facts, end: TurnEnd) -> Verdict:
@@ -114,16 +120,23 @@ def _refused(end: TurnEnd, reason: Reason) -> Verdict:
     return Verdict(Outcome.FAILED, reason, detail or f"The turn failed ({reason}).")
 
 
-def _vanished(exit_code: int | None) -> Verdict:
+def _vanished(exit_code: int | None, stderr_tail: str) -> Verdict:
     if exit_code == 0:
-        detail = "The agent's process ended (exit 0) without saying how its turn went."
-        return Verdict(Outcome.FAILED, Reason.NO_RESULT, detail)
-    return Verdict(
-        Outcome.FAILED, Reason.CRASHED, f"The agent's process ended early ({described(exit_code)})."
-    )
+        detail = "The agent's process ended (exit 0) without saying how its turn went"
+        return Verdict(Outcome.FAILED, Reason.NO_RESULT, detail + _last_words(stderr_tail))
+    detail = f"The agent's process ended early ({described(exit_code)})"
+    return Verdict(Outcome.FAILED, Reason.CRASHED, detail + _last_words(stderr_tail))
 
 
-def unlaunched(end: TurnEnd | None, exit_code: int | None, *, ready: bool) -> Failure | None:
+def _last_words(stderr_tail: str) -> str:
+    """The end of the sentence: a program that gives up says why in its last line."""
+    _, _, last = stderr_tail.strip().rpartition("\n")
+    return f": {last.strip()[:_LAST_WORDS]}" if last else "."
+
+
+def unlaunched(
+    end: TurnEnd | None, exit_code: int | None, stderr_tail: str = "", *, ready: bool
+) -> Failure | None:
     """Why a process never came to work on the message: it died before it was ready, or had no tools.
 
     None if it did come to work, or says itself what is wrong.
@@ -133,7 +146,7 @@ def unlaunched(end: TurnEnd | None, exit_code: int | None, *, ready: bool) -> Fa
         return Failure(Reason.TOOLS_UNAVAILABLE, end.detail) if no_tools else None
     if ready:
         return None
-    verdict = _vanished(exit_code)
+    verdict = _vanished(exit_code, stderr_tail)
     return Failure(verdict.reason or Reason.CRASHED, verdict.detail)
 
 

@@ -472,6 +472,7 @@ class _Run:
             Facts(
                 end=seen.end,
                 exit_code=seen.exit_code,
+                stderr_tail=seen.stderr_tail,
                 failure=failure,
                 stopped_by=stop.actor if stop.requested else None,
                 daemon_stops=stop.daemon_stops,
@@ -527,7 +528,7 @@ def _sent_in(earlier: TurnRecord | None) -> list[str]:
 def _unlaunched(seen: Seen) -> Failure | None:
     if seen.failure is not None or seen.worked:
         return None
-    return unlaunched(seen.end, seen.exit_code, ready=seen.ready)
+    return unlaunched(seen.end, seen.exit_code, seen.stderr_tail, ready=seen.ready)
 
 
 def _is_ours(call: ToolCall) -> bool:
