@@ -59,7 +59,7 @@ from cloudagent_protocol.link import Fresh, Link, resume
 from cloudagent_protocol.resources import AgentRef, AgentSpec, Author
 
 KEY = "sk_machine_" + "k" * 40 + "000000"
-WAIT_S = 10.0
+WAIT_S = 30.0
 F = TypeVar("F")
 
 
