@@ -3,19 +3,17 @@
 import logging
 import math
 import os
-import secrets
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 
-from cloudagent_daemon import log, selfcheck, status, trust
+from cloudagent_daemon import selfcheck, status
+from cloudagent_daemon.about import About
 from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.control_server import ControlServer
@@ -31,26 +29,22 @@ from cloudagent_daemon.link.way import Way
 from cloudagent_daemon.link.websocket import WebSocketTransport, always
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Ladder
-from cloudagent_daemon.runs.breaker import Breaker, Pause
+from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
 from cloudagent_daemon.service import login_path
-from cloudagent_daemon.service.notify import Notifier, standing_text, without_manager
+from cloudagent_daemon.service.notify import Notifier, without_manager
 from cloudagent_daemon.tunnel import Tunnel
 from cloudagent_protocol.frames import (
-    MAX_HOLDS,
-    Capability,
     Command,
     CommandOp,
     CommandResult,
-    Heartbeat,
-    Hello,
     HostReport,
 )
-from cloudagent_protocol.resources import Hold, Runtime
-from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
+from cloudagent_protocol.resources import Runtime
+from cloudagent_protocol.version import DISTRIBUTION
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +94,7 @@ class Daemon:
         self._spool = spool
         self._say = say
         self._job = job
-        self._weaknesses = trust.weaknesses(settings.server_url, insecure=settings.insecure)
-        self._instance_id = secrets.token_hex(8)
-        self._live = LiveRuns()
-        self._runtimes: list[Runtime] = []
+        live = LiveRuns()
         key, stored_in = settings.machine_key, settings.config_file
         self._key = (
             KeyFile(stored_in, settings.server_url, settings.host_id, key) if stored_in else None
@@ -117,11 +108,12 @@ class Daemon:
                 tunnel.ready if tunnel else None,
             ),
             spool,
-            self._hello,
-            self._alive,
+            # Asked once there is a connection, when `about` is long there.
+            lambda: self.about.hello(),
+            lambda: self.about.heartbeat(),
             keeper=keeper,
         )
-        self._uplink = SpoolUplink(spool, self.client, self._live, keeper)
+        self._uplink = SpoolUplink(spool, self.client, live, keeper)
         self._masks = Masks(settings)
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir, keeper)
         uplink = job.uplink(self._uplink) if job else self._uplink
@@ -133,6 +125,18 @@ class Daemon:
             max_runs=settings.limits.max_runs,
             admit=self.guards.admit,
             breaker=Breaker(time.monotonic, settings.limits.crash_pause_s),
+        )
+        self.about = About(
+            settings=settings,
+            spool=spool,
+            client=self.client,
+            queue=self.queue,
+            guards=self.guards,
+            installation=self._installation,
+            masks=self._masks,
+            live=live,
+            key=self._key,
+            tunnel=tunnel,
         )
 
     async def run(self, ending: Ending) -> None:
@@ -223,7 +227,7 @@ class Daemon:
             await self._ask_login_shell()  # what was installed since may be on another PATH
         await self._look_for_runtimes()
         self.queue.lift()  # a person has had a look: who was left alone is tried at once
-        await self._uplink.report(HostReport(runtimes=self._runtimes))
+        await self._uplink.report(HostReport(runtimes=self.about.runtimes))
         with anyio.move_on_after(FLUSH_S):
             await self.client.flush()  # so that who asked sees it
         await self.client.reply(CommandResult(id=command.id))
@@ -319,24 +323,14 @@ class Daemon:
         self._notify.ready()
         while True:
             changes = [self.client.changed, self.queue.changed, ending.wanted]
-            self._notify.alive(self._standing_text(draining=ending.wanted.is_set()))
+            self._notify.alive(self.about.standing_text(draining=ending.wanted.is_set()))
             with anyio.move_on_after(self._notify.pet_s):
                 await any_of([event for event in changes if not event.is_set()])
             await anyio.sleep(STATUS_S)
 
-    def _standing_text(self, *, draining: bool) -> str:
-        standing, connection = self.client.standing, self.client.connection
-        return standing_text(
-            "draining" if draining else standing.state,
-            standing.detail,
-            self._settings.server_url,
-            connection.welcome.host_id if connection else None,
-            len(self.queue.working),
-        )
-
     def _control(self, state_dir: Path) -> ControlServer:
         async def report() -> dict[str, Any]:
-            return {"schema": status.SCHEMA, **self.report()}
+            return {"schema": status.SCHEMA, **self.about.report()}
 
         answers = {"report": report, "check": self.check, "reload": self.reload}
         return ControlServer(answers, state_dir, self._settings.runtime_dir)
@@ -353,7 +347,7 @@ class Daemon:
             "python": sys.executable,
             "pid": os.getpid(),
             "path": environment.get("PATH", "").split(os.pathsep),
-            "runtimes": [runtime.model_dump() for runtime in self._runtimes],
+            "runtimes": [runtime.model_dump() for runtime in self.about.runtimes],
             "tools": await selfcheck.tools_start(
                 self._bridge, self._masks, self._settings.runtime_dir, environment
             ),
@@ -362,118 +356,20 @@ class Daemon:
 
     async def _round_trip(self) -> dict[str, Any]:
         async def say() -> None:
-            await self._uplink.report(HostReport(runtimes=self._runtimes))
+            await self._uplink.report(HostReport(runtimes=self.about.runtimes))
             await self.client.flush()
 
         if self.client.connection is None:
             return selfcheck.failed(self.client.standing.detail or "not connected yet")
         return await selfcheck.round_trip(say)
 
-    def report(self) -> dict[str, Any]:
-        """What `status` shows (interface.md §6)."""
-        standing = self.client.standing
-        connection = self.client.connection
-        key_note = self._key.note if self._key else ""
-        return {
-            "daemon_version": DISTRIBUTION,
-            "pid": os.getpid(),
-            "profile": self._settings.profile,
-            "state": standing.state,
-            "detail": standing.detail or None,
-            "attempt": standing.attempt,
-            "next_attempt_at": _time(standing.next_at),
-            "server_url": self._settings.server_url,
-            "insecure": bool(self._weaknesses),
-            "weaknesses": self._weaknesses,
-            "tunnel": self._tunnel.report() if self._tunnel else None,
-            "host_id": connection.welcome.host_id if connection else self._settings.host_id,
-            "hostname": socket.gethostname(),
-            "draining": self.queue.draining,
-            "round_trip_ms": _milliseconds(connection.round_trip_s if connection else None),
-            "since": _time(standing.since),
-            "last_seq": self._spool.marks.accepted,
-            "unsent": self._spool.marks.last - self._spool.marks.acked,
-            "notes": [
-                note for note in (self._installation.detail, self._spool.note, key_note) if note
-            ],
-            "installation": self._installation.report(),
-            "runtimes": [runtime.model_dump() for runtime in self._runtimes],
-            "agents": self._agents(),
-            "guards": [*self.guards.report(), _log_guard()],
-            "service": None,
-            "own_files": {"state": self._masks.cover, "detail": self._masks.detail or None},
-        }
-
-    def changes(self) -> list[anyio.Event]:
-        """Set when `report` may say something else; to be taken before the report."""
-        return [
-            self.client.changed,
-            self.queue.changed,
-            self.guards.changed,
-            self._installation.changed,
-            self._spool.committed,
-            *([self._key.changed] if self._key else []),
-            *([self._tunnel.changed] if self._tunnel else []),
-        ]
-
-    def _agents(self) -> list[dict[str, Any]]:
-        connection = self.client.connection
-        working = {
-            deliver.agent.id: since.isoformat() for deliver, since in self.queue.working.values()
-        }
-        ended = {agent_id: at.isoformat() for agent_id, at in self.queue.ended.items()}
-        paused = {one.agent_id: _hold_of(one) for one in self.queue.breaker.paused()}
-        return [
-            {
-                "id": agent.id,
-                "name": agent.name,
-                "driver": agent.driver,
-                "status": _status(working=agent.id in working, paused=agent.id in paused),
-                "since": working.get(agent.id),
-                "last_turn_at": ended.get(agent.id),
-                "queued": self.queue.order.queued(agent.id),
-                "hold": paused[agent.id].model_dump(mode="json") if agent.id in paused else None,
-            }
-            for agent in (connection.agents if connection else ())
-        ]
-
-    async def _hello(self) -> Hello:
-        marks = self._spool.marks
-        return Hello(
-            protocol=list(SUPPORTED),
-            daemon_version=DISTRIBUTION,
-            instance_id=self._instance_id,
-            profile=self._settings.profile,
-            os=sys.platform,
-            hostname=socket.gethostname(),
-            runtimes=self._runtimes,
-            epoch=marks.epoch,
-            last_seq=marks.accepted,
-            unfinished=await self._spool.held(),
-            running=self._live.all(),
-            holds=self._holds(),
-            draining=self.queue.draining,
-            capabilities=list(Capability),
-        )
-
-    def _alive(self) -> Heartbeat:
-        return Heartbeat(
-            running=self._live.all(), holds=self._holds(), draining=self.queue.draining
-        )
-
-    def _holds(self) -> list[Hold]:
-        """Why nothing is started here at the moment, for the backend."""
-        held = [Hold(reason=guard.state, detail=guard.detail) for guard in self.guards.refusing]
-        pauses = [_hold_of(one) for one in self.queue.breaker.paused()]
-        return [*self._installation.holds, *held, *pauses][:MAX_HOLDS]
-
     async def _introduce(self, ending: Ending) -> None:
         """Looks what agent programs there are, tells the person, and the backend."""
         await self._look_for_runtimes()
         self._say("Detected runtimes:")
-        for runtime in self._runtimes:
+        for runtime in self.about.runtimes:
             self._say(f"  {_line(runtime)}")
-        await self._uplink.report(HostReport(runtimes=self._runtimes))
+        await self._uplink.report(HostReport(runtimes=self.about.runtimes))
         host = self._settings.host_id or await self._host_id()
         server = self._settings.server_url
         lasting = " (ephemeral, removed on exit)" if self._job else ""
@@ -492,7 +388,7 @@ class Daemon:
         except (UnmaskedError, OSError) as error:
             self._say(f"✗ {error}")
         else:
-            self._runtimes = await detect(self._settings.environment, mask)
+            self.about.runtimes = await detect(self._settings.environment, mask)
 
     async def _host_id(self) -> str | None:
         with anyio.move_on_after(NAMED_S):
@@ -544,33 +440,8 @@ async def first_of(*waits: Callable[[], Awaitable[object]]) -> None:
             tasks.start_soon(wait, one)
 
 
-def _hold_of(pause: Pause) -> Hold:
-    return Hold(
-        reason="crash_loop", detail=pause.detail, agent_id=pause.agent_id, until=pause.until_at
-    )
-
-
-def _status(*, working: bool, paused: bool) -> str:
-    return "working" if working else "crashed" if paused else "idle"
-
-
-def _log_guard() -> dict[str, Any]:
-    dropped = log.dropped()
-    detail = f"{dropped} log line(s) could not be written" if dropped else ""
-    state = "log_dropped" if dropped else "ok"
-    return {"name": "log", "state": state, "value": dropped, "limit": 0, "detail": detail}
-
-
 def _line(runtime: Runtime) -> str:
     if runtime.problem:
         return f"✗ {runtime.name}  {runtime.problem}"
     version = f" {runtime.version}" if runtime.version else ""
     return f"✓ {runtime.name}{version}  ({runtime.path or 'built in'})"
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1_000, 1)
-
-
-def _time(seconds: float | None) -> str | None:
-    return datetime.fromtimestamp(seconds, UTC).isoformat() if seconds is not None else None

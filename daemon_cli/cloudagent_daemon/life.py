@@ -136,9 +136,9 @@ async def _publish(daemon: Daemon, paths: Paths) -> None:
     """Keeps the file that `status` reads; it goes when the daemon goes."""
     try:
         while True:
-            changes = daemon.changes()
+            changes = daemon.about.changes()
             try:
-                await run_sync(status.write, paths.status, daemon.report())
+                await run_sync(status.write, paths.status, daemon.about.report())
             except OSError as error:  # no reason to stop: what it says is also in the log
                 logger.error("no status: %s", error, extra={"action": "status"})  # noqa: TRY400 - the trace tells nothing more
             await anyio.sleep(STATUS_S)
