@@ -149,30 +149,63 @@ def _from_ladder(trace: Mapping[str, Any]) -> Iterator[Record]:
 
 
 def _from_frames(frames: Iterable[Seen]) -> Iterator[Record]:
-    """Which deliveries the machine acknowledged, under which number of which epoch."""
-    epoch_of: dict[int, str] = {}
-    newest: str | None = None
-    offered: dict[int, dict[int, str]] = {}
-    taken: set[tuple[str, int]] = set()
+    """Which deliveries the machine acknowledged, under which number of which epoch.
+
+    Only the newest connection counts. An ack that a stalled older one lets go at last was said in its
+    day, and the backend has long stopped listening there.
+    """
+    wire = _Wire()
     for seen in frames:
         kind, seq = seen.frame.get("type"), seen.frame.get("seq", 0)
-        match kind, seen.direction:
-            case "welcome", "down":
-                epoch = epoch_of[seen.connection] = seen.frame["epoch"]
-                if epoch != newest:
-                    newest = epoch
-                    yield EpochBegan(seen.at, epoch)
-            case "deliver", "down":
-                message = seen.frame["message"]["id"]
-                offered.setdefault(seen.connection, {})[seq] = message
-            case "ack", "up" if seen.connection in epoch_of:
-                epoch = epoch_of[seen.connection]
-                for number, message in sorted(offered.get(seen.connection, {}).items()):
-                    if number <= seq and (epoch, number) not in taken:
-                        taken.add((epoch, number))
-                        yield Accepted(seen.at, message, epoch, number)
-            case _:
-                pass
+        if (kind, seen.direction) == ("welcome", "down"):
+            if wire.welcome(seen.connection, seen.frame["epoch"]):
+                yield EpochBegan(seen.at, wire.epoch)
+        elif seen.connection != wire.newest:
+            continue
+        elif (kind, seen.direction) == ("ack", "up"):
+            yield from (Accepted(seen.at, *taken) for taken in wire.acked(seq))
+        elif seen.direction == "down" and kind != "ack" and seq:
+            wire.gave(seq, seen.frame["message"]["id"] if kind == "deliver" else None)
+
+
+@dataclass
+class _Wire:
+    """What the backend gave the machine, by number, and what of it was acknowledged."""
+
+    newest: int = 0
+    epoch: str = ""
+    _reached: int = 0
+    #: Deliveries of the newest connection, of this epoch, and of all older ones: their messages.
+    _offered: dict[int, str] = field(default_factory=dict[int, str])
+    _given: dict[int, str] = field(default_factory=dict[int, str])
+    _older: dict[int, tuple[str, str]] = field(default_factory=dict[int, tuple[str, str]])
+    _taken: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+
+    def welcome(self, connection: int, epoch: str) -> bool:
+        """Whether an epoch begins."""
+        self.newest, self._offered = connection, {}
+        if epoch == self.epoch:
+            return False
+        self._older |= {seq: (message, self.epoch) for seq, message in self._given.items()}
+        self.epoch, self._reached, self._given = epoch, 0, {}
+        return True
+
+    def gave(self, seq: int, message: str | None) -> None:
+        self._reached = max(self._reached, seq)
+        if message:
+            self._offered[seq] = self._given[seq] = message
+
+    def acked(self, seq: int) -> Iterator[tuple[str, str, int]]:
+        """Message, epoch and number of what is acknowledged for the first time.
+
+        A number that this epoch has not reached was given in an older one, or never.
+        """
+        if seq > self._reached:
+            yield (*self._older.get(seq, ("nothing", self.epoch)), seq)
+        for number, message in sorted(self._offered.items()):
+            if number <= seq and (self.epoch, number) not in self._taken:
+                self._taken.add((self.epoch, number))
+                yield message, self.epoch, number
 
 
 def _seconds(at: str) -> float:

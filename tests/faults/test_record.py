@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from faults.history import Accepted, EpochBegan, Exited, Invariant, Spawned, check
+from faults.history import Accepted, EpochBegan, Exited, Invariant, Sent, Spawned, check
 from faults.proxy import Seen
 from faults.record import Post, Recorder, _from_frames
 
@@ -99,11 +99,52 @@ def test_a_delivery_counts_as_accepted_once_however_often_it_is_acknowledged() -
     ]
 
 
-def test_an_ack_on_a_connection_of_an_older_epoch_is_a_violation() -> None:
+def test_an_ack_that_a_stalled_older_connection_lets_go_late_is_no_acceptance() -> None:
+    frames = [
+        frame(1, "down", "welcome", epoch="e"),
+        deliver(1, 1, "m"),
+        deliver(1, 2, "n"),
+        frame(2, "down", "welcome", epoch="e"),
+        deliver(2, 3, "o"),
+        frame(2, "up", "ack", seq=3),
+        Seen(3.0, 1, "up", {"type": "ack", "seq": 2}),
+    ]
+    seen = list(_from_frames(frames))
+    assert seen == [EpochBegan(1.0, "e"), Accepted(2.0, "o", "e", 3)]
+    assert not [v for v in check(seen) if v.invariant is Invariant.EPOCH]
+
+
+def test_an_ack_of_what_only_an_older_epoch_gave_is_a_violation() -> None:
     frames = [
         frame(1, "down", "welcome", epoch="old"),
         deliver(1, 7, "m"),
         frame(2, "down", "welcome", epoch="new"),
-        Seen(3.0, 1, "up", {"type": "ack", "seq": 7}),
+        deliver(2, 1, "n"),
+        frame(2, "up", "ack", seq=7),
+    ]
+    seen = list(_from_frames(frames))
+    assert Accepted(2.0, "m", "old", 7) in seen
+    assert Invariant.EPOCH in {v.invariant for v in check(seen)}
+
+
+def test_an_ack_of_what_nobody_gave_is_a_violation() -> None:
+    frames = [
+        frame(1, "down", "welcome", epoch="e"),
+        deliver(1, 1, "m"),
+        frame(1, "up", "ack", seq=2),
+    ]
+    seen = list(_from_frames(frames))
+    wrong = [v.about for v in check([*seen, Sent(0.0, "m", "a", "c")])]
+    assert "nothing" in wrong
+
+
+def test_a_message_that_is_taken_again_under_another_number_is_a_violation() -> None:
+    frames = [
+        frame(1, "down", "welcome", epoch="e"),
+        deliver(1, 1, "m"),
+        frame(1, "up", "ack", seq=1),
+        frame(2, "down", "welcome", epoch="e"),
+        deliver(2, 2, "m"),
+        frame(2, "up", "ack", seq=2),
     ]
     assert Invariant.EPOCH in {v.invariant for v in check(_from_frames(frames))}
