@@ -56,7 +56,8 @@ class Limits:
     max_runs: int = 5
     #: How long running work may go on after the first SIGTERM.
     stop_timeout_s: float = 60.0
-    #: What an agent gets between SIGTERM and SIGKILL when that time, or its run, is over.
+    #: What an agent gets until SIGKILL when that time, or its run, is over: SIGTERM at once, or
+    #: after an interrupt that it does not heed.
     term_timeout_s: float = 9.0
     #: Silence of a coding agent (output, stderr and journal) after which its run is ended.
     hang_timeout_s: float = 1800.0

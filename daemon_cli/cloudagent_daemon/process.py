@@ -116,20 +116,24 @@ class Child:
             await self.wait()
         return self.exit_code is not None
 
-    async def end(self, *, at_once: bool = False) -> int:
+    async def end(self, *, at_once: bool = False, asked_s: float = 0.0) -> int:
         """Ends the whole tree: TERM, the ladder's wait, then STOP and KILL until nothing is left.
 
         With the process already gone, or `at_once`, it starts at STOP and KILL. Safe to call more
         than once. A shield of the caller's protects it; it takes the ladder's `term_s` + `KILL_S` at
         most, and `2 * LEAVE_S` more with a guardian that hangs.
 
+        Args:
+            at_once: without the TERM.
+            asked_s: how long it was asked to end before, in some other way: of the ladder's wait.
+
         Returns:
             How many processes were killed.
         """
-        hurry = self._ladder.hurry
-        if self.exit_code is None and not at_once and not hurry.is_set():
+        hurry, term_s = self._ladder.hurry, self._ladder.term_s - asked_s
+        if self.exit_code is None and term_s > 0 and not at_once and not hurry.is_set():
             await anyio.to_thread.run_sync(_terminate, self._find)
-            with anyio.move_on_after(self._ladder.term_s):
+            with anyio.move_on_after(term_s):
                 await self._gone_or(hurry)
         killed = await anyio.to_thread.run_sync(_kill, self._find)
         await self._leash.dismiss(cleaned_up=True)

@@ -103,6 +103,13 @@ async def test_one_that_ignores_term_is_killed_after_its_time(tmp_path: Path) ->
         with anyio.fail_after(5):
             await it.end()
         assert it.exit_code == -signal.SIGKILL
+    # How long it was asked in another way counts: to the end of that, or with nothing left.
+    for asked_s in (599.8, 600, 700):
+        async with deaf(Ladder(term_s=600)) as it:
+            await first_line(it)
+            with anyio.fail_after(5):
+                await it.end(asked_s=asked_s)
+            assert it.exit_code == -signal.SIGKILL
     # In a hurry nobody waits: neither one who waits already, nor one who comes later.
     ladder = Ladder(term_s=600)
     async with deaf(ladder) as it:

@@ -248,11 +248,15 @@ async def test_a_retried_request_is_told_with_its_reason_and_delay(tmp_path: Pat
     assert (retry.reason, retry.delay_s) == (Reason.OVERLOADED, 0.5)
 
 
-async def test_a_silent_process_is_taken_for_hung_and_ended(tmp_path: Path) -> None:
-    async with a_world(tmp_path, hang_timeout_s=1.5) as world:
-        seen = await world.run("@@setsid\n@@hang")
+async def test_a_silent_process_is_taken_for_hung_and_ended_in_the_time_that_an_end_has(
+    tmp_path: Path,
+) -> None:
+    async with a_world(tmp_path, hang_timeout_s=1.5, term_timeout_s=1.0) as world:
+        seen = await world.run("@@ignore INT\n@@setsid\n@@hang")
         children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
     assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.HUNG)
+    # Its interrupt took that time: there is none left for a SIGTERM.
+    assert seen.end.exit_code == -signal.SIGKILL
     assert children
     assert not any(map(alive, children))
 

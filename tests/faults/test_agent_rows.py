@@ -128,8 +128,8 @@ def test_row10_an_agent_that_crashes_again_and_again_is_left_alone_until_a_perso
 def test_row15_an_agent_that_hangs_is_ended_at_its_limit_and_the_next_message_goes_on(
     tmp_path: Path, seed: int
 ) -> None:
-    # What the ladder takes beside its waits is three searches over all processes of the machine, which
-    # a busy one does slowly: only the full run holds it to the row's figure.
+    # 10 s: interrupt and SIGTERM have 9 s together, and three searches over all processes of the machine
+    # the rest. A busy one does these slowly: only the full run holds it to the row's figure.
     limit_s, slack_s = (10.0, SLACK_S) if FULL else (2.0, 3 * SLACK_S)
     with (
         site(tmp_path, AGENTS) as place,

@@ -355,9 +355,10 @@ class Attempt:
         await self._enough.wait()
         with anyio.move_on_after(self._linger_s):
             await child.wait()
+        began = time.monotonic()
         if self._interrupts and child.exit_code is None:
             await self._interrupt(child)
-        await child.end(at_once=self._at_once)
+        await child.end(at_once=self._at_once, asked_s=time.monotonic() - began)
 
     async def _interrupt(self, child: Child) -> None:
         how = self.session.interrupt()
