@@ -45,7 +45,7 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, RunId, new_message_id
 from cloudagent_protocol.resources import DeliveryMode, RungName, Runtime
-from fakes.desk import Desk, Run, add_host, open_desk
+from fakes.desk import Desk, Run, add_host, hello, open_desk
 
 
 async def test_a_message_is_stored_queued_and_told_in_one_step(tmp_path: Path) -> None:
@@ -833,6 +833,42 @@ async def test_a_host_that_is_back_is_not_noted_as_having_left_before(tmp_path: 
         await desk.database.write(lambda c: c.execute("DROP TRIGGER full"))
         await desk.greet()
         await desk.service.note_left()
+        assert await state_of_host(desk) == "online"
+
+
+async def test_hosts_that_leave_at_once_are_noted_once_each(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        machines = [
+            (await add_host(desk.database, desk.user_id, f"host{n}", f"agent{n}"))[0]
+            for n in range(8)
+        ]
+        for machine in machines:
+            await desk.service.greet(machine, hello())
+        before = len(await desk.log())
+        async with anyio.create_task_group() as tg:
+            for machine in machines:
+                tg.start_soon(desk.service.leave, machine)
+        told = [json.loads(row.data) for row in (await desk.log())[before:] if "host" in row.type]
+        assert [one["state"] for one in told] == ["offline"] * 8
+        assert len({one["id"] for one in told}) == 8
+
+
+async def test_a_host_that_comes_back_while_others_are_noted_stays_online(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        other, _ = await add_host(desk.database, desk.user_id, "other", "backend")
+        await desk.service.greet(other, hello())
+        await desk.greet()
+        full = (
+            "CREATE TRIGGER full BEFORE UPDATE ON host_machines BEGIN SELECT RAISE(ABORT, ''); END"
+        )
+        await desk.database.write(lambda c: c.execute(full))
+        for machine in (other, desk.machine):
+            with pytest.raises(sqlite3.Error):
+                await desk.service.leave(machine)
+        await desk.database.write(lambda c: c.execute("DROP TRIGGER full"))
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(desk.service.note_left)  # waits for the other one's commit
+            tg.start_soon(desk.greet)
         assert await state_of_host(desk) == "online"
 
 

@@ -359,17 +359,24 @@ class Service:
             sqlite3.Error: that could not be noted; `note_left` does it later.
         """
         self._left[machine.host_id] = machine
-        await self.note_left()
+        await self._note_left(machine)
 
     async def note_left(self) -> None:
-        """Write down which hosts have left: one that is away must never be shown as being here."""
+        """Write down which hosts have left, where that failed: none that is away may be shown as here.
+
+        When a network fails, thousands leave at once, each with a `leave` of its own.
+        """
         for machine in list(self._left.values()):
-            alive = await self._write(lambda c, gone=machine: handshake.leave(c, gone), "leave")
-            if self._left.get(machine.host_id) is machine:
-                del self._left[machine.host_id]
-            for run_id in machine.live - {run.id for run in alive}:  # its host was removed
-                self._fanout.run_finished(machine.user_id, run_id)
-            self._fanout.notify(machine.user_id)
+            if self._left.get(machine.host_id) is machine:  # else it has come back meanwhile
+                await self._note_left(machine)
+
+    async def _note_left(self, machine: Machine) -> None:
+        alive = await self._write(lambda c: handshake.leave(c, machine), "leave")
+        if self._left.get(machine.host_id) is machine:
+            del self._left[machine.host_id]
+        for run_id in machine.live - {run.id for run in alive}:  # its host was removed
+            self._fanout.run_finished(machine.user_id, run_id)
+        self._fanout.notify(machine.user_id)
 
     async def lease(self, ready: Sequence[ReadyHost]) -> None:
         """Put queued deliveries on their way, as far as these hosts have room."""
