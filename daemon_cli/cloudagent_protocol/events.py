@@ -176,6 +176,8 @@ class Finished(_Event):
     stderr_tail: str = ""
     session_id: str | None = None
     usage: Usage | None = None
+    #: Of a rate limit: when it is over, where the CLI told that.
+    resets_at: AwareDatetime | None = None
 
 
 class UnknownEvent(_Event):

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ class Kit:
     reply: Callable[[str], str] = "@@reply {}".format
     hang: str = "@@hang"
     error: Callable[[int], str] = "@@error {}".format
+    #: Has it refused until then (Unix seconds); none: it does not tell the time.
+    limit: Callable[[int], str] | None = None
     #: Leaves a child of its own behind; none: it cannot.
     child: str | None = "@@setsid"
     #: How it ends when its turn is stopped: one that is asked to stop, and not signalled, leaves by itself.
@@ -93,8 +96,11 @@ CLAUDE_ERRORS: Final = {401: "authentication_failed", 429: "rate_limit", 529: "o
 FAKE_CLAUDE: Final = fake(
     "claude_code", "claude_code", "agent_cli.py",
     error=lambda status: f"@@error {status} {CLAUDE_ERRORS[status]}",
+    limit="@@limit {}\n@@error 429 rate_limit".format,
 )  # fmt: skip
-FAKE_CODEX: Final = fake("codex", "codex", "codex_app_server.py", stopped=0)
+FAKE_CODEX: Final = fake("codex", "codex", "codex_app_server.py", stopped=0,
+    limit="@@limit {}\n@@error 429".format,
+)  # fmt: skip
 FAKE_ACP: Final = fake("acp", "acp", "acp_agent.py", stopped=0)
 BUILTIN: Final = scripted(
     "builtin", "builtin",
@@ -102,6 +108,7 @@ BUILTIN: Final = scripted(
     agent={"model": "stub-model"},
     # Its own wait for a model that only sleeps is a request's, which has begun to answer.
     patience_s=3.0,
+    limit=lambda until: f"@@error 429 99 {until - time.time():.0f}",
 )  # fmt: skip
 
 Behaviour: TypeAlias = Callable[[Kit, Path], Awaitable[None]]
@@ -273,6 +280,20 @@ async def is_limited(kit: Kit, home: Path) -> None:
     await _fails(kit, home, 429, Reason.RATE_LIMIT)
 
 
+@behaviour("429 with its end")
+async def is_limited_until(kit: Kit, home: Path) -> None:
+    until = int(time.time()) + 7_200
+    async with kit.world(home) as world:
+        seen = await world.run(kit.limit(until) if kit.limit else kit.error(429))
+    assert seen.end.reason is kit.reasons.get(429, Reason.RATE_LIMIT)
+    if kit.limit is None:
+        assert seen.end.resets_at is None
+        return
+    assert seen.end.resets_at is not None
+    assert abs(seen.end.resets_at.timestamp() - until) < 60
+    assert f"{seen.end.resets_at:%H:%M} UTC" in seen.end.detail
+
+
 @behaviour("529: overloaded")
 async def is_overloaded(kit: Kit, home: Path) -> None:
     await _fails(kit, home, 529, Reason.OVERLOADED)
@@ -302,6 +323,8 @@ def _cell(kit: Kit, words: str) -> str:
     status = words.partition(":")[0]
     if status.isdigit() and int(status) in kit.reasons:
         return f"as `{kit.reasons[int(status)]}`"
+    if words == "429 with its end" and kit.limit is None:
+        return "no time told"
     if "session" in words and not kit.resumes:
         return "new, with the history"
     if "all that it started" in words and kit.child is None:

@@ -1,5 +1,7 @@
 """A turn is judged by facts, in an order of which explains the end best."""
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +54,20 @@ def test_the_verdict_follows_from_the_facts(
 ) -> None:
     verdict = judge(facts)
     assert (verdict.outcome, verdict.reason) == (outcome, reason)
+
+
+RESET = datetime(2026, 11, 27, 14, 5, tzinfo=UTC)
+
+
+def test_a_rate_limit_tells_when_it_is_over() -> None:
+    verdict = judge(Facts(end=TurnEnd(Reason.RATE_LIMIT, "You've hit it", resets_at=RESET)))
+    assert verdict.resets_at == RESET
+    assert verdict.detail == "You've hit it. The limit is over at 2026-11-27 14:05 UTC."
+
+
+def test_no_other_end_has_a_time() -> None:
+    assert judge(Facts(end=TurnEnd(Reason.RATE_LIMIT, "no"))).resets_at is None
+    assert judge(Facts(end=TurnEnd(Reason.BILLING, resets_at=RESET))).resets_at is None
 
 
 def test_only_an_auto_published_turn_has_a_text_to_publish() -> None:

@@ -14,6 +14,7 @@ Each line of the prompt that begins with `@@` is an order, carried out in turn:
 ``@@line BYTES``           print a tool result of so many bytes, on one line
 ``@@garbage``              print bytes that are no UTF-8, and lines that are no JSON
 ``@@retry STATUS ERROR``   report that a model request failed and is tried again
+``@@limit EPOCH``          tell that the account has used up what it may until then
 ``@@error STATUS ERROR``   end the turn with an error result and exit 1
 ``@@result SUBTYPE``       end the turn with a result of this subtype and exit 1
 ``@@tools STATE [N]``      begin with the tools in this state (`pending`, `failed`); N times
@@ -300,6 +301,10 @@ class Agent:
         say({"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 4,
              "retry_delay_ms": 500.5, "error_status": int(status) or None,
              "error": error})  # fmt: skip
+
+    def do_limit(self, rest: str, earlier: list[str]) -> None:
+        info = {"status": "rejected", "resetsAt": int(rest), "rateLimitType": "five_hour"}
+        say({"type": "rate_limit_event", "rate_limit_info": info, "session_id": self.session_id})
 
     def do_error(self, rest: str, earlier: list[str]) -> None:
         status, _, error = rest.partition(" ")

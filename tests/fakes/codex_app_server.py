@@ -125,6 +125,13 @@ class CodexAgent(Agent):
         self.item("completed", **self.used, result={"content": content}, status=status)
 
     @override
+    def do_limit(self, rest: str, earlier: list[str]) -> None:
+        used = {"usedPercent": 100, "windowDurationMins": 300, "resetsAt": int(rest)}
+        free = {"usedPercent": 12, "windowDurationMins": 10_080, "resetsAt": int(rest) + 9_000}
+        for told in ({"primary": used}, {"secondary": free}):
+            say({"method": "account/rateLimits/updated", "params": {"rateLimits": told}})
+
+    @override
     def do_error(self, rest: str, earlier: list[str]) -> None:
         status = int(rest.split()[0])
         error = {"message": f"exceeded retry limit, last status: {status}",

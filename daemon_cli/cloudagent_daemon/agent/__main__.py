@@ -5,6 +5,7 @@ turn at once (the session then says that it was interrupted), or when nobody rea
 """
 
 import argparse
+import math
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -14,7 +15,7 @@ import anyio
 import anyio.abc
 
 from cloudagent_daemon.agent import config
-from cloudagent_daemon.agent.errors import AgentError, Reason
+from cloudagent_daemon.agent.errors import AgentError, ModelError, Reason
 from cloudagent_daemon.agent.loop import Loop
 from cloudagent_daemon.agent.mcp import connect
 from cloudagent_daemon.agent.models.base import Model
@@ -107,7 +108,7 @@ async def _run(turn: TurnRequest, kind: config.ModelKind | None) -> None:
         try:
             answer = await loop.run(turn.prompt, turn.system_prompt + _ABOUT)
         except AgentError as error:
-            _fail(session.id, error.reason, str(error), **vars(loop.usage))
+            _fail(session.id, error.reason, str(error), **_patience(error), **vars(loop.usage))
             return
         write({
             "type": "result",
@@ -134,6 +135,13 @@ def _model(kind: config.ModelKind, name: str, settings: config.Config) -> Model:
             from cloudagent_daemon.agent.models.openai import OpenAIModel
 
             return OpenAIModel(settings, name)
+
+
+def _patience(error: AgentError) -> dict[str, float]:
+    """What a limit's end is known by."""
+    if isinstance(error, ModelError) and error.reason == "rate_limit" and error.retry_after_s:
+        return {"retry_after_s": math.ceil(error.retry_after_s)}
+    return {}
 
 
 def _fail(session_id: str, reason: Reason, detail: str, **counts: Any) -> None:

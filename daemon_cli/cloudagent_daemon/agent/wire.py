@@ -9,7 +9,7 @@
          {"type": "tool_result", "id", "output", "is_error", "truncated"}
          {"type": "retry", "attempt", "reason", "delay_s", "detail"}
          {"type": "result", "ok", "reason"?, "detail", "session_id", "text", "input_tokens",
-          "output_tokens"}                                     the turn's last line, always
+          "output_tokens", "retry_after_s"?}                   the turn's last line, always
 
 After a retry the deltas of a block begin anew at offset 0; its `text` has the last word.
 """

@@ -8,6 +8,7 @@ is asked something or has to answer says so by an event too (`Say`, `AwaitTools`
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -131,6 +132,8 @@ class TurnEnd:
     usage: Usage | None = None
     #: What the model wrote last, to be published if it sent nothing itself.
     final_text: str = ""
+    #: Of a rate limit: when it is over, where the CLI tells that.
+    resets_at: datetime | None = None
 
 
 @dataclass(frozen=True)

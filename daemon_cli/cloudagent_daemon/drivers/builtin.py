@@ -6,7 +6,7 @@ It is a child like any other; only, we wrote both ends of its lines (`agent/wire
 import signal
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from cloudagent_daemon.agent.config import VARIABLES, ModelKind, read
@@ -22,6 +22,8 @@ from cloudagent_daemon.drivers.base import (
     TurnEnd,
 )
 from cloudagent_daemon.drivers.lines import clip, parse_object
+from cloudagent_daemon.drivers.resets import plausible
+from cloudagent_daemon.drivers.values import number
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import (
     Ready,
@@ -143,8 +145,15 @@ def _end(event: dict[str, Any], at: datetime) -> list[DriverEvent]:
         session_id=event["session_id"] or None,
         usage=usage,
         final_text=event["text"],
+        resets_at=_reset(event.get("retry_after_s"), at),
     )
     return [UsageReported(at=at, usage=usage), end] if usage.input_tokens else [end]
+
+
+def _reset(wait_s: Any, at: datetime) -> datetime | None:
+    """When the model's service may be asked again, by its own word."""
+    seconds = number(wait_s)
+    return plausible(at + timedelta(seconds=seconds), at) if seconds else None
 
 
 BUILTIN: Final = BuiltinDriver("builtin")

@@ -9,6 +9,7 @@ import re
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Final, cast
 
@@ -27,6 +28,7 @@ from cloudagent_daemon.drivers.base import (
 from cloudagent_daemon.drivers.lines import clip, parse_object
 from cloudagent_daemon.drivers.probe import find_program as find
 from cloudagent_daemon.drivers.probe import own_folder_first, probe
+from cloudagent_daemon.drivers.resets import from_number, in_words, plausible
 from cloudagent_daemon.drivers.statuses import by_status
 from cloudagent_daemon.drivers.values import (
     Json,
@@ -144,6 +146,8 @@ class ClaudeSession:
         #: The `error` of the last failed request, and the last text of the model.
         self._error: str | None = None
         self._last_text = ""
+        #: When the limit that refused it is over.
+        self._resets_at: datetime | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -202,6 +206,8 @@ class ClaudeSession:
                 return self._assistant(message)
             case "user":
                 return self._user(message)
+            case "rate_limit_event":
+                return self._limit(as_object(message.get("rate_limit_info")))
             case "result":
                 return self._result(message)
             case _:
@@ -335,6 +341,12 @@ class ClaudeSession:
                     truncated=truncated,
                 )
 
+    def _limit(self, told: Json) -> Iterable[DriverEvent]:
+        """How much of the account's allowance is left; only that there is none is of interest."""
+        if told.get("status") == "rejected":
+            self._resets_at = from_number(told.get("resetsAt"))
+        return ()
+
     def _result(self, message: Json) -> Iterator[DriverEvent]:
         usage = _usage(message)
         yield UsageReported(at=now(), usage=usage)
@@ -349,7 +361,11 @@ class ClaudeSession:
             session_id=None if reason is Reason.SESSION_LOST else session_id,
             usage=usage,
             final_text="" if reason else said or self._last_text,
+            resets_at=self._reset(said) if reason is Reason.RATE_LIMIT else None,
         )
+
+    def _reset(self, said: str) -> datetime | None:
+        return plausible(self._resets_at or in_words(said, now()), now())
 
     def _failure(self, result: Json) -> Reason | None:
         subtype = result.get("subtype")

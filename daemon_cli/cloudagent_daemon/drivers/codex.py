@@ -31,6 +31,7 @@ from cloudagent_daemon.drivers.codex_program import PACKAGE, find_codex
 from cloudagent_daemon.drivers.jsonrpc import Answer, Calls
 from cloudagent_daemon.drivers.lines import clip, parse_object
 from cloudagent_daemon.drivers.probe import own_folder_first, probe, version_of
+from cloudagent_daemon.drivers.resets import of_windows, plausible
 from cloudagent_daemon.drivers.values import Json, as_object, as_text, now, short
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_protocol.events import Ready, Reason, UsageReported
@@ -89,6 +90,8 @@ class CodexSession:
         self._thread_id: str | None = None
         self._turn_id: str | None = None
         self._ended = False
+        #: How much of the account's allowance is used; it is told bit by bit.
+        self._limits: Json = {}
         #: It could not reach our tools: then a failure to open the thread is due to that.
         self._toolless = False
 
@@ -154,6 +157,9 @@ class CodexSession:
         if not isinstance(method, str):
             return self._calls.settle(message)
         params = as_object(message.get("params"))
+        if method == "account/rateLimits/updated":
+            self._limits.update(as_object(params.get("rateLimits")))
+            return ()
         if request_id is not None:
             return self._asked(request_id, method, params)
         if method == "mcpServer/startupStatus/updated":
@@ -279,6 +285,9 @@ class CodexSession:
             session_id=None if why is Reason.SESSION_LOST else self._thread_id,
             usage=self._items.usage,
             final_text="" if why else self._items.writing.last,
+            resets_at=plausible(of_windows(self._limits), now())
+            if why is Reason.RATE_LIMIT
+            else None,
         )
 
 

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from cloudagent_daemon.drivers.base import TurnEnd
@@ -55,6 +56,8 @@ class Verdict:
     publish: str | None = None
     #: Who asked for the stop that ended it.
     stopped_by: str | None = None
+    #: When the limit that ended it is over.
+    resets_at: datetime | None = None
 
 
 #: What a person can do about a failure whose cause lies outside.
@@ -115,9 +118,16 @@ def _stopped(facts: Facts, actor: str) -> Verdict:
 
 
 def _refused(end: TurnEnd, reason: Reason) -> Verdict:
-    sentences = filter(None, (end.detail.strip(), _ADVICE.get(reason)))
+    resets_at = end.resets_at if reason is Reason.RATE_LIMIT else None
+    advice = _reset_words(resets_at) if resets_at else _ADVICE.get(reason)
+    sentences = filter(None, (end.detail.strip(), advice))
     detail = " ".join(each if each[-1] in ".!?" else f"{each}." for each in sentences)
-    return Verdict(Outcome.FAILED, reason, detail or f"The turn failed ({reason}).")
+    detail = detail or f"The turn failed ({reason})."
+    return Verdict(Outcome.FAILED, reason, detail, resets_at=resets_at)
+
+
+def _reset_words(resets_at: datetime) -> str:
+    return f"The limit is over at {resets_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC."
 
 
 def _vanished(exit_code: int | None, stderr_tail: str) -> Verdict:

@@ -503,6 +503,7 @@ class _Run:
             stderr_tail=seen.stderr_tail,
             session_id=seen.end.session_id if seen.end else None,
             usage=seen.end.usage if seen.end else None,
+            resets_at=verdict.resets_at,
         )
 
     def _keep_spawn(self, record: SpawnRecord) -> None:
