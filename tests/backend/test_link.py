@@ -1,12 +1,16 @@
 """The daemons' endpoint over real sockets, with a scripted daemon at the other end."""
 
 import json
+import logging
 import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from typing_extensions import override
 from websockets.exceptions import InvalidStatus
 
 from cloudagent_backend.api.connection import Bells, Connection
@@ -538,3 +542,63 @@ async def test_what_came_before_a_newer_connection_is_not_applied_after_it(tmp_p
         async with link_of(backend) as newer:
             await newer.greet()
             assert older.take() == []
+
+
+@asynccontextmanager
+async def without(backend: Backend, table: str) -> AsyncGenerator[None]:
+    """The store fails at whatever needs this table."""
+    database = backend.world.database
+    await database.write(lambda c: c.execute(f"ALTER TABLE {table} RENAME TO away"))
+    yield
+    await database.write(lambda c: c.execute(f"ALTER TABLE away RENAME TO {table}"))
+
+
+@contextmanager
+def logged(text: str) -> Generator[anyio.Event]:
+    """An event that is set when the backend logs this."""
+    said = anyio.Event()
+
+    class Ear(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            if text in record.getMessage():
+                said.set()
+
+    ear, log = Ear(), logging.getLogger("cloudagent_backend")
+    log.addHandler(ear)
+    try:
+        yield said
+    finally:
+        log.removeHandler(ear)
+
+
+async def test_a_store_that_fails_costs_the_connections_it_fails_and_nothing_more(
+    tmp_path: Path,
+) -> None:
+    async with running_backend(tmp_path, heartbeat_s=0.1, lease_s=0.3) as backend:
+        async with link_of(backend) as daemon:
+            epoch = (await daemon.greet()).epoch
+            message = await backend.post("one")
+            await daemon.deliver()
+            async with without(backend, "runs"):
+                await daemon.send(Run(message).started())
+                assert await daemon.closed() == CloseCode.RESTART
+        async with link_of(backend) as daemon:
+            held = [message.deliveries[0].id]
+            await daemon.greet(epoch=epoch, last_seq=1, unfinished=held)
+            ask = ListMessages(
+                agent_id=backend.ana.agent.id, conversation_id=message.conversation_id
+            )
+            async with without(backend, "messages"):
+                await daemon.send(Query(id=7, query=ask))
+                assert await daemon.closed() == CloseCode.RESTART
+        two = await backend.post("two")
+        async with link_of(backend) as daemon:
+            await daemon.greet(epoch=epoch, last_seq=1, unfinished=held)
+            first = await daemon.expect(Deliver)
+            with logged("the outbox was not read") as said, anyio.fail_after(5):
+                async with without(backend, "outbox"):
+                    await said.wait()
+            assert await daemon.deliver() == first
+            await daemon.send(Run(two).started())
+            await daemon.settle()

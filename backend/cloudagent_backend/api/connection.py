@@ -6,7 +6,8 @@ lies in the inbox until `Links`, which looks after all connections, has brought 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -105,16 +106,14 @@ class Connection:
     def on_message(self, data: str | bytes) -> None:
         if self.ended:
             return
-        try:
-            inbound = self._judge(decode(data))
-        except ProtocolError as error:
-            self.refuse(error)
-        except Exception:
-            logger.exception("a frame was too much; closing", extra=self.about("judge"))
-            self.fail()
-        else:
-            if inbound is not None:
-                self._keep(inbound)
+        with spared("a frame was too much; closing", self.about("judge"), [self]):
+            try:
+                inbound = self._judge(decode(data))
+            except ProtocolError as error:
+                self.refuse(error)
+            else:
+                if inbound is not None:
+                    self._keep(inbound)
 
     def on_writable(self) -> None:
         self._read_on()
@@ -275,3 +274,21 @@ class Connection:
     def about(self, action: str) -> dict[str, str]:
         """For the log."""
         return {"action": action, "host_id": self.machine.host_id}
+
+
+@contextmanager
+def spared(
+    fault: str, about: dict[str, str], closing: Iterable[Connection] = ()
+) -> Generator[None]:
+    """Whatever goes wrong inside is logged as this fault, and costs these connections, but no more.
+
+    A few tasks serve every connection, and the store is asked for many at once: an exception of any
+    kind that left one of them would end the links of all machines. A machine whose connection is
+    closed comes back and resumes; what was not kept was not acknowledged, and comes again.
+    """
+    try:
+        yield
+    except Exception:
+        logger.exception(fault, extra=about)
+        for connection in closing:
+            connection.fail()

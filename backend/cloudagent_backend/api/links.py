@@ -1,8 +1,9 @@
 """All daemons' connections of this process, served by a few tasks however many they are.
 
-Down: the hub hints at sessions whose outbox has grown; one look into the store serves several. Up: connections hint that frames wait; those of all of them share one
-transaction. A task and a transaction for each connection would be most of what an idle one costs,
-and most of what an acknowledgement does. (docs/decisions/0013)
+Down: the hub hints at sessions whose outbox has grown; one look into the store serves several. Up:
+connections hint that frames wait; those of all of them share one transaction. A task and a
+transaction for each connection would be most of what an idle one costs, and most of what an
+acknowledgement does. (docs/decisions/0013)
 """
 
 import heapq
@@ -15,7 +16,7 @@ from typing import Final
 import anyio
 
 from cloudagent_backend.api.answers import answer
-from cloudagent_backend.api.connection import Bells, Connection, Inbound
+from cloudagent_backend.api.connection import Bells, Connection, Inbound, spared
 from cloudagent_backend.delivery.hub import Hub, Session
 from cloudagent_backend.delivery.service import Service
 from cloudagent_backend.store import outbox
@@ -115,18 +116,13 @@ class Links:
                 outbox.after(c, one.session.host_id, one.link.sent, room) for one, room in wanted
             ]
 
-        try:
+        with spared("the outbox was not read; closing", {"action": "send"}, connections):
             found = await self._database.read(read)
-        except Exception:
-            logger.exception("the outbox was not read; closing", extra={"action": "send"})
-            for connection in connections:
-                connection.fail()
-            return
-        for (connection, room), rows in zip(wanted, found, strict=True):
-            connection.send(rows)
-            connection.session.behind |= len(rows) == room
-            if connection.session.behind and connection.room > 0:
-                self._hub.hints.hint(connection.session)
+            for (connection, room), rows in zip(wanted, found, strict=True):
+                connection.send(rows)
+                connection.session.behind |= len(rows) == room
+                if connection.session.behind and connection.room > 0:
+                    self._hub.hints.hint(connection.session)
 
     async def _repeats(self) -> None:
         """Send again what was sent and is not acknowledged on a link that lives."""
@@ -138,14 +134,12 @@ class Links:
             ) -> list[list[OutboxRow]]:
                 return [outbox.after(c, one.session.host_id, one.link.acked, 1) for one in those]
 
-            try:
+            # They stay: it will be overdue again.
+            with spared("the outbox was not read", {"action": "repeat"}):
                 found = await self._database.read(read)
-            except Exception:
-                logger.exception("the outbox was not read", extra={"action": "repeat"})
-                continue  # it will be overdue again
-            for connection, rows in zip(connections, found, strict=True):
-                for row in rows:
-                    connection.repeat(row)
+                for connection, rows in zip(connections, found, strict=True):
+                    for row in rows:
+                        connection.repeat(row)
 
     async def _notes(self) -> None:
         """Say of what is not acknowledged that it was at least sent."""
@@ -156,10 +150,8 @@ class Links:
                 machine = connection.machine
                 if machine.sent and not connection.ended:
                     sent, machine.sent = machine.sent, {}
-                    try:
+                    with spared("not noted as sent", connection.about("sent")):
                         await self._service.sent(machine, sent)
-                    except Exception:
-                        logger.exception("not noted as sent", extra=connection.about("sent"))
 
     # --- up ---
 
@@ -183,32 +175,25 @@ class Links:
             for connection, group in groups
             if (frames := [frame for frame in group if not isinstance(frame, Query)])
         ]
-        try:
+        closing = [connection for connection, _ in reported]
+        with spared("reports were not kept; closing", {"action": "apply"}, closing):
             results = await self._service.apply_all(
                 [(connection.machine, frames) for connection, frames in reported]
             )
-        except Exception:
-            logger.exception("reports were not kept; closing", extra={"action": "apply"})
-            for connection, _ in reported:
-                connection.fail()
-            return
-        for (connection, frames), applied in zip(reported, results, strict=True):
-            if isinstance(applied, Exception):
-                about = connection.about("apply")
-                logger.error("a report was not kept; closing", exc_info=applied, extra=about)
-                connection.fail()
-                continue
-            connection.acknowledge(frames[: applied.count])
-            if applied.error:
-                connection.refuse(applied.error)
+            for (connection, frames), applied in zip(reported, results, strict=True):
+                if isinstance(applied, Exception):
+                    about = connection.about("apply")
+                    logger.error("a report was not kept; closing", exc_info=applied, extra=about)
+                    connection.fail()
+                    continue
+                connection.acknowledge(frames[: applied.count])
+                if applied.error:
+                    connection.refuse(applied.error)
 
     async def _answer(self, connection: Connection, queries: Sequence[Query]) -> None:
-        try:
+        with spared("a query failed; closing", connection.about("answer"), [connection]):
             for query in queries:
                 connection.say(await answer(self._service, connection.machine, query))
-        except Exception:
-            logger.exception("a query failed; closing", extra=connection.about("answer"))
-            connection.fail()
         connection.free()
 
     # --- life and death ---
@@ -236,12 +221,8 @@ class Links:
     async def _see_off(self, connection: Connection) -> None:
         """The host is offline from now on, if this was its newest connection."""
         if self._hub.detach(connection.session):
-            try:
+            with spared("a host's leaving is not noted yet", connection.about("leave")):
                 await self._service.leave(connection.machine)
-            except Exception:
-                logger.exception(
-                    "a host's leaving is not noted yet", extra=connection.about("leave")
-                )
         logger.info("host left", extra=connection.about("detach"))
         self._connections.pop(connection.session, None)
         if not self._connections:
