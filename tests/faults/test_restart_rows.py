@@ -1,116 +1,31 @@
-"""Row 20 of the fault matrix: the backend is restarted under many machines, with the daemon's own link."""
+"""Rows of the fault matrix with machines that are no more than the daemon's own link.
+
+20: the backend is restarted under many. 44: one comes back to as large a backlog as there may be.
+"""
 
 import time
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
+import httpx2
 import pytest
-from anyio.abc import TaskStatus
 from anyio.to_thread import run_sync
 
-from cloudagent_backend.store import agents, hosts, users
-from cloudagent_backend.store.database import connect
-from cloudagent_daemon.link.client import LinkClient
-from cloudagent_daemon.link.spool import Spool, open_spool
-from cloudagent_daemon.link.way import Way
-from cloudagent_daemon.link.websocket import WebSocketTransport, always
-from cloudagent_protocol.events import Finished, Outcome
-from cloudagent_protocol.frames import Deliver, Heartbeat, Hello, RunReport
-from cloudagent_protocol.ids import DeliveryId, new_run_id
-from cloudagent_protocol.resources import AgentCreate, Driver, HostMachineCreate
+from cloudagent_protocol.ids import DeliveryId
 from e2e.harness import Backend, database_of, running_backend
+from faults.machines import Machine, make_machines
+from faults.record import pages
 from faults.site import sign_up
 from faults.sizes import FULL, MARKS, seeded
 
-pytestmark = [*MARKS, pytest.mark.timeout(900)]
+pytestmark = [*MARKS, pytest.mark.timeout(3_000 if FULL else 900)]
 MACHINES = 1_000 if FULL else 30
 #: After each the attempts of the next one come more rarely: none is stable for a minute in between.
 RESTARTS = 3 if FULL else 1
 #: The row's promise: from the new backend's start until the last machine is connected.
 BACK_S = 120.0
-
-
-@dataclass
-class Machine:
-    """A daemon's link and memory; what is delivered is over at once, without a word."""
-
-    key: str
-    agent: str
-    handled: list[DeliveryId] = field(default_factory=list[DeliveryId])
-    spool: Spool = field(init=False)
-    client: LinkClient = field(init=False)
-
-    async def run(self, url: str, *, task_status: TaskStatus[None]) -> None:
-        transport = WebSocketTransport(Way(url), always(self.key))
-        async with open_spool(None) as self.spool, anyio.create_task_group() as tasks:
-            self.client = LinkClient(transport, self.spool, self._hello, Heartbeat)
-            tasks.start_soon(self.client.run)
-            tasks.start_soon(self._work)
-            task_status.started()
-
-    async def until(self, *, connected: bool) -> None:
-        while (self.client.standing.state == "connected") != connected:
-            await self.client.changed.wait()
-
-    async def until_all_is_told(self, count: int) -> None:
-        """So many were handled, and the backend has their ends."""
-        while len(self.handled) < count:
-            await self.spool.committed.wait()
-        await self.client.flush()
-
-    async def _hello(self) -> Hello:
-        marks = self.spool.marks
-        return Hello(
-            protocol=[1],
-            daemon_version="0",
-            instance_id=self.agent,
-            profile="default",
-            os="linux",
-            hostname="mbp",
-            epoch=marks.epoch,
-            last_seq=marks.accepted,
-            unfinished=await self.spool.held(),
-        )
-
-    async def _work(self) -> None:
-        number = 0
-        while True:
-            await self.spool.changed_beyond(number)
-            for change in await self.spool.changes_after(number):
-                number = change.number
-                if change.waiting is not None:
-                    await self.spool.finish(_silent(change.waiting.deliver))
-                    self.handled.append(change.delivery_id)
-
-
-def _silent(deliver: Deliver) -> RunReport:
-    return RunReport(
-        run_id=new_run_id(),
-        agent_id=deliver.agent.id,
-        conversation_id=deliver.message.conversation_id,
-        delivery_ids=[deliver.delivery_id],
-        event=Finished(seq=1, at=datetime.now(UTC), outcome=Outcome.SILENT, detail="heard"),
-    )
-
-
-def make_machines(database: Path, count: int) -> list[Machine]:
-    """In the database, which no backend has open: by requests it takes longer than the row."""
-    connection = connect(database)
-    connection.execute("BEGIN IMMEDIATE")
-    user = users.by_email(connection, "ana@example.com")
-    assert user
-    made: list[Machine] = []
-    for number in range(count):
-        host = hosts.create(connection, user.id, HostMachineCreate(name=f"host{number}"))
-        body = AgentCreate(
-            name=f"agent{number}", driver=Driver.CLAUDE_CODE, host_machine_id=host.id
-        )
-        made.append(Machine(host.raw_key, agents.create(connection, user.id, body).id))
-    connection.execute("COMMIT")
-    connection.close()
-    return made
+#: By default it is 100,000 that a backend keeps for a machine.
+BACKLOG = 100_000 if FULL else 300
 
 
 async def all_of(machines: list[Machine], *, connected: bool, within_s: float) -> None:
@@ -162,3 +77,56 @@ async def test_row20_after_restarts_of_the_backend_all_machines_are_back_and_not
     handled = [delivery for machine in machines for delivery in machine.handled]
     assert len(set(handled)) == len(handled) == len(sent) == MACHINES * rounds
     assert all(len(machine.handled) == rounds for machine in machines)
+
+
+async def post(backend: Backend, agent: str, count: int) -> dict[int, DeliveryId]:
+    """So many messages to the agent, several at once: the deliveries that were taken, by their order."""
+    taken: dict[int, DeliveryId] = {}
+    left = iter(range(count))
+
+    async def some() -> None:
+        for number in left:
+            answer = await client.post(f"/v1/agents/{agent}/messages", json={"text": f"{number}"})
+            assert answer.status_code == 201, answer.text
+            [delivery] = answer.json()["deliveries"]
+            taken[delivery["seq"]] = delivery["id"]
+
+    headers = {"Authorization": f"Bearer {backend.token}"}
+    async with (
+        httpx2.AsyncClient(base_url=backend.url, headers=headers, timeout=60) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(8):
+            tasks.start_soon(some)
+    return taken
+
+
+async def test_row44_a_backlog_up_to_its_cap_is_handled_whole_in_order_and_each_once(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "server"
+    token = sign_up(home)
+    [machine] = make_machines(database_of(home), 1)
+    cap = str(BACKLOG)
+    with running_backend(home, token=token, CLOUDAGENT_BACKEND_BACKLOG_CAP=cap) as backend:
+        taken = await post(backend, machine.agent, BACKLOG)
+        path = f"/v1/agents/{machine.agent}/messages"
+        refused = await run_sync(lambda: backend.http.post(path, json={"text": "one more"}))
+        assert refused.status_code == 429
+        assert f"{BACKLOG:,} messages already wait for host0" in refused.json()["detail"]
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(machine.run, backend.url)
+            with anyio.fail_after(60 + BACKLOG / 100):
+                await machine.until_all_is_told(BACKLOG)
+            # There is room again.
+            taken |= await post(backend, machine.agent, 1)
+            with anyio.fail_after(60):
+                await machine.until_all_is_told(BACKLOG + 1)
+            tasks.cancel_scope.cancel()
+        assert machine.handled == [id_ for _, id_ in sorted(taken.items())]
+        [conversation] = await run_sync(lambda: list(pages(backend, "/v1/conversations")))
+        traces = await run_sync(
+            lambda: list(pages(backend, f"/v1/conversations/{conversation['id']}/traces"))
+        )
+    assert len(traces) == BACKLOG + 1
+    assert {trace["state"] for trace in traces} == {"done"}
