@@ -77,6 +77,8 @@ export interface Agent {
   mode: string;
   /** Its own program, in place of the one that its driver looks for. */
   command?: string[] | null;
+  /** Silence after which a run of it is ended, in seconds; null: what its machine's owner has set. */
+  hang_timeout_s?: number | null;
   cwd: string | null;
   created_at: string;
 }

@@ -514,6 +514,9 @@ class ScriptedBackend:
             case ("POST", "agents"):
                 host = self.hosts[body.pop("host_machine_id")]
                 return self.add_agent(body.pop("name"), host, **body).model_dump(mode="json")
+            case ("PATCH", "agents", agent_id):
+                self.put_agent(self.agents[agent_id].model_copy(update=body))
+                return self.agents[agent_id].model_dump(mode="json")
             case ("POST", "conversations"):
                 agent = self.agents[body["agent_ids"][0]]
                 return self.add_conversation(agent, title=None).model_dump(mode="json")

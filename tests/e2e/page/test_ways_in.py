@@ -111,6 +111,48 @@ def test_a_folder_that_is_no_path_is_refused_before_it_is_sent(
     assert backend.agents == {}
 
 
+def test_a_program_of_ones_own_is_given_by_its_command_and_may_be_silent_for_so_long(
+    visitor: Visitor, backend: ScriptedBackend
+) -> None:
+    backend.add_host("mbp")
+    page = visitor.window()
+    page.goto(f"{backend.url}/agents/new")
+    page.get_by_label("Name").fill("shop")
+    page.get_by_role("radio", name="Another program").check()
+    command = page.get_by_label("Command", exact=True)
+    add = page.get_by_role("button", name="Add the agent")
+    add.click()
+    expect(command).to_be_focused()
+    command.fill('"/opt/my agent/run')
+    add.click()
+    assert "quote is not closed" in command.evaluate("field => field.validationMessage")
+    assert backend.agents == {}
+    command.fill('"/opt/my agent/run" acp')
+    page.get_by_text("More").click()
+    silence = page.get_by_label("Minutes of silence until it counts as hung")
+    silence.fill("0.1")
+    add.click()
+    expect(silence).to_be_focused()
+    silence.fill("2.5")
+    add.click()
+    expect(page.get_by_role("heading", name="Say something to shop")).to_be_visible()
+    [agent] = backend.agents.values()
+    assert agent.command == ["/opt/my agent/run", "acp"]
+    assert (agent.driver, agent.hang_timeout_s) == ("acp", 150)
+
+    page.goto(f"{backend.url}/a/shop/settings")
+    expect(command).to_have_value("'/opt/my agent/run' acp")
+    expect(silence).to_have_value("2.5")
+    # A command belongs to its driver; the other one is looked for on the machine.
+    page.get_by_role("radio", name="Codex").check()
+    expect(command).to_have_value("")
+    silence.fill("")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("heading", name="Say something to shop")).to_be_visible()
+    [agent] = backend.agents.values()
+    assert (agent.driver, agent.command, agent.hang_timeout_s) == ("codex", None, None)
+
+
 def test_a_machine_is_removed_only_after_a_question(
     visitor: Visitor, backend: ScriptedBackend
 ) -> None:

@@ -3,6 +3,7 @@
 import { useState, type FormEvent, type ReactNode } from "react";
 
 import { patch, post, remove } from "../api";
+import { line, words } from "../command";
 import { chatPath, go } from "../router";
 import type { Agent, Host } from "../wire";
 import { driverName } from "../words";
@@ -16,6 +17,7 @@ const DRIVERS = [
   { name: "opencode", about: "An open coding agent, with the models that it is set up for on that machine" },
   { name: "gemini", about: "Google's coding agent, with your own account on that machine" },
   { name: "qwen", about: "Qwen's coding agent, with your own account or key on that machine" },
+  { name: "acp", about: "Any program that speaks the Agent Client Protocol, by its command" },
   { name: "builtin", about: "A small agent of our own; needs an Anthropic or OpenAI-compatible key there" },
   { name: "scripted", about: "Plays an agent without any model: to try things out" },
 ];
@@ -41,11 +43,18 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
   const [model, setModel] = useState(agent?.model ?? "");
   const [instructions, setInstructions] = useState(agent?.instructions ?? "");
   const [mode, setMode] = useState(agent?.mode ?? "default");
+  const [command, setCommand] = useState(line(agent?.command ?? []));
+  const [silence, setSilence] = useState(agent?.hang_timeout_s == null ? "" : `${agent.hang_timeout_s / 60}`);
   const [asking, setAsking] = useState(false);
   const [key] = useState(() => crypto.randomUUID());
   const title = agent === null ? "Add an agent" : `Settings of ${agent.name}`;
   useTitle(`${title} · cloudagent`);
 
+  const choose = (name: string): void => {
+    setDriver(name);
+    // A command belongs to its driver.
+    setCommand(line((name === agent?.driver ? agent.command : null) ?? []));
+  };
   const save = (event: FormEvent): void => {
     event.preventDefault();
     const fields = {
@@ -55,6 +64,8 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
       model: model.trim() || null,
       instructions: instructions.trim() || null,
       mode,
+      command: command.trim() === "" ? null : words(command),
+      hang_timeout_s: silence === "" ? null : Math.round(Number(silence) * 60),
     };
     void attempt(async () => {
       const saved =
@@ -137,7 +148,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                 <legend>What does the thinking</legend>
                 {DRIVERS.map((choice) => (
                   <label key={choice.name} className="choice">
-                    <input type="radio" name="driver" value={choice.name} checked={driver === choice.name} onChange={() => setDriver(choice.name)} />
+                    <input type="radio" name="driver" value={choice.name} checked={driver === choice.name} onChange={() => choose(choice.name)} />
                     <span>
                       <strong>{driverName(choice.name)}</strong>
                       <span className="muted">{choice.about}</span>
@@ -146,6 +157,9 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                   </label>
                 ))}
               </fieldset>
+              {driver === "acp" && (
+                <Command value={command} onChange={setCommand} required hint="What the machine starts, as you would in a terminal. Quotes hold words together." />
+              )}
               <details className="more" open={agent !== null}>
                 <summary>More</summary>
                 <label className="field">
@@ -154,7 +168,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                 </label>
                 <label className="field">
                   <span>Instructions</span>
-                  <textarea rows={4} maxLength={50_000} placeholder="What it should know in every conversation" value={instructions} onChange={(e) => setInstructions(e.target.value)} />
+                  <textarea rows={4} maxLength={20_000} placeholder="What it should know in every conversation" value={instructions} onChange={(e) => setInstructions(e.target.value)} />
                 </label>
                 <label className="field">
                   <span>Permissions</span>
@@ -166,6 +180,16 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                     ))}
                   </select>
                 </label>
+                <label className="field">
+                  <span>Minutes of silence until it counts as hung</span>
+                  <input type="number" inputMode="decimal" min={0.2} max={10_080} step="any" placeholder="as its machine has it" aria-describedby="silence-hint" value={silence} onChange={(e) => setSilence(e.target.value)} />
+                </label>
+                <p className="hint" id="silence-hint">
+                  Without a word or a sign of work for so long, its run is ended. A machine has 30 unless its owner says otherwise.
+                </p>
+                {driver !== "acp" && (
+                  <Command value={command} onChange={setCommand} hint="In place of the program that the machine finds by itself." />
+                )}
               </details>
               <Failure error={error} />
               <div className="actions">
@@ -187,6 +211,38 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
           It can no longer be written to. Its files on the machine stay.
         </Confirm>
       )}
+    </>
+  );
+}
+
+function Command(props: { value: string; onChange: (line: string) => void; required?: boolean; hint: string }): ReactNode {
+  const check = (input: HTMLInputElement): void => {
+    const wrong = words(input.value) === null ? "A quote is not closed, or it ends in a backslash." : "";
+    input.setCustomValidity(wrong);
+  };
+  return (
+    <>
+      <label className="field">
+        <span>Command</span>
+        <input
+          type="text"
+          className="mono"
+          required={props.required}
+          placeholder={props.required === true ? "goose acp" : ""}
+          spellCheck={false}
+          autoCapitalize="off"
+          autoComplete="off"
+          aria-describedby="command-hint"
+          value={props.value}
+          onChange={(e) => {
+            check(e.target);
+            props.onChange(e.target.value);
+          }}
+        />
+      </label>
+      <p className="hint" id="command-hint">
+        {props.hint}
+      </p>
     </>
   );
 }
