@@ -500,6 +500,13 @@ class ScriptedBackend:
         found = [t for t in things.values() if t.conversation_id == conversation_id]
         return page(reversed(found))
 
+    def _agent(self, which: list[str], body: Any) -> Agent:
+        """A new one, or the changed one."""
+        if not which:
+            return self.add_agent(body.pop("name"), self.hosts[body.pop("host_machine_id")], **body)
+        self.put_agent(self.agents[which[0]].model_copy(update=body))
+        return self.agents[which[0]]
+
     def _changed(self, method: str, parts: list[str], body: Any) -> Any:
         match (method, *parts):
             case ("POST", "auth", "device", step):
@@ -511,12 +518,8 @@ class ScriptedBackend:
                 return {**host.model_dump(mode="json"), "raw_key": MACHINE_KEY}
             case ("POST", "host-machines", host_id, what):
                 return self._asked(self.hosts[host_id], what)
-            case ("POST", "agents"):
-                host = self.hosts[body.pop("host_machine_id")]
-                return self.add_agent(body.pop("name"), host, **body).model_dump(mode="json")
-            case ("PATCH", "agents", agent_id):
-                self.put_agent(self.agents[agent_id].model_copy(update=body))
-                return self.agents[agent_id].model_dump(mode="json")
+            case ("POST" | "PATCH", "agents", *which):
+                return self._agent(which, body).model_dump(mode="json")
             case ("POST", "conversations"):
                 agent = self.agents[body["agent_ids"][0]]
                 return self.add_conversation(agent, title=None).model_dump(mode="json")
