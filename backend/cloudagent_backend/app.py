@@ -14,6 +14,7 @@ from cloudagent_backend import crash
 from cloudagent_backend.api import (
     accounts,
     agents,
+    approvals,
     chains,
     conversations,
     daemon,
@@ -88,7 +89,10 @@ def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
     errors.install(app)
     idempotency.install(app)
     # The busiest first: routes are tried in turn.
-    for part in (messages, conversations, runs, stream, agents, chains, host_machines, tokens):
+    people = (
+        messages, conversations, runs, stream, agents, approvals, chains, host_machines, tokens
+    )  # fmt: skip
+    for part in people:
         app.include_router(part.router, responses=_SIGNED_IN)
     for part in (link, daemon, accounts, device, health):
         app.include_router(part.router)

@@ -25,13 +25,15 @@ from cloudagent.async_transport import AsyncTransport
 from cloudagent.config import resolve
 from cloudagent.cursor import Cursor
 from cloudagent.errors import WaitTimeoutError
-from cloudagent.turn import TurnEvent, TurnResult, TurnState
+from cloudagent.turn import TurnEvent, TurnResult, TurnState, approval_body
 from cloudagent_protocol.events import RunEvent
 from cloudagent_protocol.resources import (
     Agent,
     AgentCreate,
     AgentMessageCreate,
     AgentUpdate,
+    Approval,
+    ApprovalState,
     Chain,
     ChainDecide,
     ChainState,
@@ -94,6 +96,24 @@ class AsyncTurn:
                     "the turn is not over yet", why=f"it takes longer than {timeout_s:g} s"
                 ) from error
         return self._result
+
+    @property
+    def pending_approval(self) -> Approval | None:
+        """What the agent has asked you in this turn and waits for; the oldest, if it is more than one."""
+        return self._state.pending_approval
+
+    async def approve(
+        self, decision: str = "once", *, reason: str | None = None, answer: str | None = None
+    ) -> Approval:
+        """Decide `pending_approval`: `once`, `conversation`, `always` or `deny`.
+
+        Raises:
+            ConflictError: somebody has answered already, or the agent no longer waits.
+            InvalidRequestError: nothing is asked, or it cannot be answered so.
+        """
+        asked = self._state.asked()
+        body = approval_body(decision, reason, answer)
+        return await self._transport.run(calls.answer_approval(asked.id, body))
 
     async def interrupt(self) -> None:
         """Ask the agent to stop; the turn then ends as cancelled."""
@@ -298,6 +318,41 @@ class AsyncChains:
         return await self._transport.run(calls.decide_chain(chain_id, body, idempotency_key))
 
 
+class AsyncApprovals:
+    """What agents asked you: whether they may, and which of these."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(
+        self, state: ApprovalState | None = None, *, conversation_id: str | None = None
+    ) -> AsyncIterator[Approval]:
+        """Newest first; those of one state or conversation."""
+        return self._transport.items(calls.list_approvals(state, conversation_id))
+
+    async def get(self, approval_id: str) -> Approval:
+        return await self._transport.run(calls.get_approval(approval_id))
+
+    async def answer(
+        self,
+        approval_id: str,
+        decision: str = "once",
+        *,
+        reason: str | None = None,
+        answer: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Approval:
+        """Decide `once`, `conversation`, `always` or `deny`; `answer` is that to a question.
+
+        Raises:
+            ConflictError: somebody has answered already, or the agent no longer waits.
+            InvalidRequestError: it cannot be answered so.
+        """
+        body = approval_body(decision, reason, answer)
+        call = calls.answer_approval(approval_id, body, idempotency_key)
+        return await self._transport.run(call)
+
+
 class AsyncRuns:
     def __init__(self, transport: AsyncTransport) -> None:
         self._transport = transport
@@ -354,6 +409,7 @@ class AsyncCloudAgent:
         self.conversations = AsyncConversations(self._transport)
         self.messages = AsyncMessages(self._transport)
         self.chains = AsyncChains(self._transport)
+        self.approvals = AsyncApprovals(self._transport)
         self.runs = AsyncRuns(self._transport)
         self.events = AsyncEvents(self._transport)
 

@@ -19,6 +19,9 @@ from cloudagent_protocol.resources import (
     AgentCreate,
     AgentMessageCreate,
     AgentUpdate,
+    Approval,
+    ApprovalAnswer,
+    ApprovalState,
     Chain,
     ChainDecide,
     ChainState,
@@ -225,6 +228,28 @@ def get_chain(chain_id: str) -> Call[Chain]:
 def decide_chain(chain_id: str, body: ChainDecide, key: str | None = None) -> Call[Chain]:
     path = f"/v1/chains/{_part(chain_id)}"
     return _write("POST", path, Chain.model_validate_json, body, key)
+
+
+# --- approvals ------------------------------------------------------------------------
+
+
+def list_approvals(
+    state: ApprovalState | None = None, conversation_id: str | None = None
+) -> PageCall[Approval]:
+    """Newest first."""
+    read = Page[Approval].model_validate_json
+    return _pages("/v1/approvals", read, state=state, conversation_id=conversation_id)
+
+
+def get_approval(approval_id: str) -> Call[Approval]:
+    return _get(f"/v1/approvals/{_part(approval_id)}", Approval.model_validate_json)
+
+
+def answer_approval(
+    approval_id: str, body: ApprovalAnswer, key: str | None = None
+) -> Call[Approval]:
+    path = f"/v1/approvals/{_part(approval_id)}"
+    return _write("POST", path, Approval.model_validate_json, body, key)
 
 
 # --- runs and the caller --------------------------------------------------------------

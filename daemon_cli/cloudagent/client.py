@@ -23,13 +23,15 @@ from cloudagent import calls, flows, turn
 from cloudagent.config import resolve
 from cloudagent.cursor import Cursor
 from cloudagent.transport import Transport
-from cloudagent.turn import TurnEvent, TurnResult, TurnState
+from cloudagent.turn import TurnEvent, TurnResult, TurnState, approval_body
 from cloudagent_protocol.events import RunEvent
 from cloudagent_protocol.resources import (
     Agent,
     AgentCreate,
     AgentMessageCreate,
     AgentUpdate,
+    Approval,
+    ApprovalState,
     Chain,
     ChainDecide,
     ChainState,
@@ -100,6 +102,24 @@ class Turn:
                 pass
             self._result = self._transport.flow(self._state.settle())
         return self._result
+
+    @property
+    def pending_approval(self) -> Approval | None:
+        """What the agent has asked you in this turn and waits for; the oldest, if it is more than one."""
+        return self._state.pending_approval
+
+    def approve(
+        self, decision: str = "once", *, reason: str | None = None, answer: str | None = None
+    ) -> Approval:
+        """Decide `pending_approval`: `once`, `conversation`, `always` or `deny`.
+
+        Raises:
+            ConflictError: somebody has answered already, or the agent no longer waits.
+            InvalidRequestError: nothing is asked, or it cannot be answered so.
+        """
+        asked = self._state.asked()
+        body = approval_body(decision, reason, answer)
+        return self._transport.run(calls.answer_approval(asked.id, body))
 
     def interrupt(self) -> None:
         """Ask the agent to stop; the turn then ends as cancelled."""
@@ -295,6 +315,41 @@ class Chains:
         return self._transport.run(calls.decide_chain(chain_id, body, idempotency_key))
 
 
+class Approvals:
+    """What agents asked you: whether they may, and which of these."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(
+        self, state: ApprovalState | None = None, *, conversation_id: str | None = None
+    ) -> Iterator[Approval]:
+        """Newest first; those of one state or conversation."""
+        return self._transport.items(calls.list_approvals(state, conversation_id))
+
+    def get(self, approval_id: str) -> Approval:
+        return self._transport.run(calls.get_approval(approval_id))
+
+    def answer(
+        self,
+        approval_id: str,
+        decision: str = "once",
+        *,
+        reason: str | None = None,
+        answer: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Approval:
+        """Decide `once`, `conversation`, `always` or `deny`; `answer` is that to a question.
+
+        Raises:
+            ConflictError: somebody has answered already, or the agent no longer waits.
+            InvalidRequestError: it cannot be answered so.
+        """
+        body = approval_body(decision, reason, answer)
+        call = calls.answer_approval(approval_id, body, idempotency_key)
+        return self._transport.run(call)
+
+
 class Runs:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -350,6 +405,7 @@ class CloudAgent:
         self.conversations = Conversations(self._transport)
         self.messages = Messages(self._transport)
         self.chains = Chains(self._transport)
+        self.approvals = Approvals(self._transport)
         self.runs = Runs(self._transport)
         self.events = Events(self._transport)
 

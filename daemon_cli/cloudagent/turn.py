@@ -19,6 +19,9 @@ from cloudagent_protocol.errors import ErrorCode, Problem
 from cloudagent_protocol.events import Finished, Outcome, RunEvent, Text, Usage
 from cloudagent_protocol.resources import (
     AgentMessageCreate,
+    Approval,
+    ApprovalAnswer,
+    ApprovalState,
     DeliveryMode,
     DeliveryState,
     DeliveryTrace,
@@ -83,12 +86,29 @@ class TurnState:
         self._last_seq: dict[str, int] = {}
         self._blocks: dict[tuple[str, int], str] = {}
         self._replies: dict[str, Message] = {}
+        self._asked: dict[str, Approval] = {}
         self._finished: Finished | None = None
 
     @property
     def run_id(self) -> str | None:
         """The newest run of this delivery."""
         return next(reversed(self._runs), None)
+
+    @property
+    def pending_approval(self) -> Approval | None:
+        """What a person is asked, and has not decided."""
+        pending = (one for one in self._asked.values() if one.state is ApprovalState.PENDING)
+        return next(pending, None)
+
+    def asked(self) -> Approval:
+        """As `pending_approval`.
+
+        Raises:
+            InvalidRequestError: there is nothing to decide.
+        """
+        if (found := self.pending_approval) is None:
+            raise _invalid("the agent asks nothing at the moment")
+        return found
 
     @property
     def ended(self) -> bool:
@@ -120,6 +140,9 @@ class TurnState:
                 return self._delta(data["run_id"], data["block"], data["offset"], data["text"])
             case EventType.RUN_EVENT if data.get("run_id") in self._runs:
                 return self._run_event(data["run_id"], _RUN_EVENT.validate_python(data["event"]))
+            case EventType.APPROVAL_REQUESTED | EventType.APPROVAL_RESOLVED:
+                if data.get("delivery_id") == self.delivery_id:
+                    self._asked[data["id"]] = Approval.model_validate(data)
             case EventType.MESSAGE_CREATED | EventType.MESSAGE_UPDATED:
                 return self._message(data)
             case _:
@@ -137,6 +160,12 @@ class TurnState:
             self._run((yield from calls.get_run(run_id)))
             for event in (yield from calls.collect(calls.list_run_events(run_id))):
                 shown += self._run_event(run_id, event)
+        self._asked = {}
+        if self._trace and self._trace.state is DeliveryState.WAITING:
+            asked = calls.list_approvals(ApprovalState.PENDING, self.sent.conversation_id)
+            for one in (yield from calls.collect(asked))[::-1]:
+                if one.delivery_id == self.delivery_id:
+                    self._asked[one.id] = one
         conversation = calls.list_messages(self.sent.conversation_id)
         for message in (yield from calls.collect(conversation, after=self.sent.id)):
             shown += self._message(message.model_dump())
@@ -222,6 +251,29 @@ def _outcome(trace: DeliveryTrace) -> Outcome:
     return Outcome.CANCELLED if trace.state is DeliveryState.CANCELLED else Outcome.FAILED
 
 
+def approval_body(
+    decision: str, reason: str | None = None, answer: str | None = None
+) -> ApprovalAnswer:
+    """The body of an answer to an agent's request.
+
+    Raises:
+        InvalidRequestError: it is none, as the server would say too.
+    """
+    said = {"decision": decision, "reason": reason, "answer": answer}
+    given = {name: value for name, value in said.items() if value is not None}
+    try:
+        return ApprovalAnswer.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _invalid(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _invalid(detail: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        Problem(title="Invalid", status=422, code=ErrorCode.INVALID, detail=detail)
+    )
+
+
 def message_body(
     text: str,
     conversation_id: str | None = None,
@@ -242,13 +294,8 @@ def message_body(
     try:
         return AgentMessageCreate.model_validate(sent)
     except ValidationError as error:
-        raise InvalidRequestError(
-            Problem(
-                title="Invalid",
-                status=422,
-                code=ErrorCode.INVALID,
-                detail=f"a message needs 1 to {MAX_TEXT_CHARS} characters that are not all blank",
-            )
+        raise _invalid(
+            f"a message needs 1 to {MAX_TEXT_CHARS} characters that are not all blank"
         ) from error
 
 

@@ -18,6 +18,8 @@ from pydantic import (
     Tag,
 )
 
+from cloudagent_protocol.ids import ApprovalId
+
 #: What JavaScript counts exactly, and every database keeps.
 MAX_NUMBER: Final = 2**53
 
@@ -68,6 +70,9 @@ class Reason(StrEnum):
     BACKLOG_FULL = "backlog_full"
     HOP_LIMIT = "hop_limit"  # agents have passed it on too often
     CHAIN_PAUSED = "chain_paused"  # a person decides whether the agents go on
+    APPROVAL = "approval"  # a person decides whether the agent may
+    QUESTION = "question"  # the agent has asked a person
+    UNANSWERED = "unanswered"  # nobody has decided or answered in time
 
 
 #: A reason of a newer peer is kept as it is.
@@ -75,6 +80,36 @@ AnyReason: TypeAlias = Annotated[
     Reason | Annotated[str, StringConstraints(max_length=100)],
     Field(union_mode="left_to_right"),
 ]
+
+
+class ApprovalDecision(StrEnum):
+    """What a person says to what an agent asks for."""
+
+    #: Just this, now; for a question: the answer.
+    ONCE = "once"
+    #: The same again in this conversation, unasked.
+    CONVERSATION = "conversation"
+    #: The same again of this agent, unasked.
+    ALWAYS = "always"
+    DENY = "deny"
+
+
+#: A decision of a newer peer; whoever does not know it takes it for a refusal.
+AnyDecision: TypeAlias = Annotated[
+    ApprovalDecision | Annotated[str, StringConstraints(max_length=40)],
+    Field(union_mode="left_to_right"),
+]
+
+
+class Resolution(StrEnum):
+    """What became of a request, beside a person's decision."""
+
+    EXPIRED = "expired"  # nobody has decided in time; that is a refusal
+    CANCELLED = "cancelled"  # the agent no longer waits for it
+    RULE = "rule"  # what a person had allowed before covers it; nobody was asked
+
+
+AnyResolution: TypeAlias = Annotated[Resolution | AnyDecision, Field(union_mode="left_to_right")]
 
 
 class Usage(BaseModel):
@@ -140,6 +175,55 @@ class ToolResult(_Event):
     truncated: bool = False
 
 
+class ApprovalRequested(_Event):
+    """The agent does nothing more of this before a person has decided whether it may."""
+
+    type: Literal["approval_requested"] = "approval_requested"
+    approval_id: ApprovalId
+    tool: str
+    #: What it comes to: `execute`, `edit`, `fetch`, … or `other`, if not known.
+    action: str = "other"
+    #: What the tool is to be given, as it is.
+    input: dict[str, Any] = Field(default_factory=dict[str, Any])
+    #: Whether something of `input` was too long to be shown, or was left out because it is a key.
+    truncated: bool = False
+    redacted: bool = False
+    #: Where it would be done.
+    cwd: str | None = None
+    #: Files that the command names, with their SHA-256: an answer counts for these contents only.
+    files: dict[str, str] = Field(default_factory=dict[str, str])
+    #: What `conversation` and `always` would allow, in words; null: it can be allowed once only.
+    rule: str | None = None
+    #: When it counts as refused if nobody has decided.
+    expires_at: AwareDatetime | None = None
+
+
+class Question(_Event):
+    """The agent asks a person, and waits for the answer."""
+
+    type: Literal["question"] = "question"
+    approval_id: ApprovalId
+    question: str
+    #: Answers to choose from; another one may be given all the same.
+    options: list[str] = Field(default_factory=list[str])
+    expires_at: AwareDatetime | None = None
+
+
+class ApprovalResolved(_Event):
+    """What became of a request or a question; the agent goes on, or its run ends."""
+
+    type: Literal["approval_resolved"] = "approval_resolved"
+    #: Null where nobody was asked, because a rule covers it.
+    approval_id: ApprovalId | None = None
+    decision: AnyResolution
+    #: Who decided.
+    by: str
+    reason: str | None = None
+    answer: str | None = None
+    #: Of a rule that was made or used: what it allows, in words.
+    rule: str | None = None
+
+
 class UsageReported(_Event):
     type: Literal["usage"] = "usage"
     usage: Usage
@@ -192,13 +276,29 @@ _KNOWN: TypeAlias = (
     | Annotated[Text, Tag("text")]
     | Annotated[ToolCall, Tag("tool_call")]
     | Annotated[ToolResult, Tag("tool_result")]
+    | Annotated[ApprovalRequested, Tag("approval_requested")]
+    | Annotated[Question, Tag("question")]
+    | Annotated[ApprovalResolved, Tag("approval_resolved")]
     | Annotated[UsageReported, Tag("usage")]
     | Annotated[Retry, Tag("retry")]
     | Annotated[Stderr, Tag("stderr")]
     | Annotated[Finished, Tag("finished")]
 )
 _TAGS = frozenset(
-    {"started", "ready", "text", "tool_call", "tool_result", "usage", "retry", "stderr", "finished"}
+    {
+        "started",
+        "ready",
+        "text",
+        "tool_call",
+        "tool_result",
+        "approval_requested",
+        "question",
+        "approval_resolved",
+        "usage",
+        "retry",
+        "stderr",
+        "finished",
+    }
 )
 
 

@@ -24,9 +24,10 @@ from pydantic import (
 )
 
 from cloudagent_protocol.errors import CloseCode, ProtocolError
-from cloudagent_protocol.events import AnyReason, RunEvent
+from cloudagent_protocol.events import AnyDecision, AnyReason, RunEvent
 from cloudagent_protocol.ids import (
     AgentId,
+    ApprovalId,
     ConversationId,
     DeliveryId,
     HostId,
@@ -186,6 +187,23 @@ class Interrupt(Numbered):
     delivery_id: DeliveryId
     #: Who asked.
     actor: str
+
+
+class Decide(Numbered):
+    """What a person said to a request or a question of an agent; the first one that comes counts."""
+
+    type: Literal["decide"] = "decide"
+    approval_id: ApprovalId
+    #: The delivery whose run asks.
+    delivery_id: DeliveryId
+    decision: AnyDecision
+    #: For the agent: why not.
+    reason: str | None = None
+    #: To a question.
+    answer: str | None = None
+    #: Who, and when.
+    actor: str
+    decided_at: AwareDatetime
 
 
 class AgentsChanged(Numbered):
@@ -427,6 +445,7 @@ FromBackend: TypeAlias = (
     Welcome
     | Deliver
     | Interrupt
+    | Decide
     | AgentsChanged
     | Ack
     | Heartbeat
@@ -441,6 +460,7 @@ _Tagged: TypeAlias = Annotated[
     | Welcome
     | Deliver
     | Interrupt
+    | Decide
     | AgentsChanged
     | RunReport
     | Send
@@ -462,6 +482,7 @@ _TYPES: Final = frozenset(
         "welcome",
         "deliver",
         "interrupt",
+        "decide",
         "agents_changed",
         "run_report",
         "send",

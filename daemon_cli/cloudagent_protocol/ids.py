@@ -16,6 +16,7 @@ ConversationId = NewType("ConversationId", str)
 MessageId = NewType("MessageId", str)
 DeliveryId = NewType("DeliveryId", str)
 RunId = NewType("RunId", str)
+ApprovalId = NewType("ApprovalId", str)
 
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 #: All two letters that ten bits can be: half as many steps for each id.
@@ -71,6 +72,10 @@ def new_delivery_id() -> DeliveryId:
 
 def new_run_id() -> RunId:
     return RunId(f"run_{_ulid()}")
+
+
+def new_approval_id() -> ApprovalId:
+    return ApprovalId(f"apr_{_ulid()}")
 
 
 def new_epoch() -> str:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from cloudagent_protocol.content import Attachment, MessageText
-from cloudagent_protocol.events import Usage
+from cloudagent_protocol.events import AnyDecision, ApprovalDecision, Usage
 from cloudagent_protocol.ids import (
     AgentId,
+    ApprovalId,
     ConversationId,
     DeliveryId,
     HostId,
@@ -202,6 +203,9 @@ class AgentSpec(AgentRef):
     cwd: str | None = None
     #: Silence after which a run of it is ended; null: what its machine's owner has set.
     hang_timeout_s: float | None = None
+    #: What happens when nobody has answered a request of it for a while: `ask` (so is null) goes on
+    #: asking, with its process ended, and `deny` refuses, so that it goes on without.
+    unattended: str | None = None
 
 
 class EphemeralHost(HostMachineWithKey):
@@ -231,6 +235,7 @@ _Path = Annotated[str, StringConstraints(max_length=4_096, pattern=r"^(/|~)[^\x0
 #: At least as long as a coding agent may be silent at its start; at most a week.
 _HangTimeout = Annotated[float, Field(ge=10, le=604_800, allow_inf_nan=False)]
 _Mode = Literal["default", "acceptEdits", "plan", "bypassPermissions"]
+_Unattended = Literal["ask", "deny"]
 _Model = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$")
 ]
@@ -249,6 +254,7 @@ class AgentCreate(Body):
     env: _Env = Field(default_factory=dict[str, str])
     cwd: _Path | None = None
     hang_timeout_s: _HangTimeout | None = None
+    unattended: _Unattended | None = None
 
 
 class AgentUpdate(Body):
@@ -263,6 +269,7 @@ class AgentUpdate(Body):
     env: _Env | None = None
     cwd: _Path | None = None
     hang_timeout_s: _HangTimeout | None = None
+    unattended: _Unattended | None = None
 
 
 # --- conversations and messages -------------------------------------------------------
@@ -390,6 +397,7 @@ class RungName(StrEnum):
     READY = "ready"
     SEEN = "seen"
     WAITING = "waiting"
+    ANSWERED = "answered"
     INTERRUPTED = "interrupted"
     REPLIED = "replied"
     SILENT = "silent"
@@ -524,6 +532,81 @@ class Run(Resource):
     ended_at: AwareDatetime | None = None
 
 
+# --- approvals ------------------------------------------------------------------------
+
+
+class ApprovalKind(StrEnum):
+    PERMISSION = "permission"
+    QUESTION = "question"
+
+
+class ApprovalState(StrEnum):
+    #: It waits for a person.
+    PENDING = "pending"
+    #: A person has decided, and the machine has not acted on it yet.
+    ANSWERED = "answered"
+    #: The machine has acted on the decision.
+    RESOLVED = "resolved"
+    #: Nobody has decided in time.
+    EXPIRED = "expired"
+    #: The agent no longer waits for it; `detail` says why.
+    CANCELLED = "cancelled"
+
+
+class Approval(Resource):
+    """What an agent may not do, or does not know, without a person."""
+
+    id: ApprovalId
+    kind: ApprovalKind
+    state: ApprovalState
+    agent_id: AgentId
+    conversation_id: ConversationId
+    host_machine_id: HostId
+    delivery_id: DeliveryId
+    run_id: RunId
+    #: Of a permission: see `ApprovalRequested`.
+    tool: str | None = None
+    action: str | None = None
+    input: dict[str, Any] | None = None
+    truncated: bool = False
+    redacted: bool = False
+    cwd: str | None = None
+    files: dict[str, str] = Field(default_factory=dict[str, str])
+    #: What `conversation` and `always` would allow; null: it can be allowed once only.
+    rule: str | None = None
+    #: Of a question.
+    question: str | None = None
+    options: list[str] = Field(default_factory=list[str])
+    requested_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+    decision: AnyDecision | None = None
+    reason: str | None = None
+    answer: str | None = None
+    decided_by: str | None = None
+    decided_at: AwareDatetime | None = None
+    #: When the machine acted on it, or it was over without a decision.
+    ended_at: AwareDatetime | None = None
+    #: For a person: what became of it, where that is not the decision.
+    detail: str | None = None
+
+
+class ApprovalAnswer(Body):
+    """A person's decision; to a question `answer` is the answer, and `deny` declines to give one."""
+
+    decision: ApprovalDecision = ApprovalDecision.ONCE
+    #: For the agent: why not.
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, max_length=2_000)] | None = None
+    answer: (
+        Annotated[
+            str,
+            StringConstraints(
+                strip_whitespace=True, min_length=1, max_length=20_000, pattern=r"^[^\x00]*$"
+            ),
+        ]
+        | None
+    ) = None
+
+
 # --- the event log --------------------------------------------------------------------
 
 
@@ -536,6 +619,8 @@ class EventType(StrEnum):
     RUN_DELTA = "run.delta"  # data: {run_id, conversation_id, block, offset, text}; not kept
     RUN_EVENT = "run.event"  # data: {run_id, conversation_id, agent_id, event}
     RUN_FINISHED = "run.finished"  # data: Run
+    APPROVAL_REQUESTED = "approval.requested"  # data: Approval
+    APPROVAL_RESOLVED = "approval.resolved"  # data: Approval; when decided, and when it is over
     HOST_UPDATED = "host.updated"  # data: HostMachine, or {id, deleted: true}
     AGENT_UPDATED = "agent.updated"  # data: Agent, or {id, deleted: true}
     PING = "ping"  # data: {}

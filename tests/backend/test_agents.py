@@ -28,6 +28,7 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
             env={"A": "1"},
             cwd="~/src",
             hang_timeout_s=7_200,
+            unattended="deny",
         )
         made = await client.post("/v1/agents", json=body)
         assert made.status_code == 201
@@ -57,6 +58,7 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
         {"env": {"A": 1}},
         {"cwd": "relative"},
         {"hang_timeout_s": 0},
+        {"unattended": "allow"},
         {"hang_timeout_s": 1e9},
         {"hang_timeout_s": "long"},
         {"model": "-rf"},

@@ -23,9 +23,11 @@ from cloudagent_backend.delivery import sending
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.store import keys
+from cloudagent_protocol.events import ApprovalRequested
 from cloudagent_protocol.frames import Ack
+from cloudagent_protocol.ids import new_approval_id
 from cloudagent_protocol.resources import Message
-from fakes.desk import Run
+from fakes.desk import Run, now
 from fakes.server import Backend, Person, running_backend
 
 PUBLIC = {
@@ -58,6 +60,7 @@ OWN = {
     "POST /v1/host-machines",
     "GET /v1/agents",
     "GET /v1/conversations",
+    "GET /v1/approvals",
     "GET /v1/chains",
     "GET /v1/events",
 }
@@ -74,6 +77,7 @@ class Things:
     message_id: str
     run_id: str
     token_id: str
+    approval_id: str
 
     @property
     def chain_id(self) -> str:
@@ -95,10 +99,13 @@ class Things:
             "POST /v1/conversations": {"agent_ids": [self.agent_id]},
             "POST /v1/conversations/{conversation_id}/messages": {"text": "x"},
             "POST /v1/chains/{chain_id}": {"decision": "stop"},
+            "POST /v1/approvals/{approval_id}": {"decision": "once"},
         }
 
 
-NOBODYS = Things(*(f"{kind}_NONE" for kind in ("host", "agent", "conv", "msg", "run", "tok")))
+NOBODYS = Things(
+    *(f"{kind}_NONE" for kind in ("host", "agent", "conv", "msg", "run", "tok", "apr"))
+)
 
 
 def operations() -> Iterator[str]:
@@ -129,9 +136,18 @@ async def things_of(backend: Backend, person: Person) -> Things:
     started = run.started()
     started.seq = 1
     machine = Machine(host.id, person.user_id, host.name)
-    await service.apply(machine, [Ack(seq=1), started])
+    approval_id = new_approval_id()
+    asked = run.report(ApprovalRequested(at=now(), approval_id=approval_id, tool="Bash"))
+    asked.seq = 2
+    await service.apply(machine, [Ack(seq=1), started, asked])
     return Things(
-        host.id, person.agent.id, message.conversation_id, message.id, run.id, token["id"]
+        host.id,
+        person.agent.id,
+        message.conversation_id,
+        message.id,
+        run.id,
+        token["id"],
+        approval_id,
     )
 
 
@@ -207,7 +223,9 @@ async def test_anothers_object_is_the_same_as_none(tmp_path: Path) -> None:
             for path in (f"agents/{things.agent_id}", f"host-machines/{things.host_id}"):
                 assert (await anas.get(f"/v1/{path}")).status_code == 200
             trace = (await anas.get(f"/v1/messages/{things.message_id}/trace")).json()
-            assert trace["deliveries"][0]["state"] == "running"
+            assert trace["deliveries"][0]["state"] == "waiting"
+            approval = (await anas.get(f"/v1/approvals/{things.approval_id}")).json()
+            assert approval["state"] == "pending"
             assert len((await anas.get("/v1/tokens")).json()["data"]) == 1
 
 

@@ -54,7 +54,7 @@ _MAX_ERRORS: Final = 5
 
 
 class ApiError(Refused):
-    """A request that is not done; `headers` and `more` members go out with the problem."""
+    """A request that is not done; `headers` go out with the problem."""
 
     def __init__(
         self,
@@ -65,9 +65,8 @@ class ApiError(Refused):
         headers: Mapping[str, str] | None = None,
         more: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(code, detail, next=next)
+        super().__init__(code, detail, next=next, more=more)
         self.headers = dict(headers or {})
-        self.more = dict(more or {})
 
 
 def request_id_of(connection: HTTPConnection) -> str | None:
@@ -133,7 +132,7 @@ async def _refused(connection: HTTPConnection, error: Exception) -> Response | N
         next=error.next,
         request_id=request_id_of(connection),
         headers=error.headers if isinstance(error, ApiError) else None,
-        more=error.more if isinstance(error, ApiError) else None,
+        more=error.more,
     )
     if isinstance(connection, WebSocket):  # not accepted yet: its handshake fails with this answer
         await connection.send_denial_response(response)

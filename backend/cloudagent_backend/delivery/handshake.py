@@ -5,7 +5,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Final
 
-from cloudagent_backend.delivery import ladder, reports, sending, states
+from cloudagent_backend.delivery import approvals, ladder, reports, sending, states
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, runs
@@ -146,12 +146,13 @@ def _reconcile(c: sqlite3.Connection, machine: Machine, held: set[DeliveryId]) -
 def _leave_there(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> None:
     """The machine has it, even if a restored backup says that it still waits here.
 
-    An interrupt that was under way went down with the old outbox, and is said again.
+    An interrupt or a decision that was under way went down with the old outbox, and is said again.
     """
     row = reports.receive(c, machine, row)
     if row.interrupted_by and row.state not in states.ENDS:
         interrupt = Interrupt(delivery_id=row.id, actor=row.interrupted_by)
         outbox.put(c, machine.host_id, interrupt)
+    approvals.say_again(c, row)
 
 
 def _take_back(c: sqlite3.Connection, row: DeliveryRow) -> list[RunId]:

@@ -7,14 +7,24 @@ import sqlite3
 
 from cloudagent_backend.delivery import states
 from cloudagent_backend.delivery.away import away
-from cloudagent_backend.store import agents, clock, deliveries, events, hosts, outbox, runs
+from cloudagent_backend.store import (
+    agents,
+    approvals,
+    clock,
+    deliveries,
+    events,
+    hosts,
+    outbox,
+    runs,
+)
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung, Waits
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.events import Outcome, Reason
-from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, UserId
+from cloudagent_protocol.ids import AgentId, ApprovalId, DeliveryId, HostId, UserId
 from cloudagent_protocol.resources import (
     AgentRef,
     AgentStatus,
+    ApprovalState,
     DeliveryState,
     DeliveryTrace,
     EventType,
@@ -40,6 +50,8 @@ def _waits(c: sqlite3.Connection, row: DeliveryRow) -> Waits | None:
         host = hosts.load_any(c, row.host_id)
         hold = states.hold_of(host.holds, row.agent_id) if host else None
         return Waits(hold.reason) if hold else None
+    if row.state is DeliveryState.WAITING:
+        return Waits(row.waits_for or "")
     return None
 
 
@@ -91,7 +103,30 @@ def move(
     )
     if moved is not None and target in states.ENDS:
         outbox.ended(c, row.host_id)
+    leaves = target in states.ENDS or target is DeliveryState.QUEUED
+    if moved is not None and leaves and row.has_rung(RungName.WAITING):
+        _nobody_waits(c, row, outcome)
     return moved
+
+
+def _nobody_waits(c: sqlite3.Connection, row: DeliveryRow, outcome: str | None) -> None:
+    """The work on it is over, or was lost: what was asked in it is asked no longer, and that is told."""
+    why = f"the run is over ({outcome})" if outcome else "its machine no longer knows the message"
+    for asked in approvals.open_of(c, row.id):
+        late = "the answer came too late: " if asked.state is ApprovalState.ANSWERED else ""
+        end_request(c, asked.id, ApprovalState.CANCELLED, clock.now_us(), f"{late}{why}")
+
+
+def end_request(
+    c: sqlite3.Connection,
+    approval_id: ApprovalId,
+    state: ApprovalState,
+    at_us: int,
+    detail: str | None,
+) -> None:
+    """What became of a request of an agent to a person, told if that is news."""
+    if ended := approvals.end(c, approval_id, state, at_us, detail):
+        events.append(c, ended.user_id, EventType.APPROVAL_RESOLVED, ended.resource)
 
 
 def receive(

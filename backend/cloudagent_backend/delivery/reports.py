@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cloudagent_backend.delivery import holds, ladder, sending, states
+from cloudagent_backend.delivery import approvals, holds, ladder, sending, states
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.relay import Relay, linked
 from cloudagent_backend.store import (
@@ -31,8 +31,11 @@ from cloudagent_backend.store.messages import Cause
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.errors import ProtocolError
 from cloudagent_protocol.events import (
+    ApprovalRequested,
+    ApprovalResolved,
     Finished,
     Outcome,
+    Question,
     Ready,
     Reason,
     RunEvent,
@@ -282,7 +285,7 @@ def _report(c: sqlite3.Connection, machine: Machine, frame: RunReport, applied: 
             _finished(c, machine, run, event)
         case event:
             events.append(c, run.user_id, EventType.RUN_EVENT, data)
-            _went_on(c, run, event)
+            _went_on(c, run, event, body)
 
 
 def _new_run(c: sqlite3.Connection, machine: Machine, frame: RunReport) -> RunRow | None:
@@ -360,7 +363,7 @@ def _abandon_earlier(c: sqlite3.Connection, run: RunRow) -> list[RunId]:
     return abandoned
 
 
-def _went_on(c: sqlite3.Connection, run: RunRow, event: RunEvent) -> None:
+def _went_on(c: sqlite3.Connection, run: RunRow, event: RunEvent, body: str) -> None:
     match event:
         case Ready():
             if event.session_id:
@@ -368,6 +371,11 @@ def _went_on(c: sqlite3.Connection, run: RunRow, event: RunEvent) -> None:
             _note(c, run, RungName.READY, _time_of(event))
         case UsageReported():
             runs.set_usage(c, run.id, event.usage)
+        case ApprovalRequested() | Question():
+            _check_id("apr", event.approval_id)
+            approvals.request(c, run, event, body)
+        case ApprovalResolved():
+            approvals.resolve(c, run, event)
         case Text() | ToolCall():
             if not run.seen:
                 _see(c, run, _time_of(event))

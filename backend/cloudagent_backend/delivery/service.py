@@ -9,6 +9,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from cloudagent_backend import crash
 from cloudagent_backend.delivery import (
+    approvals,
     decisions,
     handshake,
     ladder,
@@ -30,6 +31,7 @@ from cloudagent_backend.delivery.reports import Applied, Reported
 from cloudagent_backend.delivery.sending import ReadyHost, Submission, Submitted
 from cloudagent_backend.delivery.straight import Way
 from cloudagent_backend.store import deliveries, hosts, messages
+from cloudagent_backend.store.approvals import ApprovalRow
 from cloudagent_backend.store.database import Database
 from cloudagent_backend.store.deliveries import DeliveryRow
 from cloudagent_backend.store.hosts import HostRow
@@ -48,7 +50,15 @@ from cloudagent_protocol.frames import (
     RunReport,
 )
 from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, MessageId, RunId, UserId
-from cloudagent_protocol.resources import Chain, ChainDecide, Message, Run, Trace
+from cloudagent_protocol.resources import (
+    Approval,
+    ApprovalAnswer,
+    Chain,
+    ChainDecide,
+    Message,
+    Run,
+    Trace,
+)
 
 T = TypeVar("T")
 #: Wraps the work of one transaction.
@@ -249,6 +259,25 @@ class Service:
         decided = await self._write(once(work), "decide")
         self._changed(user_id, decided.hosts)
         return decided.chain
+
+    async def answer(
+        self,
+        user_id: UserId,
+        by: str,
+        approval_id: str,
+        body: ApprovalAnswer,
+        once: Once[ApprovalRow] = _as_it_is,
+    ) -> Approval:
+        """Decide what an agent asks; on the disk, and on its way to the machine, when this returns.
+
+        Raises:
+            Refused: see `approvals.answer`.
+        """
+        decided = await self._write(
+            once(lambda c: approvals.answer(c, user_id, by, approval_id, body)), "decide"
+        )
+        self._changed(user_id, {decided.host_id})
+        return decided.resource
 
     # --- the machines that people own ---
 

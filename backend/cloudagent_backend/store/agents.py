@@ -36,6 +36,7 @@ class AgentRow:
     env: dict[str, str]
     cwd: str | None
     hang_timeout_s: float | None
+    unattended: str | None
     #: As of its last run; see `resource`.
     status: AgentStatus
     created_us: int
@@ -66,6 +67,7 @@ def spec(row: AgentRow) -> AgentSpec:
         env=row.env,
         cwd=row.cwd,
         hang_timeout_s=row.hang_timeout_s,
+        unattended=row.unattended,
     )
 
 
@@ -96,8 +98,8 @@ def create(c: sqlite3.Connection, user_id: UserId, body: AgentCreate) -> AgentRo
     agent_id = new_agent_id()
     c.execute(
         "INSERT INTO agents (id, user_id, host_machine_id, name, driver, model, instructions,"
-        " mode, command, env, cwd, hang_timeout_s, created_us)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " mode, command, env, cwd, hang_timeout_s, unattended, created_us)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             agent_id,
             user_id,
@@ -111,6 +113,7 @@ def create(c: sqlite3.Connection, user_id: UserId, body: AgentCreate) -> AgentRo
             _encode(body.env),
             body.cwd,
             body.hang_timeout_s,
+            body.unattended,
             clock.now_us(),
         ),
     )
@@ -130,7 +133,7 @@ def update(c: sqlite3.Connection, row: AgentRow, changes: dict[str, Any]) -> Age
     after = replace(row, **changes)
     c.execute(
         "UPDATE agents SET name = ?, driver = ?, model = ?, instructions = ?, mode = ?,"
-        " command = ?, env = ?, cwd = ?, hang_timeout_s = ? WHERE id = ?",
+        " command = ?, env = ?, cwd = ?, hang_timeout_s = ?, unattended = ? WHERE id = ?",
         (
             after.name,
             after.driver,
@@ -141,6 +144,7 @@ def update(c: sqlite3.Connection, row: AgentRow, changes: dict[str, Any]) -> Age
             _encode(after.env),
             after.cwd,
             after.hang_timeout_s,
+            after.unattended,
             row.id,
         ),
     )

@@ -72,6 +72,13 @@ class DeliveryRow:
     def has_rung(self, name: RungName) -> bool:
         return f'{{"rung":"{name.value}"' in self.rungs
 
+    @property
+    def waits_for(self) -> str | None:
+        """Why it waits, as its last rung `waiting` says."""
+        rungs: list[dict[str, str]] = json.loads(self.rungs)
+        waiting = (one for one in reversed(rungs) if one["rung"] == "waiting")
+        return next((one.get("reason") for one in waiting), None)
+
     def count(self, name: RungName) -> int:
         return self.rungs.count(f'{{"rung":"{name.value}"')
 

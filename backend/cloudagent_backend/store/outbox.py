@@ -4,7 +4,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Final
 
-from cloudagent_protocol.frames import AgentsChanged, Deliver, Interrupt, encode
+from cloudagent_protocol.frames import AgentsChanged, Decide, Deliver, Interrupt, encode
 from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, new_epoch
 
 _TAKE_FREE_WAY: Final = (
@@ -126,7 +126,7 @@ def moved(c: sqlite3.Connection, source: HostId, target: HostId) -> None:
 def put(
     c: sqlite3.Connection,
     host_id: HostId,
-    frame: Deliver | Interrupt | AgentsChanged,
+    frame: Deliver | Interrupt | Decide | AgentsChanged,
 ) -> None:
     """Give the frame the host's next number and keep it. The host has a link row.
 
@@ -139,7 +139,7 @@ def put(
 
 
 def keep(
-    c: sqlite3.Connection, host_id: HostId, frame: Deliver | Interrupt | AgentsChanged
+    c: sqlite3.Connection, host_id: HostId, frame: Deliver | Interrupt | Decide | AgentsChanged
 ) -> OutboxRow:
     """Keep a frame that has its number.
 

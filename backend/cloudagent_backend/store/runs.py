@@ -130,6 +130,13 @@ def set_usage(c: sqlite3.Connection, run_id: RunId, usage: Usage) -> None:
     c.execute("UPDATE runs SET usage = ? WHERE id = ?", (usage.model_dump_json(), run_id))
 
 
+def set_state(c: sqlite3.Connection, run_id: RunId, state: RunState) -> None:
+    """A run that is not over works or waits."""
+    c.execute(
+        "UPDATE runs SET state = ? WHERE id = ? AND state <> 'finished'", (state.value, run_id)
+    )
+
+
 def finish(
     c: sqlite3.Connection, run_id: RunId, *, outcome: str, reason: str | None, ended_us: int
 ) -> None:

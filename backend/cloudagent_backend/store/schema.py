@@ -178,6 +178,36 @@ _HANG_TIMEOUTS: Final = """
 ALTER TABLE agents ADD COLUMN hang_timeout_s REAL;  -- null: as its machine has it
 """
 
+_APPROVALS: Final = """
+ALTER TABLE agents ADD COLUMN unattended TEXT;  -- null: as `ask`
+-- What agents have asked people. `asked` is the event that asked (JSON).
+CREATE TABLE approvals (
+    id TEXT PRIMARY KEY,
+    user_id TEXT NOT NULL,
+    host_id TEXT NOT NULL,
+    agent_id TEXT NOT NULL,
+    conversation_id TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    delivery_id TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    asked TEXT NOT NULL,
+    asked_us INTEGER NOT NULL,
+    decision TEXT,
+    reason TEXT,
+    answer TEXT,
+    decided_by TEXT,
+    decided_us INTEGER,
+    ended_us INTEGER,
+    detail TEXT
+) STRICT, WITHOUT ROWID;
+CREATE INDEX approvals_of_user ON approvals (user_id, id);
+CREATE INDEX approvals_pending ON approvals (user_id, id) WHERE state = 'pending';
+CREATE INDEX approvals_open_of_delivery ON approvals (delivery_id)
+    WHERE state IN ('pending', 'answered');
+CREATE INDEX approvals_pending_of_agent ON approvals (agent_id) WHERE state = 'pending';
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
@@ -190,6 +220,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     delivery_schema.RETRIES,
     _HANG_TIMEOUTS,
     delivery_schema.FEWER_WRITES,
+    _APPROVALS,
 )
 
 

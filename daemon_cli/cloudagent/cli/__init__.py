@@ -7,6 +7,7 @@ import typer
 
 from cloudagent.cli import guard
 from cloudagent.cli.agents import agents
+from cloudagent.cli.approvals import approvals, approve
 from cloudagent.cli.chains import chain, chains
 from cloudagent.cli.hosts import hosts
 from cloudagent.cli.interrupt import interrupt
@@ -39,6 +40,8 @@ commands: list[Callable[..., None]] = [
     agents,
     hosts,
     interrupt,
+    approvals,
+    approve,
     chains,
     chain,
 ]

@@ -120,9 +120,13 @@ def _send_and_wait(
 
 
 def _follow(turn: "Turn", timeout_s: float | None, *, quiet: bool) -> "TurnResult":
+    asked: set[str] = set()
     for event in turn.events(timeout_s):
         if not quiet and (line := _progress(event)):
             terminal.say(terminal.style(terminal.safe(line), "2", sys.stderr))
+        if (one := turn.pending_approval) and one.id not in asked:
+            asked.add(one.id)  # also where nobody watches: the command would seem to hang
+            terminal.say(f"it waits for you: cloudagent approvals   ({one.id})")
     return turn.wait()
 
 

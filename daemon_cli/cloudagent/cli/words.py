@@ -13,6 +13,7 @@ _PHRASES: Final = {
     "ready": "its tools are ready",
     "seen": "the model began to answer",
     "waiting": "waits",
+    "answered": "answered by {actor}",
     "interrupted": "interrupted",
     "replied": "replied",
     "silent": "chose to stay silent",
@@ -21,6 +22,7 @@ _PHRASES: Final = {
     "cancelled": "cancelled by {actor}",
     "dead": "given up",
 }
+_WAITS_FOR_YOU: Final = {"approval": "approval", "question": "question"}
 _ENDED: Final = frozenset(
     {DeliveryState.DONE, DeliveryState.FAILED, DeliveryState.CANCELLED, DeliveryState.DEAD}
 )
@@ -28,6 +30,8 @@ _ENDED: Final = frozenset(
 
 def phrase(rung: Rung) -> str:
     """What happened, in words; a rung of a newer server keeps its name."""
+    if rung.rung == "waiting" and rung.reason in _WAITS_FOR_YOU:
+        return f"waiting: {_WAITS_FOR_YOU[rung.reason]}: {rung.detail or rung.actor}"
     said = _PHRASES.get(str(rung.rung), str(rung.rung)).format(actor=rung.actor)
     return f"{said} ({rung.detail})" if rung.detail else said
 
@@ -93,6 +97,8 @@ def _waits_for(delivery: DeliveryTrace, now: datetime | None) -> str:
             return "on its way to the machine"
         case DeliveryState.RECEIVED:
             return "waits for its turn on the machine"
+        case DeliveryState.WAITING:
+            return f"waits for you: {delivery.reason or 'approval'} (cloudagent approvals)"
         case _:
             return "still at work"
 
