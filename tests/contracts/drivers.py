@@ -71,15 +71,21 @@ def fake(name: str, driver: str, script: str, **kit: Any) -> Kit:
 
 def scripted(name: str, driver: str, environment: Callable[[StubModel], dict[str, str]],
              prepare: Callable[[Path, StubModel], None] = lambda _home, _model: None,
-             agent: dict[str, Any] | None = None, deadline_s: float = 30.0, **kit: Any) -> Kit:  # fmt: skip
-    """A kit with a program of its own model: the model is scripted."""
+             agent: dict[str, Any] | None = None, deadline_s: float = 30.0, inherits: bool = True,
+             **kit: Any) -> Kit:  # fmt: skip
+    """A kit with a program of its own model: the model is scripted.
+
+    Args:
+        inherits: the driver hands the machine's variables on; else the agent brings them.
+    """
 
     @asynccontextmanager
     async def world(home: Path, **limits: Any) -> AsyncGenerator[World]:
         with StubModel() as model:
             prepare(home, model)
             async with a_world(home, env=environment(model), **limits) as made:
-                update = {"driver": driver, "command": None, "env": {}, **(agent or {})}
+                env = {} if inherits else environment(model)
+                update = {"driver": driver, "command": None, "env": env, **(agent or {})}
                 made.agent = made.agent.model_copy(update=update)
                 made.deadline_s = deadline_s
                 yield made
@@ -109,6 +115,20 @@ BUILTIN: Final = scripted(
     # Its own wait for a model that only sleeps is a request's, which has begun to answer.
     patience_s=3.0,
     limit=lambda until: f"@@error 429 99 {until - time.time():.0f}",
+)  # fmt: skip
+
+#: Our own, driven as an editor drives it.
+BUILTIN_ACP: Final = scripted(
+    "builtin, over acp", "acp",
+    lambda model: {
+        "OPENAI_BASE_URL": f"{model.url}/v1",
+        "OPENAI_API_KEY": "k",
+        "CLOUDAGENT_BUILTIN_MODEL": "stub-model",
+    },
+    agent={"command": [str(Path(sys.executable).parent / "cloudagent-daemon"), "acp"]},
+    inherits=False,
+    stopped=0,
+    patience_s=3.0,
 )  # fmt: skip
 
 Behaviour: TypeAlias = Callable[[Kit, Path], Awaitable[None]]

@@ -5,9 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from contracts.drivers import BEHAVIOURS, BUILTIN, FAKE_ACP, FAKE_CLAUDE, FAKE_CODEX, Kit, matrix
+from contracts.drivers import (
+    BEHAVIOURS,
+    BUILTIN,
+    BUILTIN_ACP,
+    FAKE_ACP,
+    FAKE_CLAUDE,
+    FAKE_CODEX,
+    Kit,
+    matrix,
+)
 
-KITS = (FAKE_CLAUDE, FAKE_CODEX, FAKE_ACP, BUILTIN)
+KITS = (FAKE_CLAUDE, FAKE_CODEX, FAKE_ACP, BUILTIN, BUILTIN_ACP)
 PAGE = Path(__file__).parents[2] / "docs" / "drivers.md"
 MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->")
 

@@ -18,7 +18,7 @@ from cloudagent_daemon.agent import config
 from cloudagent_daemon.agent.errors import AgentError, ModelError, Reason
 from cloudagent_daemon.agent.loop import Loop
 from cloudagent_daemon.agent.mcp import connect
-from cloudagent_daemon.agent.models.base import Model
+from cloudagent_daemon.agent.models.choice import open_model
 from cloudagent_daemon.agent.session import open_session
 from cloudagent_daemon.agent.tools.files import FileTools
 from cloudagent_daemon.agent.wire import TurnRequest, parse_turn, write
@@ -95,7 +95,7 @@ async def _run(turn: TurnRequest, kind: config.ModelKind | None) -> None:
         )
         bridge = await stack.enter_async_context(connect(turn.socket, turn.token_file))
         write({"type": "ready", "session_id": session.id, "model": name})
-        model = _model(chosen, name, settings)
+        model = open_model(chosen, name, settings)
         stack.push_async_callback(model.aclose)
         loop = Loop(
             model,
@@ -118,23 +118,6 @@ async def _run(turn: TurnRequest, kind: config.ModelKind | None) -> None:
             "text": answer.text,
             **vars(answer.usage),
         })  # fmt: skip
-
-
-def _model(kind: config.ModelKind, name: str, settings: config.Config) -> Model:
-    # Imported when chosen: the HTTP client takes 0.1 s that the scripted model has no use for.
-    match kind:
-        case "scripted":
-            from cloudagent_daemon.agent.models.scripted import ScriptedModel
-
-            return ScriptedModel()
-        case "anthropic":
-            from cloudagent_daemon.agent.models.anthropic import AnthropicModel
-
-            return AnthropicModel(settings, name)
-        case "openai":
-            from cloudagent_daemon.agent.models.openai import OpenAIModel
-
-            return OpenAIModel(settings, name)
 
 
 def _patience(error: AgentError) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Final, Literal, TypeAlias
 
 from cloudagent_daemon.agent.errors import AgentError
@@ -116,6 +117,15 @@ def from_environment() -> Config:
         AgentError: a number is none.
     """
     return read(os.environ)
+
+
+def without_models() -> dict[str, str]:
+    """This process's environment for a program that has no use for the keys to the model."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not any(fnmatchcase(name, pattern) for pattern in VARIABLES)
+    }
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from cloudagent_daemon.cli import (
+    acp,
     agent,
     bridge,
     completion,
@@ -114,7 +115,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    everything = (login, service, start, stop, status, doctor, probe, logs, profiles, agent)
+    everything = (login, service, start, stop, status, doctor, probe, logs, profiles, agent, acp)
     for command in (*everything, completion):
         command.add(commands, options)
     return parser

@@ -13,7 +13,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from cloudagent_daemon.agent import mcp
 from cloudagent_daemon.agent.errors import AgentError, ToolError
-from cloudagent_daemon.agent.mcp import BridgeTools, connect
+from cloudagent_daemon.agent.mcp import McpTools, connect
 
 Message = dict[str, Any]
 #: What the peer sends when a tool is called: raw lines, or messages to be spelled as JSON.
@@ -145,7 +145,7 @@ async def test_a_call_that_is_never_answered_ends_and_its_late_answer_is_skipped
         late.append(message)
         return [] if len(late) == 1 else [said(m, f"answer {n}") for n, m in enumerate(late)]
 
-    async def both(tools: BridgeTools) -> str:
+    async def both(tools: McpTools) -> str:
         with pytest.raises(ToolError, match="did not answer"):
             await tools.call("t", {})
         monkeypatch.setattr(mcp, "CALL_S", 5)
