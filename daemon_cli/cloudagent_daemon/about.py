@@ -19,11 +19,14 @@ from cloudagent_daemon.link.keyfile import KeyFile
 from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.mask import Masks
 from cloudagent_daemon.runs.breaker import Pause
+from cloudagent_daemon.runs.limits import Limit
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.uplink import LiveRuns
 from cloudagent_daemon.service.notify import standing_text
 from cloudagent_daemon.tunnel import Tunnel
+from cloudagent_protocol.events import Reason
 from cloudagent_protocol.frames import MAX_HOLDS, Capability, Heartbeat, Hello
+from cloudagent_protocol.ids import AgentId
 from cloudagent_protocol.resources import Hold, Runtime
 from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
 
@@ -101,13 +104,13 @@ class About:
             deliver.agent.id: since.isoformat() for deliver, since in self.queue.working.values()
         }
         ended = {agent_id: at.isoformat() for agent_id, at in self.queue.ended.items()}
-        paused = {one.agent_id: _hold_of(one) for one in self.queue.breaker.paused()}
+        paused = {one.agent_id: one for one in reversed(self.pauses())}
         return [
             {
                 "id": agent.id,
                 "name": agent.name,
                 "driver": agent.driver,
-                "status": _status(working=agent.id in working, paused=agent.id in paused),
+                "status": _status(paused.get(agent.id), working=agent.id in working),
                 "since": working.get(agent.id),
                 "last_turn_at": ended.get(agent.id),
                 "queued": self.queue.order.queued(agent.id),
@@ -141,8 +144,13 @@ class About:
     def _holds(self) -> list[Hold]:
         """Why nothing is started here at the moment, for the backend."""
         held = [Hold(reason=guard.state, detail=guard.detail) for guard in self.guards.refusing]
-        pauses = [_hold_of(one) for one in self.queue.breaker.paused()]
-        return [*self.installation.holds, *held, *pauses][:MAX_HOLDS]
+        return [*self.installation.holds, *held, *self.pauses()][:MAX_HOLDS]
+
+    def pauses(self) -> list[Hold]:
+        """Agents of which nothing is started: after crashes, or for the limit of their account."""
+        crashed = [_hold_of(one) for one in self.queue.breaker.paused()]
+        limited = self.queue.limits.limited().items()
+        return [*crashed, *(_hold_for(agent_id, limit) for agent_id, limit in limited)]
 
     def standing_text(self, *, draining: bool) -> str:
         standing, connection = self.client.standing, self.client.connection
@@ -161,8 +169,16 @@ def _hold_of(pause: Pause) -> Hold:
     )
 
 
-def _status(*, working: bool, paused: bool) -> str:
-    return "working" if working else "crashed" if paused else "idle"
+def _hold_for(agent_id: AgentId, limit: Limit) -> Hold:
+    return Hold(
+        reason=Reason.RATE_LIMIT.value, detail=limit.detail, agent_id=agent_id, until=limit.until
+    )
+
+
+def _status(hold: Hold | None, *, working: bool) -> str:
+    if working or hold is None:
+        return "working" if working else "idle"
+    return "waiting" if hold.reason == Reason.RATE_LIMIT else "crashed"
 
 
 def _log_guard() -> dict[str, Any]:

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +31,9 @@ from cloudagent_daemon.link.way import Way
 from cloudagent_daemon.link.websocket import WebSocketTransport, always
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Ladder
+from cloudagent_daemon.runs import limits_file
 from cloudagent_daemon.runs.breaker import Breaker
+from cloudagent_daemon.runs.limits import Limits
 from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
@@ -125,6 +129,13 @@ class Daemon:
             max_runs=settings.limits.max_runs,
             admit=self.guards.admit,
             breaker=Breaker(time.monotonic, settings.limits.crash_pause_s),
+            limits=Limits(
+                self._environment,
+                lambda: datetime.now(UTC),
+                time.monotonic,
+                limits_file.load(settings.state_dir),
+            ),
+            keep=partial(limits_file.keep, settings.state_dir),
         )
         self.about = About(
             settings=settings,
@@ -227,6 +238,7 @@ class Daemon:
             await self._ask_login_shell()  # what was installed since may be on another PATH
         await self._look_for_runtimes()
         self.queue.lift()  # a person has had a look: who was left alone is tried at once
+        await self.queue.keep_limits()
         await self._uplink.report(HostReport(runtimes=self.about.runtimes))
         with anyio.move_on_after(FLUSH_S):
             await self.client.flush()  # so that who asked sees it
@@ -294,10 +306,10 @@ class Daemon:
 
     async def _heed_pauses(self) -> None:
         """The backend is told at once of an agent that is left alone, and of the end of that."""
-        said = self.queue.breaker.paused()
+        said = self.about.pauses()
         while True:
             changed = self.queue.changed
-            if said != (said := self.queue.breaker.paused()):
+            if said != (said := self.about.pauses()):
                 self.client.beat()
             await changed.wait()
 

@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import psutil
 from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.tables import Leftover
 from cloudagent_daemon.runs.breaker import CRASHES, Breaker
+from cloudagent_daemon.runs.limits import Limit, Limits
 from cloudagent_daemon.runs.ports import Launch, Said, StopSignal
 from cloudagent_daemon.runs.queue import MAX_ATTEMPTS, RunQueue
 from cloudagent_protocol.events import Finished, Outcome, Reason
@@ -84,7 +85,9 @@ class World:
     #: As an uplink: everything is to be reported.
     full = False
 
-    def __init__(self, spool: Spool, *, max_runs: int = 5, breaker: Breaker = NEVER) -> None:
+    def __init__(
+        self, spool: Spool, *, max_runs: int = 5, breaker: Breaker = NEVER, **more: Any
+    ) -> None:
         self.spool = spool
         self.started: list[tuple[str, int]] = []
         self.stopped: list[tuple[str, str, bool]] = []
@@ -92,7 +95,7 @@ class World:
         self.fault: Exception | None = None
         #: How runs end, where not with a reply.
         self.verdicts: dict[str, Finished] = {}
-        self.queue = RunQueue(spool, self, self, max_runs=max_runs, breaker=breaker)
+        self.queue = RunQueue(spool, self, self, max_runs=max_runs, breaker=breaker, **more)
         self._ends: dict[str, anyio.Event] = {}
         self._news = anyio.Event()
 
@@ -175,9 +178,9 @@ class World:
 
 @asynccontextmanager
 async def queue_over(
-    spool: Spool, *, max_runs: int = 5, breaker: Breaker = NEVER
+    spool: Spool, *, max_runs: int = 5, breaker: Breaker = NEVER, **more: Any
 ) -> AsyncGenerator[World]:
-    world = World(spool, max_runs=max_runs, breaker=breaker)
+    world = World(spool, max_runs=max_runs, breaker=breaker, **more)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(world.queue.run)
         yield world
@@ -467,6 +470,35 @@ async def test_what_waits_for_a_paused_agent_can_be_taken_back() -> None:
         await crash(world, 1, 2, 3)
         await spool.receive([Interrupt(seq=5, delivery_id=DeliveryId("dlv_4"), actor="Ana")], 5)
         assert (await world.until_ended(4))[-1].outcome == Outcome.CANCELLED
+
+
+async def test_an_account_at_its_limit_keeps_what_waits_in_order_until_the_end_of_that() -> None:
+    now = [datetime(2026, 1, 1, tzinfo=UTC)]
+    kept: list[list[str]] = []
+
+    async def keep(limits: Sequence[Limit]) -> None:
+        kept.append([limit.driver for limit in limits])
+
+    limits = Limits({}, lambda: now[0], time.monotonic)
+    until = now[0] + timedelta(hours=1)
+    limited = _ending(Outcome.FAILED, Reason.RATE_LIMIT).model_copy(update={"resets_at": until})
+    async with open_spool(None) as spool, queue_over(spool, limits=limits, keep=keep) as world:
+        await spool.receive([delivery(n) for n in (1, 2, 3)], 3)
+        await world.until(1)
+        world.end(1, limited)
+        await world.until_ended(1)
+        # It is done over again: in front of what waits, by the number that it was given.
+        redo = delivery(4).model_copy(update={"delivery_seq": -1})
+        await spool.receive([redo, delivery(5, "conv_2", "agent_2")], 5)
+        await anyio.wait_all_tasks_blocked()
+        assert world.started == [("dlv_1", 1)]
+        assert set(limits.limited()) == {"agent_1", "agent_2"}  # they share the account
+        now[0] = until
+        world.queue.hold("test", held=False)  # as its own look at the clock does
+        await world.until(1, 5, 4)  # who was served longest ago is first
+        world.end(4)
+        await world.until(1, 5, 4, 2)
+        assert kept == [[delivery(1).agent.driver]]
 
 
 async def test_nothing_starts_while_another_daemon_has_the_host() -> None:

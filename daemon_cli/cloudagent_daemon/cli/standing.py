@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -160,6 +160,8 @@ def _doing(agent: Mapping[str, Any], now: float) -> str:
             what = f"turn {duration(now - _unix(agent['since']))}"
         case "crashed" if hold := agent.get("hold"):
             what = _pause(hold, now)
+        case "waiting" if (hold := agent.get("hold")) and hold.get("until"):
+            what = f"rate limit, resumes {_moment(hold['until'], now)}"
         case "waiting" if agent.get("waiting_for"):
             what = clip(str(agent["waiting_for"]), 48)
         case _ if agent.get("last_turn_at"):
@@ -167,6 +169,13 @@ def _doing(agent: Mapping[str, Any], now: float) -> str:
         case _:
             what = ""
     return ", ".join(filter(None, (what, queued)))
+
+
+def _moment(time_text: str, now: float) -> str:
+    """The time of day here, with the date if it is on another day."""
+    at, today = datetime.fromisoformat(time_text).astimezone(), datetime.fromtimestamp(now, UTC)
+    today = today.astimezone()
+    return f"{at:%H:%M}" if at.date() == today.date() else f"{at:%Y-%m-%d %H:%M}"
 
 
 def _pause(hold: Mapping[str, Any], now: float) -> str:

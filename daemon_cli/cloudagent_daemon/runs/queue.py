@@ -6,7 +6,8 @@ first change, and what an earlier life left behind comes first because it came f
 
 import logging
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -16,6 +17,7 @@ from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.tables import Waiting
 from cloudagent_daemon.process import end_leftover
 from cloudagent_daemon.runs.breaker import Breaker
+from cloudagent_daemon.runs.limits import Limit, Limits
 from cloudagent_daemon.runs.order import Order
 from cloudagent_daemon.runs.ports import StopSignal, Uplink
 from cloudagent_protocol.events import Finished, Outcome, Reason
@@ -44,6 +46,8 @@ class RunQueue:
         admit: asked before each start whether the machine has room for it; once it has refused,
             `hold` is to be called when there is room again.
         breaker: leaves agents alone that crash again and again.
+        limits: of the accounts that agents use; what is over its limit waits.
+        keep: writes limits down, for the next life.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class RunQueue:
         max_runs: int,
         admit: Callable[[], bool] = lambda: True,
         breaker: Breaker,
+        limits: Limits | None = None,
+        keep: Callable[[Sequence[Limit]], Awaitable[None]] | None = None,
     ) -> None:
         self._spool = spool
         self._admit = admit
@@ -62,7 +68,10 @@ class RunQueue:
         self._uplink = uplink
         #: Whose messages wait, because it crashes again and again.
         self.breaker = breaker
-        self.order = Order(max_runs, self.breaker.withholds)
+        #: Whose messages wait, because their account has used up what it may.
+        self.limits = limits or Limits({}, lambda: datetime.now(UTC), time.monotonic)
+        self._keep = keep
+        self.order = Order(max_runs, self._withholds)
         #: Deliveries whose run is alive, with since when (Unix seconds).
         self.working: dict[DeliveryId, tuple[Deliver, datetime]] = {}
         #: When each agent's last run ended, in this life of the daemon.
@@ -103,9 +112,13 @@ class RunQueue:
             self._released.set()
 
     def lift(self) -> None:
-        """Who was left alone after crashes is tried at once: a person has had a look."""
+        """Who was left alone after crashes or for a limit is tried at once: a person has had a look."""
         self.breaker.lift()
+        self.limits.lift()
         self._released.set()
+
+    def _withholds(self, agent_id: AgentId, *, at_work: bool) -> bool:
+        return self.breaker.withholds(agent_id, at_work=at_work) or self.limits.withholds(agent_id)
 
     def stop_all(self, actor: str) -> None:
         """Ends what runs."""
@@ -113,8 +126,9 @@ class RunQueue:
             stop.request(actor)
 
     async def _more_to_do(self, number: int) -> None:
-        """Until the inbox has changed beyond `number`, or a hold or an agent's pause has ended."""
-        pause_s = self.breaker.next_in()
+        """Until the inbox has changed beyond `number`, or a hold, a pause or a limit has ended."""
+        ends = [self.breaker.next_in(), self.limits.next_in()]
+        pause_s = min((end for end in ends if end is not None), default=None)
         async with anyio.create_task_group() as tasks:
 
             async def released() -> None:
@@ -167,6 +181,7 @@ class RunQueue:
         else:
             if waiting.deliver.retry and not self.order.waits(waiting.deliver):
                 self.breaker.lift([waiting.deliver.agent.id])
+            self.limits.know(waiting.deliver.agent)
             self.order.put(waiting)
             await self._meet(waiting.deliver)
         self._notify()
@@ -224,6 +239,8 @@ class RunQueue:
             ended = {"action": "run_ended", **about, "outcome": finished.outcome.value}
             logger.info("%s is done", deliver.agent.name, extra=ended)
             self._judge(deliver, finished)
+            if self.limits.ended(deliver.agent, finished):
+                await self._limited(deliver)
         except Exception as error:
             # The edge of a run's task: a fault of ours ends this run, not the daemon.
             logger.exception("a run failed", extra={"action": "run_failed", **about})
@@ -249,6 +266,19 @@ class RunQueue:
                 self._released.set()
                 about = {"action": "crash_loop", "agent_id": pause.agent_id}
                 logger.warning("%s: %s", deliver.agent.name, pause.detail, extra=about)
+
+    async def _limited(self, deliver: Deliver) -> None:
+        """Its account gets no turn for now."""
+        self._released.set()
+        if limit := self.limits.limited().get(deliver.agent.id):
+            about = {"action": "rate_limit", "agent_id": deliver.agent.id}
+            logger.warning("%s: %s", deliver.agent.name, limit.detail, extra=about)
+        await self.keep_limits()
+
+    async def keep_limits(self) -> None:
+        """Write down which accounts are limited."""
+        if self._keep:
+            await self._keep(self.limits.all())
 
     async def _end_leftovers(self) -> None:
         """Ends what earlier lives left running, before a second run of the same can begin."""
