@@ -208,6 +208,16 @@ class AgentSpec(AgentRef):
     unattended: str | None = None
 
 
+class AgentLimits(Resource):
+    """What an agent may do without asking a person."""
+
+    #: Whether a turn that a rate limit has cut off goes on by itself when that is over.
+    auto_resume: bool = False
+    #: How often in a row for one message, and how far ahead that may be.
+    resume_times: Annotated[int, Field(ge=1, le=20)] = 3
+    resume_within_h: Annotated[float, Field(gt=0, le=192, allow_inf_nan=False)] = 24.0
+
+
 class EphemeralHost(HostMachineWithKey):
     """The answer that creates one: what it may do, and how long it may be away."""
 
@@ -219,6 +229,7 @@ class EphemeralHost(HostMachineWithKey):
 
 class Agent(AgentSpec):
     runtime: Literal["local_daemon"] = "local_daemon"
+    limits: AgentLimits = Field(default_factory=AgentLimits)
     host_machine_id: HostId
     status: AgentStatus
     created_at: AwareDatetime
@@ -242,6 +253,12 @@ _Model = Annotated[
 _Instructions = Annotated[str, StringConstraints(max_length=20_000, pattern=r"^[^\x00]*$")]
 
 
+class AgentLimitsGiven(AgentLimits):
+    """As a caller sends them: whole, what is left out is as it is at first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class AgentCreate(Body):
     name: Name
     runtime: Literal["local_daemon"] = "local_daemon"
@@ -255,6 +272,7 @@ class AgentCreate(Body):
     cwd: _Path | None = None
     hang_timeout_s: _HangTimeout | None = None
     unattended: _Unattended | None = None
+    limits: AgentLimitsGiven | None = None
 
 
 class AgentUpdate(Body):
@@ -270,6 +288,7 @@ class AgentUpdate(Body):
     cwd: _Path | None = None
     hang_timeout_s: _HangTimeout | None = None
     unattended: _Unattended | None = None
+    limits: AgentLimitsGiven | None = None
 
 
 # --- conversations and messages -------------------------------------------------------
@@ -436,6 +455,8 @@ class DeliveryTrace(Resource):
     #: or shutting down (null: it has never been here).
     waits_on: str | None = None
     waits_since: AwareDatetime | None = None
+    #: When a rate limit is over that it waits for, or a pause of its agent.
+    waits_until: AwareDatetime | None = None
     attempt: int = 0
     #: Who asked to stop it, while that is not done yet.
     interrupted_by: str | None = None

@@ -127,6 +127,20 @@ async def retry_message(
     )
 
 
+@router.post("/messages/{message_id}/continue", responses=_MISSING | documented(ErrorCode.CONFLICT))
+async def continue_message(
+    message_id: MessageId, user: CurrentUser, world: CurrentWorld, once: Once
+) -> Trace:
+    """Let a message go on that a rate limit has cut off; it does so when the limit is over.
+
+    It waits for that because its agent's `limits` do not let it go on by itself. The first word counts;
+    a later one is a conflict. `DELETE` gives it up.
+    """
+    return await world.service.go_on(
+        user.user_id, user.name, message_id, lambda work: once(work, lambda trace: trace)
+    )
+
+
 @router.patch("/messages/{message_id}", responses=_MISSING | documented(ErrorCode.CONFLICT))
 async def edit_message(
     message_id: MessageId, body: MessageEdit, user: CurrentUser, world: CurrentWorld

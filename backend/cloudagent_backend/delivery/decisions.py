@@ -45,7 +45,7 @@ def decide(
         for one in left:
             sending.stop(c, one, by, detail="the chain was stopped")
     else:
-        _release(c, [one for one in left if one.held])
+        _release(c, [one for one in left if one.held and one.held_for is None])
     rules.tell(c, user_id, chain_id)
     return Decided(chains.resource(c, decided), {one.host_id for one in left})
 

@@ -49,7 +49,9 @@ def _waits(c: sqlite3.Connection, row: DeliveryRow) -> Waits | None:
     if row.state is DeliveryState.RECEIVED and row.has_rung(RungName.WAITING):
         host = hosts.load_any(c, row.host_id)
         hold = states.hold_of(host.holds, row.agent_id) if host else None
-        return Waits(hold.reason) if hold else None
+        if hold is None:
+            return None
+        return Waits(hold.reason, until_us=clock.to_us(hold.until) if hold.until else None)
     if row.state is DeliveryState.WAITING:
         return Waits(row.waits_for or "")
     return None

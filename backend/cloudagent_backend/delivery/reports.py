@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cloudagent_backend.delivery import approvals, holds, ladder, sending, states
+from cloudagent_backend.delivery import approvals, holds, ladder, resuming, sending, states
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.relay import Relay, linked
 from cloudagent_backend.store import (
@@ -109,7 +109,7 @@ def _apply_one(
 ) -> None:
     match frame:
         case RunReport():
-            _report(c, machine, frame, applied)
+            _report(c, machine, frame, applied, relay)
         case Send():
             applied.hosts |= _send(c, machine, frame, relay)
         case DeliveryReport():
@@ -263,7 +263,9 @@ def _reply_to(c: sqlite3.Connection, frame: Send, cause: Cause | None) -> Messag
 # --- runs -----------------------------------------------------------------------------
 
 
-def _report(c: sqlite3.Connection, machine: Machine, frame: RunReport, applied: Applied) -> None:
+def _report(
+    c: sqlite3.Connection, machine: Machine, frame: RunReport, applied: Applied, relay: Relay
+) -> None:
     _check_id("run", frame.run_id)
     body = _json(frame.event)
     run = runs.load(c, frame.run_id) or _new_run(c, machine, frame)
@@ -282,7 +284,7 @@ def _report(c: sqlite3.Connection, machine: Machine, frame: RunReport, applied: 
         case Finished() as event:
             events.append(c, run.user_id, EventType.RUN_EVENT, data)
             applied.abandoned += _abandon_earlier(c, run)
-            _finished(c, machine, run, event)
+            applied.hosts |= _finished(c, machine, run, event, relay)
         case event:
             events.append(c, run.user_id, EventType.RUN_EVENT, data)
             _went_on(c, run, event, body)
@@ -406,7 +408,11 @@ def _note(c: sqlite3.Connection, run: RunRow, name: RungName, at_us: int) -> Non
         ladder.tell(c, deliveries.note(c, row, rung))
 
 
-def _finished(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Finished) -> None:
+def _finished(
+    c: sqlite3.Connection, machine: Machine, run: RunRow, event: Finished, relay: Relay
+) -> set[HostId]:
+    """How it ended; returns whose queues have something because of that."""
+    again: set[HostId] = set()
     at_us = _time_of(event)
     reason = str(event.reason) if event.reason else None
     for row in _deliveries(c, run):
@@ -425,6 +431,9 @@ def _finished(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Finis
             run_id=run.id,
         ):
             ladder.tell(c, moved)
+            if event.reason is Reason.RATE_LIMIT and event.resets_at:
+                host_id = resuming.after_limit(c, moved, event.resets_at, relay.backlog_cap)
+                again |= {host_id} if host_id else set()
     if event.session_id:
         runs.set_session(c, run.id, event.session_id)
     if event.usage:
@@ -435,6 +444,7 @@ def _finished(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Finis
     if not runs.has_live(c, run.host_id, run.agent_id):
         status = states.status_after(event.outcome, event.reason)
         ladder.show_agent(c, run.user_id, run.agent_id, status)
+    return again
 
 
 # --- what a machine may say -----------------------------------------------------------

@@ -189,10 +189,12 @@ def queue(
     mode: DeliveryMode = DeliveryMode.QUEUE,
     over: DeliveryRow | None = None,
     actor: str = ladder.BACKEND,
+    in_front: bool = False,
 ) -> DeliveryRow:
     """A queued delivery of the message, not told yet; to be worked on in its conversation or another.
 
-    It may do an earlier one `over` again, because `actor` wants it.
+    It may do an earlier one `over` again, because `actor` wants it, and be placed `in_front` of all
+    that has not begun.
 
     Raises:
         Refused: the host's backlog is full.
@@ -200,7 +202,10 @@ def queue(
     host = hosts.load_any(c, agent.host_machine_id)
     name = host.name if host else agent.host_machine_id
     seq = outbox.next_delivery_seq(
-        c, agent.host_machine_id, backlog_cap, in_front=mode is DeliveryMode.INTERRUPT
+        c,
+        agent.host_machine_id,
+        backlog_cap,
+        in_front=in_front or mode is DeliveryMode.INTERRUPT,
     )
     if seq is None:
         raise Refused(

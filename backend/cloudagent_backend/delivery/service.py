@@ -16,6 +16,7 @@ from cloudagent_backend.delivery import (
     lending,
     relay,
     reports,
+    resuming,
     sending,
     waiting,
 )
@@ -215,6 +216,26 @@ class Service:
 
         def work(c: sqlite3.Connection) -> Trace:
             done = sending.retry(c, user_id, actor, message_id, self._backlog_cap)
+            told.update(done.hosts)
+            self._lease_ready(c, done.hosts)
+            return ladder.trace_of(c, user_id, done.message)
+
+        trace = await self._write(once(work), "submit")
+        self._changed(user_id, set(self._with_helpers(told)))
+        return trace
+
+    async def go_on(
+        self, user_id: UserId, actor: str, message_id: MessageId, once: Once[Trace] = _as_it_is
+    ) -> Trace:
+        """Let a message go on that a rate limit has cut off, as soon as that is over.
+
+        Raises:
+            Refused: see `resuming.go_on`.
+        """
+        told: set[HostId] = set()
+
+        def work(c: sqlite3.Connection) -> Trace:
+            done = resuming.go_on(c, user_id, actor, message_id)
             told.update(done.hosts)
             self._lease_ready(c, done.hosts)
             return ladder.trace_of(c, user_id, done.message)

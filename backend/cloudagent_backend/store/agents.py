@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from cloudagent_backend.store import clock, hosts
 from cloudagent_backend.store.hosts import HostRow
@@ -11,11 +11,15 @@ from cloudagent_protocol.ids import AgentId, HostId, UserId, new_agent_id
 from cloudagent_protocol.resources import (
     Agent,
     AgentCreate,
+    AgentLimits,
     AgentRef,
     AgentSpec,
     AgentStatus,
     HostState,
 )
+
+#: Of an agent that nobody has set any for.
+NO_LIMITS: Final = AgentLimits()
 
 
 class NameTakenError(Exception):
@@ -37,6 +41,7 @@ class AgentRow:
     cwd: str | None
     hang_timeout_s: float | None
     unattended: str | None
+    limits: AgentLimits
     #: As of its last run; see `resource`.
     status: AgentStatus
     created_us: int
@@ -48,6 +53,8 @@ def _row(row: sqlite3.Row) -> AgentRow:
     values["status"] = AgentStatus(row["status"])
     values["command"] = None if row["command"] is None else json.loads(row["command"])
     values["env"] = json.loads(row["env"])
+    limits = row["limits"]
+    values["limits"] = AgentLimits.model_validate_json(limits) if limits else NO_LIMITS
     return AgentRow(**values)
 
 
@@ -75,6 +82,7 @@ def resource(c: sqlite3.Connection, row: AgentRow) -> Agent:
     """The agent as people see it: where no machine that serves it is here, it is offline."""
     return Agent(
         **spec(row).model_dump(),
+        limits=row.limits,
         host_machine_id=row.host_machine_id,
         status=row.status if reachable(c, row) else AgentStatus.OFFLINE,
         created_at=clock.at(row.created_us),
@@ -98,8 +106,8 @@ def create(c: sqlite3.Connection, user_id: UserId, body: AgentCreate) -> AgentRo
     agent_id = new_agent_id()
     c.execute(
         "INSERT INTO agents (id, user_id, host_machine_id, name, driver, model, instructions,"
-        " mode, command, env, cwd, hang_timeout_s, unattended, created_us)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " mode, command, env, cwd, hang_timeout_s, unattended, limits, created_us)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             agent_id,
             user_id,
@@ -114,6 +122,7 @@ def create(c: sqlite3.Connection, user_id: UserId, body: AgentCreate) -> AgentRo
             body.cwd,
             body.hang_timeout_s,
             body.unattended,
+            body.limits.model_dump_json() if body.limits else None,
             clock.now_us(),
         ),
     )
@@ -130,10 +139,13 @@ def update(c: sqlite3.Connection, row: AgentRow, changes: dict[str, Any]) -> Age
     """
     if "name" in changes and changes["name"] != row.name:
         _check_name(c, row.user_id, changes["name"])
+    if "limits" in changes:
+        given = changes["limits"]
+        changes["limits"] = AgentLimits.model_validate(given) if given else NO_LIMITS
     after = replace(row, **changes)
     c.execute(
         "UPDATE agents SET name = ?, driver = ?, model = ?, instructions = ?, mode = ?,"
-        " command = ?, env = ?, cwd = ?, hang_timeout_s = ?, unattended = ? WHERE id = ?",
+        " command = ?, env = ?, cwd = ?, hang_timeout_s = ?, unattended = ?, limits = ? WHERE id = ?",
         (
             after.name,
             after.driver,
@@ -145,6 +157,7 @@ def update(c: sqlite3.Connection, row: AgentRow, changes: dict[str, Any]) -> Age
             after.cwd,
             after.hang_timeout_s,
             after.unattended,
+            None if after.limits == NO_LIMITS else after.limits.model_dump_json(),
             row.id,
         ),
     )

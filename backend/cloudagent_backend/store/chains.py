@@ -144,7 +144,7 @@ def resource(c: sqlite3.Connection, row: ChainRow) -> Chain:
         (row.id,),
     ).fetchone()
     places = c.execute(
-        "SELECT d.agent_id, d.conversation_id, m.conversation_id, d.state = 'queued' AND d.held"
+        "SELECT d.agent_id, d.conversation_id, m.conversation_id, d.state = 'queued' AND d.held AND d.held_for IS NULL"
         " FROM deliveries d JOIN messages m ON m.id = d.message_id"
         " WHERE d.chain_id = ? ORDER BY d.id",
         (row.id,),

@@ -68,6 +68,10 @@ class DeliveryRow:
     turn: int | None = None
     #: Whether it waits for a person's word about its chain.
     held: bool = False
+    #: Where not about its chain: why (`Reason`). It stays when a person has let it go.
+    held_for: str | None = None
+    #: When the rate limit is over for which it does another one over again.
+    resumes_us: int | None = None
 
     def has_rung(self, name: RungName) -> bool:
         return f'{{"rung":"{name.value}"' in self.rungs
@@ -128,6 +132,8 @@ def _row(row: sqlite3.Row) -> DeliveryRow:
         chain_id=row["chain_id"],
         turn=row["turn"],
         held=bool(row["held"]),
+        held_for=row["held_for"],
+        resumes_us=row["resumes_us"],
     )
 
 
@@ -274,6 +280,31 @@ def hold(c: sqlite3.Connection, row: DeliveryRow, rung: NewRung) -> DeliveryRow:
     """Keep a queued delivery back until a person has decided about its chain."""
     c.execute("UPDATE deliveries SET held = 1 WHERE id = ?", (row.id,))
     return note(c, row, rung)
+
+
+def resume_at(
+    c: sqlite3.Connection,
+    row: DeliveryRow,
+    rung: NewRung,
+    resumes_us: int,
+    turn: int | None,
+    *,
+    held: bool,
+) -> DeliveryRow:
+    """A new delivery does one over that a rate limit has ended; it has had its turn of the chain."""
+    [changed] = c.execute(
+        "UPDATE deliveries SET resumes_us = ?, turn = ?, held = ?, held_for = ?, rungs = ?"
+        " WHERE id = ? RETURNING *",
+        (
+            resumes_us,
+            turn,
+            held,
+            rung.reason if held else None,
+            _extended(row.rungs, [rung]),
+            row.id,
+        ),
+    ).fetchall()
+    return _row(changed)
 
 
 def release(c: sqlite3.Connection, row: DeliveryRow, seq: int) -> DeliveryRow:
@@ -492,6 +523,8 @@ class Waits:
     reason: str
     on: str | None = None
     since_us: int | None = None
+    #: When that is over, if it is known.
+    until_us: int | None = None
 
 
 _NOTHING: Final = Waits("")
@@ -505,9 +538,9 @@ def trace(row: DeliveryRow, waits: Waits | None = None) -> DeliveryTrace:
 def trace_text(row: DeliveryRow, waits: Waits | None = None) -> str:
     """As `trace`, in JSON: most steps of a delivery are only told, and its ladder is text already."""
     waits = waits or _NOTHING
-    reason = waits.reason or row.reason
+    reason, until_us = waits.reason or row.reason, waits.until_us
     if row.state is DeliveryState.QUEUED and row.held:
-        reason = "budget"
+        reason, until_us = row.held_for or "budget", row.resumes_us
     fields = {
         "id": row.id,
         "message_id": row.message_id,
@@ -521,6 +554,7 @@ def trace_text(row: DeliveryRow, waits: Waits | None = None) -> str:
         "reason": reason,
         "waits_on": waits.on,
         "waits_since": clock.rfc3339(waits.since_us) if waits.since_us else None,
+        "waits_until": clock.rfc3339(until_us) if until_us else None,
         "attempt": row.attempt,
         "interrupted_by": row.interrupted_by if row.outcome is None else None,
     }

@@ -208,6 +208,12 @@ CREATE INDEX approvals_open_of_delivery ON approvals (delivery_id)
 CREATE INDEX approvals_pending_of_agent ON approvals (agent_id) WHERE state = 'pending';
 """
 
+_RESUMING: Final = """
+ALTER TABLE agents ADD COLUMN limits TEXT;           -- JSON of AgentLimits; null: as at first
+ALTER TABLE deliveries ADD COLUMN held_for TEXT;     -- of a held one; null: its chain has paused
+ALTER TABLE deliveries ADD COLUMN resumes_us INTEGER;  -- when the limit is over that it does over
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
@@ -221,6 +227,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _HANG_TIMEOUTS,
     delivery_schema.FEWER_WRITES,
     _APPROVALS,
+    _RESUMING,
 )
 
 
