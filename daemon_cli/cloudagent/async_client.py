@@ -289,6 +289,14 @@ class AsyncMessages:
         """
         return await self._transport.run(calls.retry_message(message_id, idempotency_key))
 
+    async def go_on(self, message_id: str, *, idempotency_key: str | None = None) -> Trace:
+        """Let it go on where a rate limit has cut it off, as soon as that is over.
+
+        Raises:
+            ConflictError: it waits for nobody's word.
+        """
+        return await self._transport.run(calls.continue_message(message_id, idempotency_key))
+
     async def cancel(self, message_id: str) -> None:
         await self._transport.run(calls.cancel_message(message_id))
 

@@ -209,6 +209,11 @@ def retry_message(message_id: str, key: str | None = None) -> Call[Trace]:
     return _write("POST", path, Trace.model_validate_json, None, key)
 
 
+def continue_message(message_id: str, key: str | None = None) -> Call[Trace]:
+    path = f"/v1/messages/{_part(message_id)}/continue"
+    return _write("POST", path, Trace.model_validate_json, None, key)
+
+
 def cancel_message(message_id: str) -> Call[None]:
     return _write("DELETE", f"/v1/messages/{_part(message_id)}", _nothing, None, None)
 

@@ -286,6 +286,14 @@ class Messages:
         """
         return self._transport.run(calls.retry_message(message_id, idempotency_key))
 
+    def go_on(self, message_id: str, *, idempotency_key: str | None = None) -> Trace:
+        """Let it go on where a rate limit has cut it off, as soon as that is over.
+
+        Raises:
+            ConflictError: it waits for nobody's word.
+        """
+        return self._transport.run(calls.continue_message(message_id, idempotency_key))
+
     def cancel(self, message_id: str) -> None:
         self._transport.run(calls.cancel_message(message_id))
 

@@ -141,6 +141,25 @@ def test_a_message_is_tried_again_by_a_command(own_home: Path, server: Server) -
     assert "cloudagent trace msg_1" in done.stderr.decode()
 
 
+def test_a_message_that_a_limit_cut_off_goes_on_by_a_command(
+    own_home: Path, server: Server
+) -> None:
+    until = "2126-11-27T14:05:00Z"
+    again = bodies.delivery("queued", "stored", reason="rate_limit", waits_until=until)
+    again |= {"id": "dlv_2", "retry_of": "dlv_1"}
+    over = bodies.delivery("failed", outcome="failed", reason="rate_limit")
+    trace = {"message_id": "msg_1", "deliveries": [over, again]}
+    server.on("GET", "/v1/messages/msg_1/trace", Answer(200, trace))
+    server.on("GET", "/v1/agents", Answer(200, {"data": [], "next_cursor": None}))
+    said = run(own_home, server, "trace", "msg_1").stdout.decode()
+    assert "rate limit, over 2126-11-27" in said
+    assert "(cloudagent continue msg_1)" in said
+    server.on("POST", "/v1/messages/msg_1/continue", Answer(200, trace))
+    done = run(own_home, server, "continue", "msg_1")
+    assert (done.returncode, done.stdout) == (0, b"dlv_2\n")
+    assert "resumes 2126-11-27" in done.stderr.decode()
+
+
 def test_a_silent_agent_is_no_failure(own_home: Path, server: Server) -> None:
     serve_agent(server, begin_turn, lambda s: end_turn(s, "silent", detail="nothing to add"))
     done = run(own_home, server, "send", "shop", "hello", "--wait")

@@ -129,6 +129,23 @@ STATES: dict[str, dict[str, Any]] = {
             ),
         ]
     ),
+    "rate-limit": report(
+        agents=[
+            *AGENTS,
+            agent(
+                "ios",
+                "waiting",
+                queued=2,
+                waiting_for="rate_limit",
+                hold={
+                    "reason": "rate_limit",
+                    "until": ago(seconds=-7_200),
+                    "detail": "The account that claude_code uses has reached its limit; it resumes at "
+                    "2026-11-20 11:12 UTC.",
+                },
+            ),
+        ]
+    ),
     "by-hand-with-notes": report(
         service=None,
         notes=["state.db could not be read and was set aside as state.db.corrupt-20261120T091200Z"],

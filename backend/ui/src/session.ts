@@ -295,6 +295,12 @@ export class Session {
     this.store.dispatch({ type: "traces", traces: trace.deliveries });
   }
 
+  /** Lets a message go on that a rate limit has cut off. */
+  async goOn(message_id: string): Promise<void> {
+    const trace = await post<Trace>(`/v1/messages/${message_id}/continue`);
+    this.store.dispatch({ type: "traces", traces: trace.deliveries });
+  }
+
   /** Changes what a message says that waits on the server. */
   async edit(message_id: string, text: string): Promise<void> {
     this.store.dispatch({ type: "changed", message: await patch<Message>(`/v1/messages/${message_id}`, { text }) });

@@ -80,8 +80,18 @@ export interface Agent {
   /** Silence after which a run of it is ended, in seconds; null: what its machine's owner has set. */
   hang_timeout_s?: number | null;
   cwd: string | null;
+  limits: AgentLimits;
   created_at: string;
 }
+
+/** What an agent may do without asking a person. */
+export interface AgentLimits {
+  auto_resume: boolean;
+  resume_times: number;
+  resume_within_h: number;
+}
+
+export const NO_LIMITS: AgentLimits = { auto_resume: false, resume_times: 3, resume_within_h: 24 };
 
 export interface Conversation {
   id: string;
@@ -153,6 +163,8 @@ export interface DeliveryTrace {
   /** The machine that it is queued for and that takes nothing, and since when. */
   waits_on?: string | null;
   waits_since?: string | null;
+  /** When what it waits for is over, such as a rate limit. */
+  waits_until?: string | null;
   attempt: number;
   /** Who asked to stop it, while that is not done yet. */
   interrupted_by?: string | null;

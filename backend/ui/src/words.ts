@@ -54,6 +54,11 @@ export function dayOf(at: string, now = new Date()): string {
   return days === 0 ? "Today" : days === 1 ? "Yesterday" : DAY.format(new Date(at));
 }
 
+/** "14:05" today, "tomorrow 14:05", "3 Nov 14:05". */
+export function until(at: string, now = new Date()): string {
+  return daysAgo(at, now) === -1 ? `tomorrow ${clock(at)}` : since(at, now);
+}
+
 /** "09:12" today, "yesterday 09:12", "3 Nov 09:12". */
 export function since(at: string, now = new Date()): string {
   const days = daysAgo(at, now);
@@ -114,7 +119,7 @@ export function agentWords(agent: Agent, host: Host | undefined): Words {
 function held(agent: Agent, host: Host | undefined): string | null {
   if (host?.state !== "online") return null;
   const hold = host.holds.find((one) => one.agent_id == null || one.agent_id === agent.id);
-  return hold === undefined ? null : holdWords(hold.reason);
+  return hold === undefined ? null : holdWords(hold.reason, hold.until);
 }
 
 const HOLDS: Record<string, string> = {
@@ -122,13 +127,17 @@ const HOLDS: Record<string, string> = {
   disk_low: "low on disk space",
   descriptors_low: "too many open files",
   crash_loop: "paused after crashes",
+  rate_limit: "rate limit",
   installation_gone: "the daemon's files are missing",
   installation_orphaned: "the daemon's Python is missing",
   installation_broken: "the new version does not start",
 };
 
 /** What keeps a machine from starting anything: "low on memory". */
-export const holdWords = (reason: string): string => HOLDS[reason] ?? reason.replaceAll("_", " ");
+export function holdWords(reason: string, over?: string | null): string {
+  const words = HOLDS[reason] ?? reason.replaceAll("_", " ");
+  return reason === "rate_limit" && over != null ? `${words}, resumes ${until(over)}` : words;
+}
 
 export function hostWords(host: Host | undefined): Words {
   if (host === undefined) return { text: "its machine is gone", tone: "bad" };
@@ -170,6 +179,8 @@ export interface Ladder extends Words {
   cancellable: boolean;
   /** It ended without an answer, and can be tried again. */
   retriable: boolean;
+  /** A rate limit has cut it off, and a person decides whether it goes on. */
+  continuable: boolean;
 }
 
 /** Where a message is, in words: "on mbp · claude started · replied". */
@@ -177,28 +188,35 @@ export function ladder(trace: DeliveryTrace, agent: Agent | undefined, host: Hos
   const has = (rung: string): Rung | undefined => trace.rungs.findLast((r) => r.rung === rung);
   const cancellable = !OVER.has(trace.state) && trace.state !== "running" && trace.state !== "waiting";
   const retriable = trace.state === "failed" || trace.state === "dead" || trace.state === "cancelled";
+  const continuable = trace.state === "queued" && trace.reason === "rate_limit";
+  const can = { cancellable, retriable, continuable };
   const where = host?.name ?? has("received")?.actor ?? "its machine";
-  if (trace.state === "queued" || trace.state === "leased") return { ...queued(trace, host), cancellable, retriable };
+  if (trace.state === "queued" || trace.state === "leased") return { ...queued(trace, host), ...can };
 
   // Nothing is said to be on a machine that is not on its disk: it can have ended before that.
   const words = has("received") || !OVER.has(trace.state) ? [`on ${where}`] : [];
   if (has("started")) words.push(`${programOf(run?.run?.driver ?? agent?.driver)} started`);
   if (trace.attempt > 1) words.push(`attempt ${trace.attempt}`);
   const end = ending(trace);
-  if (end !== null) return { text: [...words, end.text].join(" · "), tone: end.tone, cancellable, retriable };
+  if (end !== null) return { text: [...words, end.text].join(" · "), tone: end.tone, ...can };
   if (trace.interrupted_by != null) words.push(`${trace.interrupted_by} asked to stop it`);
   else if (trace.state === "waiting") words.push(has("waiting")?.detail ?? "waiting");
   else if (trace.state === "received" && trace.reason != null) {
-    words.push(`waits: ${holdWords(trace.reason)}`);
-    return { text: words.join(" · "), tone: "warn", cancellable, retriable };
+    words.push(`waits: ${holdWords(trace.reason, trace.waits_until)}`);
+    return { text: words.join(" · "), tone: "warn", ...can };
   }
   else if (has("seen")) words.push("answering");
   else if (has("ready")) words.push("ready");
   else if (!has("started")) words.push("waiting for its turn");
-  return { text: words.join(" · "), tone: trace.state === "waiting" ? "warn" : "busy", cancellable, retriable };
+  return { text: words.join(" · "), tone: trace.state === "waiting" ? "warn" : "busy", ...can };
 }
 
 function queued(trace: DeliveryTrace, host: Host | undefined): Words {
+  if (trace.reason === "rate_limit") {
+    const over = trace.waits_until != null && Date.parse(trace.waits_until) > Date.now();
+    const limit = over ? `rate limit until ${until(trace.waits_until ?? "")}` : "the rate limit is over";
+    return { text: `${limit}, waits for your word`, tone: "warn" };
+  }
   if (host === undefined || host.state === "online") {
     if (trace.rungs.at(-1)?.reason === "chain_paused") return { text: "waits for your decision", tone: "warn" };
     const sent = trace.rungs.some((rung) => rung.rung === "sent");

@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { initial, outgoingIn, reduce, type Action, type Outgoing, type State } from "../src/reducer";
 import { countPoints, skipPoints } from "../src/run";
 import { timeline } from "../src/timeline";
-import type { Agent, DeliveryTrace, Host, Message, Run } from "../src/wire";
+import { NO_LIMITS, type Agent, type DeliveryTrace, type Host, type Message, type Run } from "../src/wire";
 
 const at = (minute: number): string => `2026-01-01T12:${String(minute).padStart(2, "0")}:00Z`;
 
@@ -31,6 +31,7 @@ const agent: Agent = {
   instructions: null,
   mode: "default",
   cwd: null,
+  limits: NO_LIMITS,
   created_at: at(0),
 };
 

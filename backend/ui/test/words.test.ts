@@ -13,6 +13,7 @@ import {
   runSummary,
   since,
   toolWords,
+  until,
 } from "../src/words";
 import type { Agent, DeliveryState, DeliveryTrace, Host } from "../src/wire";
 
@@ -85,6 +86,19 @@ describe("a ladder in words", () => {
   test("says that a machine is shutting down, and that the message waits", () => {
     const words = ladder(trace("queued", ["stored", "waiting"]), agent, host("draining"));
     expect(words.text).toBe("mbp is shutting down, will be delivered when it is back");
+  });
+
+  test("says until when a limit lasts, and offers to go on where a person decides", () => {
+    const ahead = new Date(Date.now() + 60_000).toISOString();
+    const limited = { reason: "rate_limit", waits_until: ahead };
+    const there = ladder(trace("received", up, limited), agent, host("online"));
+    expect(there.text).toBe(`on mbp · waits: rate limit, resumes ${until(ahead)}`);
+    expect(there.continuable).toBe(false);
+    const here = ladder(trace("queued", ["stored", "waiting"], limited), agent, host("online"));
+    expect(here.text).toBe(`rate limit until ${until(ahead)}, waits for your word`);
+    expect([here.continuable, here.cancellable, here.retriable]).toEqual([true, true, false]);
+    const over = ladder(trace("queued", ["stored", "waiting"], { ...limited, waits_until: NOW }), agent, host("offline"));
+    expect(over.text).toBe("the rate limit is over, waits for your word");
   });
 
   test("can be taken back until it runs", () => {

@@ -9,6 +9,7 @@ from cloudagent.cli import guard
 from cloudagent.cli.agents import agents
 from cloudagent.cli.approvals import approvals, approve
 from cloudagent.cli.chains import chain, chains
+from cloudagent.cli.go_on import go_on
 from cloudagent.cli.hosts import hosts
 from cloudagent.cli.interrupt import interrupt
 from cloudagent.cli.retry import retry
@@ -37,6 +38,7 @@ commands: list[Callable[..., None]] = [
     send,
     trace,
     retry,
+    go_on,
     agents,
     hosts,
     interrupt,
@@ -45,8 +47,10 @@ commands: list[Callable[..., None]] = [
     chains,
     chain,
 ]
+#: Where a command is called otherwise than the function that does it.
+_NAMES: dict[Callable[..., None], str] = {go_on: "continue"}
 for command in commands:
-    app.command()(guard.told(command))
+    app.command(_NAMES.get(command))(guard.told(command))
 
 
 def main() -> None:

@@ -88,6 +88,8 @@ def _summary(delivery: DeliveryTrace) -> str:
 def _waits_for(delivery: DeliveryTrace, now: datetime | None) -> str:
     if delivery.reason == "budget":
         return "paused: you decide whether its agents go on (cloudagent chains)"
+    if delivery.reason == "rate_limit":
+        return _limited(delivery, now)
     if delivery.reason in {"host_offline", "host_draining"}:
         return f"still here: {_away(delivery, now)}"
     match delivery.state:
@@ -101,6 +103,16 @@ def _waits_for(delivery: DeliveryTrace, now: datetime | None) -> str:
             return f"waits for you: {delivery.reason or 'approval'} (cloudagent approvals)"
         case _:
             return "still at work"
+
+
+def _limited(delivery: DeliveryTrace, now: datetime | None) -> str:
+    """`rate limit, resumes 14:05`; what waits for a person's word says how to give it."""
+    until = delivery.waits_until
+    when = f", {'resumes' if delivery.state is DeliveryState.RECEIVED else 'over'}"
+    words = "rate limit" + (f"{when} {moment(until, now)}" if until else "")
+    if delivery.state is DeliveryState.QUEUED:
+        return f"{words}; you decide whether it goes on (cloudagent continue {delivery.message_id})"
+    return words
 
 
 def _away(delivery: DeliveryTrace, now: datetime | None) -> str:

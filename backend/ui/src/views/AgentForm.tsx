@@ -5,8 +5,9 @@ import { useState, type FormEvent, type ReactNode } from "react";
 import { patch, post, remove } from "../api";
 import { line, words } from "../command";
 import { chatPath, go } from "../router";
-import type { Agent, Host } from "../wire";
+import { NO_LIMITS, type Agent, type AgentLimits, type Host } from "../wire";
 import { driverName } from "../words";
+import { Limits } from "./AgentLimits";
 import { Confirm, Failure, Icon, Link } from "./parts";
 import { TopBar } from "./TopBar";
 import { useApp, useAttempt, useSession, useTitle } from "./use";
@@ -45,6 +46,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
   const [mode, setMode] = useState(agent?.mode ?? "default");
   const [command, setCommand] = useState(line(agent?.command ?? []));
   const [silence, setSilence] = useState(agent?.hang_timeout_s == null ? "" : `${agent.hang_timeout_s / 60}`);
+  const [limits, setLimits] = useState<AgentLimits>(agent?.limits ?? NO_LIMITS);
   const [asking, setAsking] = useState(false);
   const [key] = useState(() => crypto.randomUUID());
   const title = agent === null ? "Add an agent" : `Settings of ${agent.name}`;
@@ -66,6 +68,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
       mode,
       command: command.trim() === "" ? null : words(command),
       hang_timeout_s: silence === "" ? null : Math.round(Number(silence) * 60),
+      limits,
     };
     void attempt(async () => {
       const saved =
@@ -190,6 +193,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                 {driver !== "acp" && (
                   <Command value={command} onChange={setCommand} hint="In place of the program that the machine finds by itself." />
                 )}
+                <Limits limits={limits} onChange={setLimits} />
               </details>
               <Failure error={error} />
               <div className="actions">

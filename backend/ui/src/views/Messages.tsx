@@ -157,6 +157,16 @@ function Whereabouts(props: {
             {busy ? "Cancelling…" : "Cancel"}
           </button>
         )}
+        {words.continuable && (
+          <button
+            type="button"
+            className="text-button"
+            disabled={busy}
+            onClick={() => void attempt(() => session.goOn(trace.message_id))}
+          >
+            Continue
+          </button>
+        )}
         {words.retriable && !over && (
           <button
             type="button"
@@ -172,7 +182,7 @@ function Whereabouts(props: {
           <span>
             {`${clock(trace.rungs[0]?.at ?? "")} · `}
             {several && `${agent?.name ?? "agent"}: `}
-            {trace.retry_of != null && "tried again · "}
+            {trace.retry_of != null && !words.continuable && "tried again · "}
             {words.text}
           </span>
           <Icon name="chevron" />
