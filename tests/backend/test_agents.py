@@ -29,6 +29,7 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
             cwd="~/src",
             hang_timeout_s=7_200,
             unattended="deny",
+            limits={"auto_resume": True, "resume_times": 2, "resume_within_h": 6.5},
         )
         made = await client.post("/v1/agents", json=body)
         assert made.status_code == 201
@@ -61,6 +62,9 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
         {"unattended": "allow"},
         {"hang_timeout_s": 1e9},
         {"hang_timeout_s": "long"},
+        {"limits": {"resume_times": 0}},
+        {"limits": {"resume_within_h": 1e9}},
+        {"limits": {"colour": "red"}},
         {"model": "-rf"},
         {"model": "a b"},
         {"colour": "red"},
