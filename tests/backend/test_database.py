@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from cloudagent_backend.store import delivery_schema, events, schema
+from cloudagent_backend.store import deliveries, delivery_schema, events, schema
 from cloudagent_backend.store.database import (
     DatabaseError,
     connect,
@@ -15,8 +15,8 @@ from cloudagent_backend.store.database import (
     open_database,
     path_of,
 )
-from cloudagent_protocol.ids import UserId
-from cloudagent_protocol.resources import EventType
+from cloudagent_protocol.ids import HostId, UserId
+from cloudagent_protocol.resources import DeliveryState, EventType
 
 
 def insert(c: sqlite3.Connection, name: str) -> None:
@@ -136,6 +136,28 @@ def test_an_older_databases_logs_go_on_where_they_were(tmp_path: Path) -> None:
     assert (full.last, full.trimmed) == (5, 4)
     events.append(connection, UserId("usr_empty"), EventType.PING, {})
     assert [row.id for row in events.after(connection, UserId("usr_empty"), 0, 9)] == [8]
+    connection.close()
+
+
+def test_what_an_older_database_has_in_flight_stays_so(tmp_path: Path) -> None:
+    connection = connect(tmp_path / "a.db")
+    step = schema.MIGRATIONS.index(delivery_schema.IN_FLIGHT)
+    for script in schema.MIGRATIONS[:step]:
+        connection.executescript(script)
+    connection.execute(f"PRAGMA user_version = {step}")
+    connection.execute("INSERT INTO conversations VALUES ('conv_1', 'usr_1', NULL, 0, 0, NULL)")
+    for number, state in enumerate(DeliveryState):
+        connection.execute(
+            "INSERT INTO deliveries (id, user_id, host_id, agent_id, conversation_id, message_id,"
+            " seq, state, rungs) VALUES (?, 'usr_1', 'host_1', 'agent_1', 'conv_1', 'msg_1', ?, ?,"
+            " '[]')",
+            (f"dlv_{number}", number, state.value),
+        )
+    connection.close()
+    migrate(tmp_path / "a.db")
+    connection = connect(tmp_path / "a.db")
+    found = {row.state for row in deliveries.in_flight(connection, HostId("host_1"))}
+    assert found == {"leased", "received", "running", "waiting"}
     connection.close()
 
 

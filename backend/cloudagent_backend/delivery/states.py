@@ -34,6 +34,10 @@ MOVES: Final[dict[DeliveryState, frozenset[DeliveryState]]] = {
     _S.DEAD: frozenset(),
 }
 
+_SOURCES: Final = {
+    target: frozenset(state for state, targets in MOVES.items() if target in targets)
+    for target in DeliveryState
+}
 ENDS: Final = frozenset(state for state, targets in MOVES.items() if not targets)
 #: Ends after which a person may have the same done over again.
 RETRIABLE: Final = frozenset({_S.FAILED, _S.CANCELLED, _S.DEAD})
@@ -64,7 +68,7 @@ _CRASHES: Final = frozenset(
 
 def sources(target: DeliveryState) -> frozenset[DeliveryState]:
     """The states from which a delivery may go to `target`."""
-    return frozenset(state for state, targets in MOVES.items() if target in targets)
+    return _SOURCES[target]
 
 
 def end_of(outcome: Outcome) -> DeliveryState:

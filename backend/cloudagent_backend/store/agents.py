@@ -26,8 +26,14 @@ class NameTakenError(Exception):
     """The user has another agent of this name."""
 
 
-@dataclass(frozen=True)
+#: Faster than the enumeration's own look-up.
+_STATUS: Final = {status.value: status for status in AgentStatus}
+
+
+@dataclass(slots=True)
 class AgentRow:
+    """An agent as it was read. It is replaced, not changed (frozen, it takes ten times as long)."""
+
     id: AgentId
     user_id: UserId
     host_machine_id: HostId
@@ -50,7 +56,7 @@ class AgentRow:
 
 def _row(row: sqlite3.Row) -> AgentRow:
     values: dict[str, Any] = dict(row)
-    values["status"] = AgentStatus(row["status"])
+    values["status"] = _STATUS[row["status"]]
     values["command"] = None if row["command"] is None else json.loads(row["command"])
     values["env"] = json.loads(row["env"])
     limits = row["limits"]

@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -21,7 +22,14 @@ def at_or_none(us: int | None) -> datetime | None:
 
 def rfc3339(us: int) -> str:
     """The moment as text, as the API shows it."""
-    return f"{at(us).isoformat(timespec='microseconds')[:-6]}Z"
+    second, rest = divmod(us, 1_000_000)
+    return f"{_second(second)}.{rest:06}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    """Kept, because what is written under load is of the same few seconds."""
+    return (_EPOCH + timedelta(seconds=second)).isoformat()[:-6]
 
 
 def to_us(moment: datetime) -> int:

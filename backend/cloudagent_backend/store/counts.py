@@ -25,6 +25,6 @@ def take(c: sqlite3.Connection) -> Counts:
     states = c.execute(
         "SELECT state, count(*) FROM deliveries WHERE state = 'queued' GROUP BY state UNION ALL"
         " SELECT state, count(*) FROM deliveries"
-        " WHERE state IN ('leased', 'received', 'running', 'waiting') GROUP BY state"
+        " WHERE in_flight = 1 GROUP BY state"
     )
     return Counts(row[0], row[1], row[2], row[3], dict(tuple(one) for one in states))

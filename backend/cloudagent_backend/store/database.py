@@ -114,6 +114,9 @@ class Database:
 
     def _write_loop(self) -> None:
         connection = connect(self.path)
+        # What undoes a work that fails (`_run`): else SQLite keeps it in a file, a page for each page
+        # that a work changes. Not in `connect`: a migration may sort more than memory holds.
+        connection.execute("PRAGMA temp_store = MEMORY")
         open_for_more = True
         while open_for_more:
             batch, open_for_more = self._next_batch()

@@ -157,6 +157,17 @@ DROP INDEX deliveries_open_of_agent;
 ALTER TABLE links DROP COLUMN acked;
 """
 
+# Whether a delivery is in flight, apart from `state`: an index on that was written anew by every step
+# that a machine reports, though what it held did not change.
+IN_FLIGHT: Final = """
+ALTER TABLE deliveries ADD COLUMN in_flight INTEGER NOT NULL DEFAULT 0;
+UPDATE deliveries SET in_flight = 1 WHERE state IN ('leased', 'received', 'running', 'waiting');
+DROP INDEX deliveries_in_flight;
+CREATE INDEX deliveries_in_flight ON deliveries (host_id, seq) WHERE in_flight = 1;
+DROP INDEX deliveries_lent;
+CREATE INDEX deliveries_lent ON deliveries (lent_by) WHERE lent_by IS NOT NULL AND in_flight = 1;
+"""
+
 RETRIES: Final = """
 ALTER TABLE deliveries ADD COLUMN retry_of TEXT;      -- the earlier delivery that it does over
 ALTER TABLE deliveries ADD COLUMN retried_by TEXT;    -- who asked for that

@@ -12,8 +12,7 @@ _TAKE_FREE_WAY: Final = (
     " WHERE host_id = ?1 AND backlog < ?3"
     " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE host_id = ?1 AND agent_id = ?2"
     " AND state = 'queued' AND held = 0)"
-    " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE lent_by = ?1"
-    " AND state IN ('leased', 'received', 'running', 'waiting'))"
+    " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE lent_by = ?1 AND in_flight = 1)"
     " RETURNING delivery_seq, last"
 )
 #: The outbox has no gaps: what is acknowledged ends where it begins.

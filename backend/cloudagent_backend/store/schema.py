@@ -228,6 +228,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     delivery_schema.FEWER_WRITES,
     _APPROVALS,
     _RESUMING,
+    delivery_schema.IN_FLIGHT,
 )
 
 
