@@ -29,12 +29,10 @@ from cloudagent_protocol.frames import (
     RunReport,
     UnknownFrame,
     Welcome,
-    encode,
 )
-from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, HostId, RunId
+from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, RunId
 from cloudagent_protocol.resources import AgentRef, Hold, Runtime
 from fakes.backend import KEY, ScriptedBackend, scripted_backend
-from fakes.memory_transport import MemoryTransport
 
 
 @dataclass
@@ -497,47 +495,6 @@ async def test_a_run_ended_while_the_link_was_down_is_told_later() -> None:
         await d.spool.finish(ending(sent.delivery_id))
         backend.refusal = None
         assert (await backend.reported(RunReport)).delivery_ids == [sent.delivery_id]
-
-
-async def test_silence_is_noticed_though_the_network_takes_nothing_either() -> None:
-    transport = MemoryTransport()
-
-    async def hello() -> Hello:
-        return Hello(
-            protocol=[1],
-            daemon_version="0.3.0",
-            instance_id="i1",
-            profile="default",
-            os="linux",
-            hostname="mbp",
-        )
-
-    welcome = Welcome(
-        protocol=1,
-        session_id="s1",
-        epoch="ep_1",
-        host_id=HostId("host_1"),
-        heartbeat_s=0.05,
-        silence_s=0.3,
-        last_seq=0,
-        window=32,
-    )
-    async with open_spool(None) as spool, anyio.create_task_group() as tasks:
-        for n in range(150):  # more than the transport takes without being read
-            await spool.append(report(f"{n}"))
-        client = LinkClient(
-            transport, spool, hello, Heartbeat, backoff=Backoff(lambda _, high: high)
-        )
-        tasks.start_soon(client.run)
-        with anyio.fail_after(5):
-            far = await transport.accept()
-            await far.receive()
-            await far.send(encode(welcome))
-            while not client.standing.detail:
-                await client.changed.wait()
-        assert "nothing heard" in client.standing.detail
-        tasks.cancel_scope.cancel()
-    transport.close()
 
 
 async def test_a_numbered_frame_without_its_number_is_not_taken_for_a_duplicate() -> None:
