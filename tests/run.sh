@@ -33,7 +33,7 @@ run coverage report --rcfile=tests/rules.coveragerc --fail-under=100
 step 'wheel, light install'
 sh tests/packaging.sh
 
-step 'tests, in five parts at once'
+step 'tests, in six parts at once'
 # They wait for processes and clocks more than they compute: together they take little more than the longest.
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
@@ -42,7 +42,11 @@ part() { # NAME FOLDER...: beside the others; what it says is shown at the end
   name=$1; shift
   { tests "$@" >"$parts/$name" 2>&1 && touch "$parts/$name-passed"; } &
 }
-part pages tests/e2e
+real='tests/e2e/test_real_drivers.py tests/e2e/test_real_claude.py tests/e2e/test_claude_contract.py'
+# shellcheck disable=SC2086  # words
+part agents $real
+# shellcheck disable=SC2046
+part pages tests/e2e $(printf -- '--ignore=%s ' $real)
 part machines tests/faults tests/service
 part drivers tests/contracts tests/architecture
 part backend tests/backend tests/client
@@ -50,8 +54,8 @@ part backend tests/backend tests/client
 tests --ignore=tests/e2e --ignore=tests/faults --ignore=tests/service --ignore=tests/contracts --ignore=tests/architecture \
   --ignore=tests/backend --ignore=tests/client --ignore=tests/protocol && touch "$parts/rest-passed" || true
 wait
-for name in pages machines drivers backend; do printf '\n--- %s\n' "$name"; cat "$parts/$name"; done
-for name in rest pages machines drivers backend; do
+for name in agents pages machines drivers backend; do printf '\n--- %s\n' "$name"; cat "$parts/$name"; done
+for name in rest agents pages machines drivers backend; do
   [ -e "$parts/$name-passed" ] || how "a test failed ($name), see above"
 done
 

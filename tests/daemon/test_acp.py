@@ -186,6 +186,13 @@ def test_a_session_that_cannot_be_resumed_is_lost(job: Job, error: Json | None) 
     assert end_of(events).session_id is None
 
 
+def test_a_session_that_is_loaded_without_a_past_is_lost(job: Job) -> None:
+    talk = Talk(replace(job, session_id="s-0"))
+    talk.answers(LOADS)
+    talk.updates("available_commands_update", availableCommands=[])
+    assert end_of(talk.answers({})).reason is Reason.SESSION_LOST
+
+
 def test_a_login_that_is_missing_is_no_lost_session(job: Job) -> None:
     talk = Talk(replace(job, session_id="s-0"))
     talk.answers(LOADS)
@@ -509,6 +516,7 @@ def test_what_is_said_is_what_the_protocols_own_schema_takes(job: Job) -> None:
     plans = job.agent.model_copy(update={"mode": "plan"})
     talk = Talk(replace(job, session_id="s-0", agent=plans))
     talk.answers(LOADS)
+    talk.updates("user_message_chunk", content={"type": "text", "text": "of old"})
     talk.answers({"modes": {"currentModeId": "x", "availableModes": [{"id": "plan"}]}})
     talk.answers()
     ask(talk, "execute", "make")

@@ -1,7 +1,7 @@
 """The real coding agents from npm do what every driver has to do; only their model is scripted.
 
-Each is a download of 55 to 404 MB and takes seconds of CPU per start, so that only codex, the quickest, is
-driven without being asked for: `REAL_CLIS="codex opencode gemini qwen"`, for `tests/needs.sh` and for this file.
+Each takes seconds of CPU per start, so that a default round looks at a few behaviours of each. All of them:
+`REAL_CLIS="claude codex opencode gemini qwen"`, or some of these.
 """
 
 import json
@@ -13,14 +13,16 @@ import pytest
 
 from cloudagent_protocol.events import Reason
 from contracts.drivers import BEHAVIOURS, Kit, scripted
+from e2e.real_cli import claude_environment
 from fakes.model import StubModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_cli, pytest.mark.timeout(400)]
 
 CLIS = Path(__file__).parent / "clis"
-WANTED = os.environ.get("REAL_CLIS", "codex").split()
-#: What a default round looks at; with `REAL_CLIS` set, all is.
-SHORT = ("a reply by our tool", "a session resumed", "401: log in")
+WANTED = os.environ.get("REAL_CLIS", "claude codex opencode gemini qwen").split()
+#: What a default round looks at: a reply by our tool, text that is published, a second process that
+#: goes on, and an error. With `REAL_CLIS` set, all is.
+SHORT = ("a session resumed", "401: log in")
 
 
 def found(name: str) -> str:
@@ -109,6 +111,10 @@ def codex_settings(home: Path, model: StubModel) -> None:
 
 
 REAL = {
+    "claude": scripted(
+        "claude", "claude_code", lambda model: claude_environment(model, CLAUDE_CODE_MAX_RETRIES="1"),
+        patience_s=10.0, deadline_s=60.0,
+    ),
     "codex": scripted(
         "codex", "codex", codex_environment, codex_settings, patience_s=5.0, deadline_s=60.0
     ),

@@ -54,6 +54,8 @@ VERSION: Final = 1
 _AUTH_REQUIRED: Final = -32000
 #: After its turn's end it is told so by the end of its input; some stay all the same.
 _LINGER_S: Final = 3.0
+#: Updates that a session with a past cannot be told without.
+_SPOKEN: Final = frozenset({"user_message_chunk", "agent_message_chunk", "tool_call"})
 _STOPS: Final = {
     "max_tokens": (Reason.MODEL_ERROR, "The model reached the most tokens that it may write."),
     "max_turn_requests": (Reason.MAX_TURNS, "It asked its model as often as it may in a turn."),
@@ -113,6 +115,8 @@ class AcpSession:
         self._session_id: str | None = None
         #: Whether what it tells belongs to the turn: a session that is loaded is told anew.
         self._prompted = False
+        #: Whether anything of an earlier process was told, as `session/load` has to.
+        self._replayed = False
         self._ended = False
         #: Requests for a permission that wait for their answer.
         self._asked: set[str | int] = set()
@@ -179,12 +183,18 @@ class AcpSession:
             return self._calls.settle(message)
         params = as_object(message.get("params"))
         if request_id is None:
-            if method == "session/update" and self._prompted:
-                return self._updates.receive(as_object(params.get("update")))
+            if method == "session/update":
+                return self._update(as_object(params.get("update")))
             return ()
         if method == "session/request_permission" and isinstance(request_id, str | int):
             return self._permission(request_id, params)
         return [self._calls.refuse(request_id, method)]
+
+    def _update(self, update: Json) -> Iterable[DriverEvent]:
+        if self._prompted:
+            return self._updates.receive(update)
+        self._replayed = self._replayed or update.get("sessionUpdate") in _SPOKEN
+        return ()
 
     def interrupt(self) -> bytes | signal.Signals:
         if not self._prompted or self._ended:
@@ -226,6 +236,9 @@ class AcpSession:
         def then(answer: Answer) -> Iterable[DriverEvent]:
             if answer.error is not None and answer.error.get("code") == METHOD_NOT_FOUND:
                 return self._resume(others, params)
+            if answer.error is None and method == "session/load" and not self._replayed:
+                # qwen 0.15.10 begins a session of that name if it knows none, and says nothing.
+                return [self._lost("It has nothing of the session that it was to load.")]
             return self._resumed(answer)
 
         yield self._calls.request(method, params, then)
