@@ -72,6 +72,10 @@ class Limits:
     #: the smaller counts, and 0 asks for nothing (footprint.py).
     run_memory_mb: int = 0
     run_memory_percent: float = 75.0
+    #: How long a coding agent's process stays after its turn, for the next message of its
+    #: conversation, and how many may wait so at once (runs/warm.py). 0: one process per message.
+    warm_s: float = 600.0
+    max_warm: int = 3
     #: How long an agent is left alone after its third crash in a row (runs/breaker.py); later pauses
     #: are longer. 0: never.
     crash_pause_s: float = 60.0

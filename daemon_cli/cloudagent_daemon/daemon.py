@@ -38,6 +38,7 @@ from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
+from cloudagent_daemon.runs.warm import Warm
 from cloudagent_daemon.service import login_path
 from cloudagent_daemon.service.notify import Notifier, without_manager
 from cloudagent_daemon.tunnel import Tunnel
@@ -121,7 +122,16 @@ class Daemon:
         self._masks = Masks(settings)
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir, keeper)
         uplink = job.uplink(self._uplink) if job else self._uplink
-        runner = Runner(settings, self._bridge, uplink, self._masks, keeper, ladder=self._ladder)
+        self._warm = Warm(0 if job else settings.limits.warm_s, settings.limits.max_warm)
+        runner = Runner(
+            settings,
+            self._bridge,
+            uplink,
+            self._masks,
+            keeper,
+            ladder=self._ladder,
+            warm=self._warm,
+        )
         self.queue = RunQueue(
             spool,
             job.runs(runner) if job else runner,
@@ -162,6 +172,7 @@ class Daemon:
                 await self._ask_login_shell()
             tasks.start_soon(self._introduce, ending)
             await tasks.start(self._bridge.serve)
+            await tasks.start(self._warm.serve)
             if self._settings.state_dir:
                 await tasks.start(self._control(self._settings.state_dir).serve)
             tasks.start_soon(self.queue.run)
@@ -184,6 +195,7 @@ class Daemon:
             )
             # Nothing new is taken, and the backend is told so; the link and its heartbeats go on.
             self.queue.close()
+            self._warm.close()
             self.client.beat()
             patience_s = await self._in_peace(ending)
             # Not before: from here on a manager's own time runs.
@@ -261,6 +273,8 @@ class Daemon:
             self.queue.hold("superseded", held=self.client.superseded)
             self.queue.hold("unauthorized", held=self.client.standing.state == "unauthorized")
             self.queue.hold("revoked", held=self.client.revoked)
+            if self.client.superseded or self.client.revoked:
+                self._warm.clear("this daemon has no more to do with its host")
             if self.client.revoked:
                 self.queue.stop_all("the backend, where this machine's key was revoked")
             await changed.wait()
@@ -300,6 +314,8 @@ class Daemon:
             changed, refusing = self.guards.changed, self.guards.refusing
             self.queue.hold("guards", held=bool(refusing))
             self.client.beat()
+            if any(guard.name == "memory" for guard in refusing):
+                self._warm.clear("this machine is short of memory")
             for guard in refusing:
                 logger.warning("%s", guard.detail, extra={"action": guard.state})
             await changed.wait()

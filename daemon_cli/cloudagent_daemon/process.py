@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +138,14 @@ class Child:
         killed = await anyio.to_thread.run_sync(_kill, self._find)
         await self._leash.dismiss(cleaned_up=True)
         return killed
+
+    async def sweep(self, spared: Collection[int]) -> int:
+        """Kills what it has started, but for `spared` and what these come from; it lives on itself.
+
+        Returns:
+            How many processes were killed. Takes `KILL_S` at most.
+        """
+        return await anyio.to_thread.run_sync(_sweep, self._find, self.pid, frozenset(spared))
 
     async def _gone_or(self, hurry: anyio.Event) -> None:
         async with anyio.create_task_group() as tasks:
@@ -360,6 +368,30 @@ def _kill(find: Callable[[bool], list[psutil.Process]]) -> int:
                 process.kill()
         killed |= {process.pid for process in stopped}
     return len(killed)
+
+
+def _sweep(find: Callable[[bool], list[psutil.Process]], root: int, spared: frozenset[int]) -> int:
+    """Kills what is found, but for `root`, `spared` and who stands between them. Blocks."""
+    deadline = time.monotonic() + KILL_S
+    stays = {root, *spared, *(pid for one in spared for pid in _ancestors(one))}
+    killed: set[int] = set()
+    while found := [one for one in _found(find, freeze=False) if one.pid not in stays]:
+        if time.monotonic() > deadline:
+            pids = sorted(one.pid for one in found)
+            logger.error("processes survived SIGKILL", extra={"action": "sweep", "pids": pids})
+            break
+        for process in found:
+            with suppress(psutil.Error):
+                process.kill()
+        killed |= {process.pid for process in found}
+    return len(killed)
+
+
+def _ancestors(pid: int) -> list[int]:
+    try:
+        return [parent.pid for parent in psutil.Process(pid).parents()]
+    except psutil.Error:
+        return []
 
 
 def _created_at(pid: int) -> float:

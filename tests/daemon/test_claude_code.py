@@ -11,11 +11,15 @@ import pytest
 
 from cloudagent_daemon.drivers.base import (
     AwaitTools,
+    Decision,
     DriverError,
     DriverEvent,
+    DriverSession,
     Job,
     PermissionAsked,
+    PermissionWithdrawn,
     Say,
+    TakenUp,
     TextDelta,
     ToolServer,
     Turn,
@@ -23,6 +27,7 @@ from cloudagent_daemon.drivers.base import (
 )
 from cloudagent_daemon.drivers.claude_code import CLAUDE_CODE, find_program
 from cloudagent_daemon.drivers.table import detect, driver_named
+from cloudagent_daemon.runs.permission import by_mode
 from cloudagent_protocol.events import Ready, Reason, Retry, Text, ToolCall, ToolResult
 from cloudagent_protocol.frames import RunReport, decode, encode
 from cloudagent_protocol.ids import AgentId, ConversationId, RunId
@@ -67,11 +72,32 @@ def job(tmp_path: Path) -> Job:
     )
 
 
-def events_of(job: Job, *messages: Json) -> list[DriverEvent]:
-    session = CLAUDE_CODE.open(job)
+def replay(turn_id: str) -> Json:
+    content = [{"type": "text", "text": "x"}]
+    message = {"role": "user", "content": content}
+    return {"type": "user", "message": message, "uuid": turn_id, "isReplay": True}
+
+
+def heard(session: DriverSession, *messages: Json) -> list[DriverEvent]:
     return [
         event for message in messages for event in session.receive(json.dumps(message).encode())
     ]
+
+
+def events_of(job: Job, *messages: Json) -> list[DriverEvent]:
+    """What the lines mean in a first turn whose message has come back."""
+    session = CLAUDE_CODE.open(job)
+    session.prompt(Turn("x", id="t-1"))
+    events = heard(session, replay("t-1"), *messages)
+    return [event for event in events if not isinstance(event, TakenUp)]
+
+
+def result(**more: Any) -> Json:
+    return {"type": "result", "subtype": "success", "is_error": False, "result": "done", **more}
+
+
+def ends(events: list[DriverEvent]) -> list[TurnEnd]:
+    return [event for event in events if isinstance(event, TurnEnd)]
 
 
 def end_of(job: Job, *messages: Json) -> TurnEnd:
@@ -142,7 +168,11 @@ def test_a_command_of_the_agent_s_own_leaves_path_alone(job: Job) -> None:
 
 def test_neither_prompt_nor_instructions_are_on_the_command_line(job: Job) -> None:
     session = CLAUDE_CODE.open(job)
-    assert session.prompt(Turn("the secret plan\n@@x")) == b"the secret plan\n@@x"
+    given = session.prompt(Turn("the secret plan\n@@x \ud800", id="t-1"))
+    hello, message = map(json.loads, given.splitlines())
+    assert hello["request"]["subtype"] == "initialize"
+    assert (message["type"], message["uuid"]) == ("user", "t-1")
+    assert message["message"]["content"][0]["text"] == "the secret plan\n@@x \ud800"
     assert not any("You are shop" in word for word in session.launch().argv)
 
 
@@ -158,8 +188,141 @@ def test_the_journal_is_where_claude_writes_its_session(job: Job) -> None:
     assert journal == Path("/home/u/.claude/projects/-home-u-my-project-x/s-9.jsonl")
 
 
-def test_a_stop_is_the_signal_at_which_claude_ends_its_own_tools(job: Job) -> None:
-    assert CLAUDE_CODE.open(job).interrupt() is signal.SIGINT
+# --- turns ---
+
+
+def test_a_turn_ends_with_the_first_result_after_its_message_has_come_back(job: Job) -> None:
+    session = CLAUDE_CODE.open(job)
+    session.prompt(Turn("x", id="t-1"))
+    # Of its own accord, before it looks at ours: what a task in the background has left behind.
+    assert ends(heard(session, INIT, said(text("by myself")), result())) == []
+    begun = heard(session, INIT)
+    assert begun == [TakenUp("t-1")]
+    [end] = ends(heard(session, replay("t-1"), said(text("ours")), result(result="ours")))
+    assert (end.reason, end.final_text) == (None, "ours")
+
+
+def test_the_next_turn_in_the_same_process_begins_anew(job: Job) -> None:
+    session = CLAUDE_CODE.open(job)
+    session.prompt(Turn("x", id="t-1"))
+    heard(session, INIT, replay("t-1"), said(text("one")), result(total_cost_usd=0.02))
+    [line] = session.prompt(Turn("y", id="t-2")).splitlines()  # no second hello
+    assert json.loads(line)["uuid"] == "t-2"
+    events = heard(session, INIT, replay("t-2"), said(text("two")), result(total_cost_usd=0.05))
+    assert [event.turn_id for event in events if isinstance(event, TakenUp)] == ["t-2", "t-2"]
+    assert len([event for event in events if isinstance(event, Ready)]) == 1
+    assert [event.block for event in events if isinstance(event, Text)] == [0]
+    [end] = ends(events)
+    assert end.usage
+    assert end.usage.cost_usd == pytest.approx(0.03)  # claude tells that of the whole process
+
+
+def test_a_session_that_is_lost_is_told_before_any_turn_began(job: Job) -> None:
+    session = CLAUDE_CODE.open(replace(job, session_id="s-0"))
+    session.prompt(Turn("x", id="t-1"))
+    [end] = ends(heard(session, UNKNOWN_SESSION))
+    assert end.reason is Reason.SESSION_LOST
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "a turn of its own"])
+def test_a_message_that_was_put_in_is_part_of_the_run_until_its_result(
+    job: Job, folded: bool
+) -> None:
+    session = CLAUDE_CODE.open(job)
+    session.prompt(Turn("x", id="t-1"))
+    assert session.steer(Turn("too soon", id="t-0")) == b""
+    heard(session, INIT, replay("t-1"))
+    assert json.loads(session.steer(Turn("y", id="t-2")))["uuid"] == "t-2"
+    if folded:
+        assert heard(session, replay("t-2")) == [TakenUp("t-2")]
+    else:
+        assert ends(heard(session, result(result="first"))) == []
+        assert TakenUp("t-2") in heard(session, INIT)
+        heard(session, replay("t-2"))
+    [end] = ends(heard(session, result(result="second")))
+    assert end.final_text == "second"
+    assert session.steer(Turn("too late", id="t-3")) == b""
+
+
+# --- what is asked, and stops ---
+
+
+def a_question(tool: str, **asked: Any) -> Json:
+    request: Json = {"subtype": "can_use_tool", "tool_name": tool, "input": asked}
+    request["permission_suggestions"] = [{"type": "addRules"}]
+    return {"type": "control_request", "request_id": "r-1", "request": request}
+
+
+def answer(asked: DriverEvent, decision: Decision) -> Json:
+    assert isinstance(asked, PermissionAsked)
+    [said] = asked.then(decision)
+    assert isinstance(said, Say)
+    response = json.loads(said.data)["response"]
+    assert (response["subtype"], response["request_id"]) == ("success", "r-1")
+    return response["response"]
+
+
+def test_a_permission_is_asked_and_answered_by_control_requests(job: Job) -> None:
+    [asked] = events_of(job, a_question("Bash", command="rm -r x"))
+    assert isinstance(asked, PermissionAsked)
+    assert (asked.tool, asked.kind, asked.input) == ("Bash", "execute", {"command": "rm -r x"})
+    assert (asked.ours, asked.beyond_mode, asked.suggestions) == (
+        False,
+        True,
+        [{"type": "addRules"}],
+    )
+    allowed = answer(asked, Decision(True, "yes"))
+    assert allowed == {"behavior": "allow", "updatedInput": {"command": "rm -r x"}}
+    denied = answer(asked, Decision(False, "not here"))
+    assert denied == {"behavior": "deny", "message": "not here"}
+
+
+def test_a_question_is_answered_in_its_input(job: Job) -> None:
+    [asked] = events_of(job, a_question("AskUserQuestion", questions=[1]))
+    assert isinstance(asked, PermissionAsked)
+    assert asked.kind == "question"
+    given = {"questions": [1], "answers": {"Which?": "B"}}
+    assert answer(asked, Decision(True, "", input=given))["updatedInput"] == given
+
+
+@pytest.mark.parametrize("mode", ["default", "acceptEdits", "plan"])
+def test_what_claude_s_own_mode_does_not_allow_nobody_allows(job: Job, mode: str) -> None:
+    [asked] = events_of(job, a_question("Read", file_path="/elsewhere"))
+    assert isinstance(asked, PermissionAsked)
+    assert not by_mode(mode, asked).allow
+    assert by_mode("bypassPermissions", asked).allow
+
+
+def test_a_question_may_be_taken_back_and_an_unknown_request_is_refused(job: Job) -> None:
+    taken_back = {"type": "control_cancel_request", "request_id": "r-1"}
+    unknown = {"type": "control_request", "request_id": "r-2", "request": {"subtype": "hook"}}
+    withdrawn, refusal = events_of(job, taken_back, unknown)
+    assert withdrawn == PermissionWithdrawn("r-1")
+    assert isinstance(refusal, Say)
+    assert json.loads(refusal.data)["response"]["subtype"] == "error"
+
+
+def test_a_turn_under_way_is_stopped_by_a_control_request(job: Job) -> None:
+    session = CLAUDE_CODE.open(job)
+    session.prompt(Turn("x", id="t-1"))
+    # Before it begins it would not heed it, and begin; the signal is the one that ends its tools too.
+    assert session.interrupt() is signal.SIGINT
+    heard(session, INIT)
+    said = session.interrupt()
+    assert isinstance(said, bytes)
+    assert json.loads(said)["request"] == {"subtype": "interrupt"}
+    stopped = result(subtype="error_during_execution", terminal_reason="aborted_tools")
+    [end] = ends(heard(session, replay("t-1"), {**stopped, "is_error": True}))
+    assert end.reason is Reason.INTERRUPTED
+    assert session.interrupt() is signal.SIGINT
+
+
+def test_a_message_that_waits_in_it_would_outlive_an_interrupt(job: Job) -> None:
+    session = CLAUDE_CODE.open(job)
+    session.prompt(Turn("x", id="t-1"))
+    heard(session, INIT)
+    session.steer(Turn("y", id="t-2"))
+    assert session.interrupt() is signal.SIGINT
 
 
 def test_a_missing_program_says_how_to_install_it(job: Job) -> None:
@@ -486,7 +649,9 @@ def test_what_it_may_print_becomes_frames_that_fit_the_link(job: Job, line: str)
     for event in events:
         if isinstance(event, TurnEnd):
             assert len(event.detail) + len(event.session_id or "") < 5_000
-        elif not isinstance(event, TextDelta | Say | AwaitTools | PermissionAsked):
+        elif not isinstance(
+            event, TextDelta | Say | AwaitTools | PermissionAsked | PermissionWithdrawn | TakenUp
+        ):
             frame = RunReport(
                 seq=1,
                 run_id=RunId("r"),

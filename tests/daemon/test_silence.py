@@ -21,6 +21,7 @@ from cloudagent_daemon.drivers.base import (
 from cloudagent_daemon.process import Child
 from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.ports import StopSignal
+from cloudagent_daemon.runs.worker import Plan, Worker
 from cloudagent_protocol.events import Reason
 
 DAY_S = 86_400
@@ -50,13 +51,16 @@ class Silent:
     def receive(self, line: bytes) -> Iterable[DriverEvent]:
         return ()
 
+    def steer(self, turn: Turn) -> bytes:
+        return b""
+
     def interrupt(self) -> bytes | signal.Signals:
         return signal.SIGINT
 
 
 async def attempt(journal: Path, ahead_s: float, writes_s: float, then_s: float) -> Seen:
     async def started(child: Child) -> None:
-        pass
+        tasks.start_soon(run)
 
     async def event(event: Reported) -> None:
         pass
@@ -65,20 +69,33 @@ async def attempt(journal: Path, ahead_s: float, writes_s: float, then_s: float)
         raise NotImplementedError
 
     arguments = (str(journal), str(ahead_s), str(writes_s), str(then_s))
-    return await Attempt(
-        session=Silent(),
-        command=Command((sys.executable, "-I", "-S", "-c", WRITER, *arguments), journal=journal),
+    worker = Worker(
+        Plan(
+            session=Silent(),
+            command=Command(
+                (sys.executable, "-I", "-S", "-c", WRITER, *arguments), journal=journal
+            ),
+            env=dict(os.environ),
+            cwd=journal.parent,
+            launch_id="launch",
+            tools_listed=anyio.Event(),
+        )
+    )
+    one = Attempt(
+        worker=worker,
         turn=Turn(""),
-        env=dict(os.environ),
-        cwd=journal.parent,
-        launch_id="launch",
-        on_start=started,
         on_event=event,
         stop=StopSignal(),
         hang_timeout_s=0.7,
-        tools_listed=anyio.Event(),
         decide=decide,
-    ).run()
+    )
+
+    async def run() -> None:
+        await one.run()
+
+    async with anyio.create_task_group() as tasks:
+        await worker.run(started)
+    return one.seen
 
 
 @pytest.mark.parametrize("ahead_s", [DAY_S, -DAY_S], ids=["set back", "set forward"])

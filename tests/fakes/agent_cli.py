@@ -1,7 +1,9 @@
-"""A coding agent without a model: speaks Claude Code's stream-json, does what the prompt says.
+"""A coding agent without a model: speaks Claude Code's stream-json, does what the prompts say.
 
-Start it as `claude` is started; give it to an agent as `command: [sys.executable, agent_cli.py]`.
-Each line of the prompt that begins with `@@` is an order, carried out in turn:
+Start it as `claude` is started; give it to an agent as `command: [sys.executable, agent_cli.py]`. It
+takes messages and control requests on stdin until that ends, one turn after the other. A message that
+comes while a turn goes on is folded into it at its next `@@may` or `@@pause`, or else has a turn of its
+own. Each line of a prompt that begins with `@@` is an order, carried out in turn:
 
 =========================  ========================================================================
 ``@@reply TEXT``           send a message with the tool `send_message`
@@ -15,8 +17,8 @@ Each line of the prompt that begins with `@@` is an order, carried out in turn:
 ``@@garbage``              print bytes that are no UTF-8, and lines that are no JSON
 ``@@retry STATUS ERROR``   report that a model request failed and is tried again
 ``@@limit EPOCH``          tell that the account has used up what it may until then
-``@@error STATUS ERROR``   end the turn with an error result and exit 1
-``@@result SUBTYPE``       end the turn with a result of this subtype and exit 1
+``@@error STATUS ERROR``   end the turn with an error result; the exit is then 1
+``@@result SUBTYPE``       end the turn with a result of this subtype; the exit is then 1
 ``@@tools STATE [N]``      begin with the tools in this state (`pending`, `failed`); N times
 ``@@mute``                 never say that the tools are there
 ``@@setsid``               leave a child in a session of its own that would live for an hour
@@ -28,6 +30,11 @@ Each line of the prompt that begins with `@@` is an order, carried out in turn:
 ``@@quit``                 exit 0 without a result
 ``@@nothing``              print nothing at all and exit 0
 ``@@env NAME``             write a text block with this environment variable
+``@@may TOOL JSON``        ask whether it may, and write a text block with the answer
+``@@pause``                wait for a message that is put into this turn
+``@@deaf``                 heed no control request any more
+``@@later WHAT``           once FAKE_STATE/later is there, with no message: `work`, `garbage`, `crash`
+``@@untaken WHAT``         as the last of a prompt, its own next message is not begun: `crash`, `hang`
 =========================  ========================================================================
 
 Environment: `FAKE_STATE` is a folder for sessions; `FAKE_EFFECTS` a file that gets one line for
@@ -39,6 +46,7 @@ than all that it does.
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import json
 import os
@@ -46,6 +54,7 @@ import signal
 import subprocess
 import sys
 import time
+from _queue import SimpleQueue
 
 TYPE_CHECKING = False  # as in `typing`
 if TYPE_CHECKING:
@@ -155,38 +164,161 @@ def configured(config: str) -> Tools:
     return Tools([server["command"], *server["args"]])
 
 
+class InterruptedTurnError(Exception):
+    """The turn was interrupted by a control request."""
+
+
+class FailedTurnError(Exception):
+    """The turn has ended with an error."""
+
+
+class Inbox:
+    """What comes on stdin, sorted as it comes; an interrupt breaks into whatever is being done."""
+
+    def __init__(self) -> None:
+        self._come = SimpleQueue()
+        #: Messages that were read and have not begun.
+        self.waiting: list[Json] = []
+        self.answers: list[Json] = []
+        self.busy = False
+        self.deaf = False
+        signal.signal(signal.SIGUSR1, self._interrupted)
+        _thread.start_new_thread(self._read, ())
+
+    def _read(self) -> None:
+        for line in sys.stdin.buffer:
+            message = json.loads(line)
+            if message["type"] == "control_request" and not self.deaf:
+                self._control(message)
+            elif message["type"] != "control_request":
+                self._come.put(message)
+        self._come.put(None)
+
+    def _control(self, message: Json) -> None:
+        subtype = message["request"]["subtype"]
+        effect(f"control {subtype}")
+        answer = {"subtype": "success", "request_id": message["request_id"], "response": {}}
+        say({"type": "control_response", "response": answer})
+        if subtype == "interrupt" and self.busy:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def _interrupted(self, number: int, frame: Any) -> None:
+        if self.busy:
+            self.busy = False
+            raise InterruptedTurnError
+
+    def _next(self, timeout: float | None = None) -> bool:
+        """Takes one line; returns whether there was one to take."""
+        message = self._come.get(timeout=timeout)
+        if message is None:
+            return False
+        (self.waiting if message["type"] == "user" else self.answers).append(message)
+        return True
+
+    def message(self) -> Json | None:
+        """The next message, waited for; None at the end of stdin."""
+        while not self.waiting:
+            if not self._next():
+                return None
+        return self.waiting.pop(0)
+
+    def answer(self, request_id: str) -> Json:
+        while True:
+            for answer in self.answers:
+                if answer["response"]["request_id"] == request_id:
+                    return answer["response"]["response"]
+            if not self._next():
+                raise SystemExit("stdin ended while a question was open")
+
+
 class Agent:
-    def __init__(self, options: argparse.Namespace, prompt: str) -> None:
-        self.prompt = prompt
+    def __init__(self, options: argparse.Namespace, inbox: Inbox) -> None:
+        self.inbox = inbox
         self.session_id = options.resume or options.session_id or new_id()
         self.resumes = bool(options.resume)
         self.config = options.mcp_config
-        self.error: str | None = None
         self.last_text = ""
         self.tools: Tools | None = None
         self.history = f"{STATE}/{self.session_id}.jsonl"
+        self.cost = 0.0
+        self.turns = 0
+        self.later = ""
+        self.untaken = ""
 
     def run(self) -> int:
-        orders = [line[2:].partition(" ") for line in self.prompt.splitlines() if line[:2] == "@@"]
         effect(f"start {self.session_id}")
+        status = 0
+        while message := self.inbox.message():
+            if self.untaken:
+                self.after(self.untaken)
+            status = self.take_turn(message)
+            if self.later:
+                self.after(self.later)
+        if self.tools:
+            self.tools.close()
+        return status
+
+    def take_turn(self, message: Json) -> int:
+        self.uuid: str | None = message.get("uuid")
+        self.content = message["message"]["content"]
+        self.prompt = "".join(block["text"] for block in self.content)
+        orders = [line[2:].partition(" ") for line in self.prompt.splitlines() if line[:2] == "@@"]
         if ("nothing", "", "") in orders:
-            return 0
-        if self.resumes and not exists(self.history):
+            os._exit(0)
+        if self.resumes and not self.turns and not exists(self.history):
             sys.stderr.write(f"No conversation found with session ID: {self.session_id}\n")
             self.result("error_during_execution", num_turns=0)
             return 1
+        self.turns += 1
         earlier = self.remember()
         state = self.tools_state(orders)
-        if state == "connected":
+        if state == "connected" and self.tools is None:
             self.tools = configured(self.config)
         if ("mute", "", "") not in orders:
             self.init(state)
-        for order, _, rest in orders:
-            getattr(self, f"do_{order}")(rest, earlier)
+        self.last_text = ""
+        self.inbox.busy = True
+        try:
+            for order, _, rest in orders:
+                getattr(self, f"do_{order}")(rest, earlier)
+            self.inbox.busy = False
+        except InterruptedTurnError:
+            self.replay()
+            text = {"type": "text", "text": "[Request interrupted by user]"}
+            say({"type": "user", "message": {"role": "user", "content": [text]}})
+            self.result("error_during_execution", terminal_reason="aborted_tools")
+            return 1
+        except FailedTurnError:
+            self.inbox.busy = False
+            return 1
         self.result("success")
-        if self.tools:
-            self.tools.close()
         return 0
+
+    def after(self, what: str) -> None:
+        """What nobody asked for."""
+        if self.later:
+            while not exists(f"{STATE}/later"):
+                time.sleep(0.02)
+        self.later = self.untaken = ""
+        effect(f"after {what}")
+        if what == "crash":
+            os._exit(1)
+        if what == "hang":
+            self.do_hang("", [])
+        if what == "garbage":
+            self.do_garbage("", [])
+        if what == "work":
+            self.uuid = None
+            self.init("connected")
+            self.call("send_message", {"text": "nobody asked"})
+            self.result("success")
+
+    def replay(self) -> None:
+        """The message comes back, once."""
+        if self.uuid:
+            message = {"role": "user", "content": self.content}
+            say({"type": "user", "message": message, "uuid": self.uuid, "isReplay": True})
+            self.uuid = None
 
     # --- what claude prints ---
 
@@ -211,6 +343,7 @@ class Agent:
         self.last_text = text
 
     def assistant(self, block: Json, **more: Any) -> None:
+        self.replay()
         message = {"model": more.pop("model", "fake-1"), "content": [block]}
         say({"type": "assistant", "message": message, "parent_tool_use_id": None, **more})
 
@@ -223,9 +356,12 @@ class Agent:
         say({"type": "user", "message": {"content": [{**block, "is_error": is_error}]}})
 
     def result(self, subtype: str, **more: Any) -> None:
+        if self.turns:
+            self.replay()
+        self.cost += 0.01
         say({"type": "result", "subtype": subtype, "is_error": subtype != "success",
              "num_turns": 1, "session_id": self.session_id, "result": self.last_text,
-             "total_cost_usd": 0.01, "usage": {"input_tokens": 10, "output_tokens": 5},
+             "total_cost_usd": round(self.cost, 2), "usage": {"input_tokens": 10, "output_tokens": 5},
              **more})  # fmt: skip
 
     # --- its memory ---
@@ -236,7 +372,7 @@ class Agent:
         append(self.history, json.dumps(self.prompt))
         return [json.loads(line) for line in lines]
 
-    def tools_state(self, orders: list[tuple[str, str, str]]) -> str:
+    def tools_state(self, orders: Any) -> str:
         for order, _, rest in orders:
             if order == "tools":
                 state, _, times = rest.partition(" ")
@@ -312,11 +448,11 @@ class Agent:
         more = {"error": error} if error else {}
         self.assistant({"type": "text", "text": words}, model="<synthetic>", **more)
         self.result("success", is_error=True, api_error_status=int(status) or None, result=words)
-        sys.exit(1)
+        raise FailedTurnError
 
     def do_result(self, subtype: str, earlier: list[str]) -> None:
         self.result(subtype)
-        sys.exit(1)
+        raise FailedTurnError
 
     def do_tools(self, rest: str, earlier: list[str]) -> None:
         pass
@@ -354,6 +490,53 @@ class Agent:
             append(path, "{}")
             time.sleep(0.1)
 
+    def do_may(self, rest: str, earlier: list[str]) -> None:
+        tool, _, arguments = rest.partition(" ")
+        asked = json.loads(arguments or "{}")
+        use_id = f"call_{os.urandom(6).hex()}"
+        self.assistant({"type": "tool_use", "id": use_id, "name": tool, "input": asked})
+        request_id = new_id()
+        request = {"subtype": "can_use_tool", "tool_name": tool, "input": asked,
+                   "permission_suggestions": [{"type": "addRules"}], "tool_use_id": use_id}  # fmt: skip
+        say({"type": "control_request", "request_id": request_id, "request": request})
+        try:
+            answer = self.inbox.answer(request_id)
+        except InterruptedTurnError:
+            say({"type": "control_cancel_request", "request_id": request_id})
+            raise
+        self.tool_result(use_id, answer.get("message", "done"), answer["behavior"] != "allow")
+        self.fold()
+        self.text(json.dumps(answer))
+
+    def do_pause(self, rest: str, earlier: list[str]) -> None:
+        effect("pause")
+        self.replay()
+        message = self.inbox.message()
+        if message is None:
+            raise SystemExit("stdin ended in a pause")
+        self.inbox.waiting.insert(0, message)
+        self.fold()
+
+    def fold(self) -> None:
+        """Takes what has come meanwhile into this turn."""
+        while self.inbox.waiting:
+            message = self.inbox.waiting.pop(0)
+            say({**message, "isReplay": True})
+            text = "".join(block["text"] for block in message["message"]["content"])
+            for line in text.splitlines():
+                if line[:2] == "@@":
+                    order, _, rest = line[2:].partition(" ")
+                    getattr(self, f"do_{order}")(rest, [])
+
+    def do_deaf(self, rest: str, earlier: list[str]) -> None:
+        self.inbox.deaf = True
+
+    def do_later(self, what: str, earlier: list[str]) -> None:
+        self.later = what
+
+    def do_untaken(self, what: str, earlier: list[str]) -> None:
+        self.untaken = what
+
     def do_hang(self, rest: str, earlier: list[str]) -> None:
         effect("hang")
         end = time.monotonic() + 3600
@@ -369,23 +552,27 @@ class Agent:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def do_quit(self, rest: str, earlier: list[str]) -> None:
-        sys.exit(0)
+        os._exit(0)
 
 
 def main(agent: type[Agent] = Agent) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parser = argparse.ArgumentParser()
-    for flag in ("-p", "--verbose", "--include-partial-messages", "--strict-mcp-config"):
+    for flag in ("-p", "--verbose", "--include-partial-messages", "--strict-mcp-config",
+                 "--replay-user-messages"):  # fmt: skip
         parser.add_argument(flag, action="store_true")
-    for option in ("--output-format", "--mcp-config", "--append-system-prompt-file",
-                   "--allowedTools", "--permission-mode", "--model", "--resume",
-                   "--session-id"):  # fmt: skip
+    for option in ("--input-format", "--output-format", "--mcp-config",
+                   "--append-system-prompt-file", "--allowedTools", "--permission-mode",
+                   "--permission-prompt-tool", "--model", "--resume", "--session-id"):  # fmt: skip
         parser.add_argument(option)
     parser.add_argument("--version", action="version", version="0.0.1 (fake)")
     options = parser.parse_args()
+    assert options.input_format == "stream-json"
     assert read(options.append_system_prompt_file)
-    return agent(options, sys.stdin.buffer.read().decode()).run()
+    status = agent(options, Inbox()).run()
+    sys.stderr.flush()
+    os._exit(status)  # not by its own end, for which the thread that reads would have to end
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

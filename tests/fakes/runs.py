@@ -1,6 +1,7 @@
 """What the tests of runs share: a recorded uplink, a runner with its bridge, a delivery."""
 
 import sys
+import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,14 @@ import psutil
 
 from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Limits, Settings
+from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.mask import Masks
+from cloudagent_daemon.process import Ladder
+from cloudagent_daemon.runs.launching import Held, Launcher, Wanted
 from cloudagent_daemon.runs.ports import Launch, Said, StopSignal, UplinkError
 from cloudagent_daemon.runs.runner import Runner
+from cloudagent_daemon.runs.warm import Warm
+from cloudagent_daemon.runs.workspace import Workspace
 from cloudagent_protocol.events import Finished
 from cloudagent_protocol.frames import (
     AgentEntry,
@@ -37,6 +43,7 @@ from cloudagent_protocol.ids import (
     new_conversation_id,
     new_delivery_id,
     new_message_id,
+    new_run_id,
 )
 from cloudagent_protocol.resources import AgentSpec, Author
 
@@ -54,6 +61,8 @@ class RecordedUplink:
         self.frames: list[Said] = []
         self.deltas: list[Delta] = []
         self.launches: list[Launch] = []
+        #: Launches that were to stay, and are gone.
+        self.ended: list[str] = []
         self.finished: list[RunReport] = []
         #: What the backend would answer; None while it cannot be reached.
         self.history: list[dict[str, Any]] | None = None
@@ -79,6 +88,9 @@ class RecordedUplink:
 
     async def launched(self, launch: Launch) -> None:
         self.launches.append(launch)
+
+    async def gone(self, launch_id: str) -> None:
+        self.ended.append(launch_id)
 
     def delta(self, frame: Delta) -> None:
         self.deltas.append(frame)
@@ -151,6 +163,8 @@ class World:
     runner: Runner
     agent: AgentSpec
     conversation: ConversationId = field(default_factory=new_conversation_id)
+    #: What stays between runs; None: nothing.
+    warm: Warm | None = None
     #: How long a run may take; real programs start slowly on a busy machine.
     deadline_s: float = 30.0
 
@@ -181,11 +195,28 @@ class World:
         seen = self.uplink = uplink or RecordedUplink()
         deliver = self.deliver(text) if isinstance(text, str) else text
         masks = Masks(self.settings)
-        runner = Runner(self.settings, self.bridge, seen, masks, relaunch_s=(0.0, 0.0))
+        runner = Runner(
+            self.settings, self.bridge, seen, masks, relaunch_s=(0.0, 0.0), warm=self.warm
+        )
         with anyio.fail_after(self.deadline_s):
             finished = await runner.run(deliver, attempt=attempt, stop=stop or StopSignal())
         assert finished == seen.end
         return seen
+
+    @asynccontextmanager
+    async def process(self, session_id: str | None = None) -> AsyncGenerator[Held]:
+        """A process of the agent's, without a run; ended at the end."""
+        space = Workspace(self.settings.agents_dir, self.agent)
+        space.prepare()
+        made = (self.settings, self.bridge, Masks(self.settings), Keeper(), Ladder(0.5))
+        wanted = Wanted(space, new_run_id(), uuid.uuid4().hex, session_id)
+        async with anyio.create_task_group() as tasks:
+            held: Held = await tasks.start(Launcher(*made).live, wanted)
+            try:
+                yield held
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await held.worker.close()
 
     @property
     def workspace(self) -> Path:
@@ -198,9 +229,13 @@ class World:
 
 @asynccontextmanager
 async def a_world(
-    home: Path, *, env: dict[str, str] | None = None, **limits: Any
+    home: Path, *, env: dict[str, str] | None = None, warm: Warm | None = None, **limits: Any
 ) -> AsyncGenerator[World]:
-    """A runner whose files are below `home`; `env` adds to the daemon's environment."""
+    """A runner whose files are below `home`; `env` adds to the daemon's environment.
+
+    Args:
+        warm: keeps processes between runs; not served yet.
+    """
     environment = {
         "HOME": str(home),
         "PATH": "/usr/bin:/bin",
@@ -232,7 +267,10 @@ async def a_world(
     async with anyio.create_task_group() as tasks:
         await tasks.start(bridge.serve)
         await bridge.warm_up()
-        yield World(home, made, bridge, uplink, Runner(made, bridge, uplink, Masks(made)), agent)
+        if warm:
+            await tasks.start(warm.serve)
+        runner = Runner(made, bridge, uplink, Masks(made), warm=warm)
+        yield World(home, made, bridge, uplink, runner, agent, warm=warm)
         tasks.cancel_scope.cancel()
 
 

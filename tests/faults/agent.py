@@ -47,7 +47,7 @@ else:
 
 class RecordedAgent(Agent):
     key = ""
-    lock: TextIO
+    lock: TextIO | None = None
 
     @override
     def run(self) -> int:
@@ -63,6 +63,9 @@ class RecordedAgent(Agent):
 
     def do_is(self, rest: str, earlier: list[str]) -> None:
         self.key, _, place = rest.partition(" ")
+        if self.lock:  # a further turn of the process that has it
+            self.write("spawned", alone=True)
+            return
         # Not closed: it is held until the process ends, however it ends.
         self.lock = open(f"{STATE}/{place}.lock", "w")  # noqa: PTH123, SIM115
         try:

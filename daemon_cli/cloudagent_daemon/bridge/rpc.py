@@ -8,7 +8,7 @@ will come.
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import anyio
 import anyio.abc
@@ -18,7 +18,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.message import SessionMessage
 
-from cloudagent_daemon.bridge.tools import TOOLS, Toolbox
+from cloudagent_daemon.bridge.tools import TOOLS, ToolAnswer
 from cloudagent_protocol.version import DISTRIBUTION
 
 #: Bytes of one JSON-RPC message; a message text of the largest size fits in any encoding.
@@ -34,10 +34,23 @@ _LISTED = types.ListToolsResult(
 )
 
 
+class Tools(Protocol):
+    """Whom the calls of a connection are for."""
+
+    @property
+    def listed(self) -> anyio.Event:
+        """To be set once the agent has asked which tools there are."""
+        ...
+
+    async def call(self, name: str, arguments: dict[str, Any], key: str) -> ToolAnswer: ...
+
+    def heard(self, key: str) -> None: ...
+
+
 async def converse(
     stream: anyio.abc.ByteStream,
     buffered: BufferedByteReceiveStream,
-    toolbox: Toolbox,
+    tools: Tools,
     name: str,
     reads: Callable[[], bool],
 ) -> None:
@@ -46,7 +59,7 @@ async def converse(
     Args:
         stream: to write to.
         buffered: to read from, behind the token line.
-        toolbox: does the calls.
+        tools: does the calls.
         name: names the connection, to tell its calls from those of another.
         reads: whether the other end, which has said its last, still takes what is written.
     """
@@ -56,12 +69,12 @@ async def converse(
 
     def heard() -> None:
         while answered:
-            toolbox.heard(answered.pop())
+            tools.heard(answered.pop())
 
     async def list_tools(
         context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        toolbox.listed.set()
+        tools.listed.set()
         return _LISTED
 
     async def call_tool(
@@ -71,7 +84,7 @@ async def converse(
         key = str((params.meta or {}).get(_TOOL_USE_ID) or f"{name}:{context.request_id}")
         if context.request_id is not None:
             keys[context.request_id] = key
-        answer = await toolbox.call(params.name, params.arguments or {}, key)
+        answer = await tools.call(params.name, params.arguments or {}, key)
         # Text only: with `structuredContent` claude would show its model that instead.
         content = types.TextContent(type="text", text=answer.text)
         return types.CallToolResult(content=[content], is_error=answer.is_error)

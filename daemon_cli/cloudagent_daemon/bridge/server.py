@@ -26,7 +26,7 @@ import psutil
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from cloudagent_daemon.bridge import shim
-from cloudagent_daemon.bridge.tools import Toolbox
+from cloudagent_daemon.bridge.tools import ToolAnswer, Toolbox
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.listening import serve
 from cloudagent_daemon.sockets import clear, peer_of, place
@@ -41,13 +41,18 @@ CLOSE_S: Final = 30.0
 #: thousand, and without any left it could not even accept the next connection to refuse it.
 MAX_OF_RUN: Final = 32
 MAX_OF_ALL: Final = 256
+_NO_TURN: Final = "Nothing was done: no message is being worked on. Wait for the next one."
 
 
 class Session:
-    """One run's place at the bridge."""
+    """One process's place at the bridge; its calls are those of the run that it works on."""
 
-    def __init__(self, toolbox: Toolbox, socket_path: Path, token_file: Path) -> None:
-        self.toolbox = toolbox
+    def __init__(self, toolbox: Toolbox | None, socket_path: Path, token_file: Path) -> None:
+        self._toolbox = toolbox
+        #: Set once the process has asked which tools there are.
+        self.listed = anyio.Event()
+        #: Who is connected, by process number.
+        self.peers: dict[anyio.CancelScope, int] = {}
         self.socket_path = socket_path
         self.token_file = token_file
         self._pids: set[int] = set()
@@ -71,10 +76,35 @@ class Session:
             await self._admitting.wait()
         return await anyio.to_thread.run_sync(_descends, pid, frozenset(self._pids))
 
+    def open(self, toolbox: Toolbox) -> None:
+        """From now on the process works on the run that these tools are of."""
+        self._toolbox = toolbox
+
+    async def shut(self) -> bool:
+        """It works on no run any more; what is called under way may finish.
+
+        Returns whether all of it did in time. Each call stays with the run that it was begun in.
+        """
+        toolbox, self._toolbox = self._toolbox, None
+        with anyio.move_on_after(CLOSE_S) as scope:
+            if toolbox:
+                await toolbox.idle()
+        return not scope.cancelled_caught
+
+    async def call(self, name: str, arguments: dict[str, Any], key: str) -> ToolAnswer:
+        """Does a call for the run that is worked on now."""
+        if self._toolbox is None:
+            return ToolAnswer(_NO_TURN, is_error=True)
+        return await self._toolbox.call(name, arguments, key)
+
+    def heard(self, key: str) -> None:
+        """The answer to this call has reached the agent."""
+        if self._toolbox:
+            self._toolbox.heard(key)
+
     async def close(self) -> None:
         """Lets calls under way finish, then cuts the connections."""
-        with anyio.move_on_after(CLOSE_S):
-            await self.toolbox.idle()
+        await self.shut()
         for scope in self.connections:
             scope.cancel()
 
@@ -119,8 +149,8 @@ class Bridge:
         await anyio.to_thread.run_sync(importlib.import_module, "cloudagent_daemon.bridge.rpc")
 
     @asynccontextmanager
-    async def session(self, toolbox: Toolbox, folder: Path) -> AsyncGenerator[Session]:
-        """A place for a run, with a token of its own in `folder`; on exit the token is dead."""
+    async def session(self, toolbox: Toolbox | None, folder: Path) -> AsyncGenerator[Session]:
+        """A place for a process, with a token of its own in `folder`; on exit the token is dead."""
         if self._path is None:
             raise RuntimeError("the bridge is not serving")
         token = secrets.token_urlsafe(32)
@@ -159,16 +189,19 @@ class Bridge:
         name = f"c{self._connections}"
         with anyio.CancelScope() as scope:
             session.connections.add(scope)
+            if (pid := peer_of(stream.extra(anyio.abc.SocketAttribute.raw_socket))[0]) is not None:  # noqa: S610 (no Django here)
+                session.peers[scope] = pid
             try:
                 await self.warm_up()
                 from cloudagent_daemon.bridge.rpc import converse
 
                 sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 (no Django here)
-                await converse(stream, buffered, session.toolbox, name, lambda: _is_read(sock))
+                await converse(stream, buffered, session, name, lambda: _is_read(sock))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 logger.debug("an agent left the bridge", extra={"action": "bridge"})
             finally:
                 session.connections.discard(scope)
+                session.peers.pop(scope, None)
 
     async def _authenticated(
         self, stream: anyio.abc.SocketStream, buffered: BufferedByteReceiveStream

@@ -173,12 +173,6 @@ class Toolbox:
         self._running = 0
         self._idle = anyio.Event()
         self._idle.set()
-        #: Set once the agent has asked which tools there are.
-        self.listed = anyio.Event()
-
-    def next_process(self) -> None:
-        """Another process works on the run from here on: it has not listed our tools yet."""
-        self.listed = anyio.Event()
 
     async def call(self, name: str, arguments: dict[str, Any], key: str) -> ToolAnswer:
         """Does a call; `key` names it, so that a repetition under the same key has no effect."""

@@ -196,6 +196,9 @@ class AcpSession:
         self._replayed = self._replayed or update.get("sessionUpdate") in _SPOKEN
         return ()
 
+    def steer(self, turn: Turn) -> bytes:
+        return b""
+
     def interrupt(self) -> bytes | signal.Signals:
         if not self._prompted or self._ended:
             return b""

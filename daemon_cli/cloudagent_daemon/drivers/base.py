@@ -3,10 +3,12 @@
 A `DriverSession` serves one child process. The runner writes the command's files, starts it, feeds
 `prompt`, hands every line of standard output to `receive` and acts on what comes out. A session that
 is asked something or has to answer says so by an event too (`Say`, `AwaitTools`, `PermissionAsked`).
+One that can be warm is fed a further `prompt` after a turn's end (decisions/0021).
 """
 
 import signal
-from collections.abc import Callable, Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -103,6 +105,8 @@ class Turn:
     """What to put to the agent."""
 
     prompt: str
+    #: Names the message, for a program that tells which one it has taken up: a UUID.
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,9 @@ class Decision:
 
     allow: bool
     why: str
+    #: Of what is allowed: with this instead of what it asked for, such as a question with its
+    #: answers. None: as asked.
+    input: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -175,11 +182,37 @@ class PermissionAsked:
     #: A tool of our own bridge, which has checks of its own.
     ours: bool
     then: "Callable[[Decision], Iterable[DriverEvent]]"
+    #: Names the question, where the program may take it back; unique while it is open.
+    id: str = ""
+    #: The program has asked its own mode already, and that does not allow it.
+    beyond_mode: bool = False
+    #: What the program would do to be asked no more, in its own words; for a person to choose from.
+    suggestions: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class PermissionWithdrawn:
+    """The question of this id needs no answer any more; one that comes is dropped."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class TakenUp:
+    """The program has begun to work on this message (`Turn.id`).
+
+    Before that it has done nothing about it, and another process may be given it. Empty: the program
+    has begun a turn that nobody asked for.
+    """
+
+    turn_id: str
 
 
 #: What is reported of a run, and what is between the session and its process alone.
 Reported: TypeAlias = RunEvent | TextDelta | TurnEnd
-DriverEvent: TypeAlias = Reported | Say | AwaitTools | PermissionAsked
+DriverEvent: TypeAlias = (
+    Reported | Say | AwaitTools | PermissionAsked | PermissionWithdrawn | TakenUp
+)
 
 
 class DriverSession(Protocol):
@@ -197,7 +230,17 @@ class DriverSession(Protocol):
         ...
 
     def prompt(self, turn: Turn) -> bytes:
-        """What to write to its standard input."""
+        """What to write to its standard input, to begin a turn.
+
+        Once; where it can be warm also after each turn's end.
+        """
+        ...
+
+    def steer(self, turn: Turn) -> bytes:
+        """What to write, to put a message into the turn that is under way; empty: it cannot be now.
+
+        `TakenUp` tells when it was; a turn that has ended without is not over until then.
+        """
         ...
 
     def receive(self, line: bytes) -> Iterable[DriverEvent]:

@@ -111,6 +111,9 @@ class BuiltinSession:
         except (KeyError, TypeError, ValueError):
             return []  # not ours: a library's print, or a line that was cut
 
+    def steer(self, turn: Turn) -> bytes:
+        return b""
+
     def interrupt(self) -> bytes | signal.Signals:
         return signal.SIGTERM
 

@@ -1,7 +1,11 @@
-"""Claude Code: one `claude -p` per message, its session resumed, its stream-json read.
+"""Claude Code: `claude -p` with stream-json both ways, a process for one message or for many.
 
 Seen with 2.1.197; what a newer one prints and we do not know is skipped. What is decided here is
 decided by fields (`subtype`, `error`, `api_error_status`, `terminal_reason`), never by wording.
+
+Each message goes in under a UUID of ours. `system/init` begins a turn; the message comes back
+(`isReplay`) at its first answer, or where it was put into a turn, or at that turn's end. So results
+are not counted: a run is over with the first `result` after all of its messages have come back.
 """
 
 import json
@@ -11,16 +15,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from cloudagent_daemon.drivers.base import (
     SERVER,
     Capabilities,
     Command,
+    Decision,
     DriverError,
     DriverEvent,
     DriverSession,
     Job,
+    PermissionAsked,
+    PermissionWithdrawn,
+    Say,
+    TakenUp,
     TextDelta,
     Turn,
     TurnEnd,
@@ -85,6 +94,16 @@ _BY_TERMINATION: Final = {
     "max_turns": Reason.MAX_TURNS,
 }
 
+#: How a turn ends that was interrupted by us.
+_ABORTED: Final = frozenset({"aborted_streaming", "aborted_tools"})
+#: What a tool comes to, in the words of `PermissionAsked.kind`; the rest is `other`.
+_KINDS: Final = {
+    "Read": "read", "NotebookRead": "read", "LS": "read",
+    "Glob": "search", "Grep": "search", "WebFetch": "fetch", "WebSearch": "fetch",
+    "Edit": "edit", "MultiEdit": "edit", "Write": "edit", "NotebookEdit": "edit",
+    "Bash": "execute", "AskUserQuestion": "question", "ExitPlanMode": "switch_mode",
+}  # fmt: skip
+
 #: Blocks that a CLI may begin without ever finishing one, before the oldest are given up.
 _MAX_BEGUN: Final = 1_000
 
@@ -139,7 +158,15 @@ class ClaudeSession:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._session_id = job.session_id or job.new_session_id
+        self._requests = 0
+        #: Whether any turn has begun in this process, and what all of them have cost.
+        self._worked = False
+        self._cost_usd = 0.0
+        #: Our messages that have not come back; the first of them is worked on, once a turn began.
+        self._awaited: list[str] = []
+        #: Whether the run's first turn has begun, and its last has ended.
         self._initialised = False
+        self._ended = True
         #: Number of the next text block, and those that were begun and not yet finished.
         self._blocks = 0
         self._begun: deque[_Block] = deque(maxlen=_MAX_BEGUN)
@@ -151,14 +178,16 @@ class ClaudeSession:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities()
+        return Capabilities(warm=True, steer=True, converses=True)
 
     def launch(self) -> Command:
         job = self._job
         config, append = job.run_dir / "mcp.json", job.run_dir / "system-prompt.md"
         words = [
             *self._program(),
-            *("-p", "--output-format", "stream-json", "--verbose", "--include-partial-messages"),
+            *("-p", "--input-format", "stream-json", "--output-format", "stream-json"),
+            *("--verbose", "--include-partial-messages", "--replay-user-messages"),
+            *("--permission-prompt-tool", "stdio"),
             *("--mcp-config", str(config), "--strict-mcp-config"),
             *("--append-system-prompt-file", str(append)),
             *("--allowedTools", f"mcp__{SERVER}"),
@@ -187,11 +216,32 @@ class ClaudeSession:
         )
 
     def prompt(self, turn: Turn) -> bytes:
-        return turn.prompt.encode("utf-8", "replace")
+        hello = b"" if self._requests else self._request("initialize", hooks=None)
+        self._awaited = [turn.id]
+        self._initialised, self._ended = False, False
+        self._blocks, self._error, self._last_text = 0, None, ""
+        self._begun.clear()
+        return hello + _user(turn)
+
+    def steer(self, turn: Turn) -> bytes:
+        if self._ended or not self._initialised:
+            return b""
+        self._awaited.append(turn.id)
+        return _user(turn)
 
     def interrupt(self) -> bytes | signal.Signals:
-        # The one signal at which claude ends its own tools too.
+        if self._initialised and not self._ended and len(self._awaited) <= 1:
+            return self._request("interrupt")
+        # It has no turn yet, and would begin it after an interrupt; or would go on with the next
+        # message. This is the one signal at which claude ends its own tools too.
         return signal.SIGINT
+
+    def _request(self, subtype: str, **more: Any) -> bytes:
+        self._requests += 1
+        request = {"subtype": subtype, **more}
+        return _line(
+            {"type": "control_request", "request_id": f"ca-{self._requests}", "request": request}
+        )
 
     def receive(self, line: bytes) -> Iterable[DriverEvent]:
         message = parse_object(line)
@@ -210,6 +260,10 @@ class ClaudeSession:
                 return self._limit(as_object(message.get("rate_limit_info")))
             case "result":
                 return self._result(message)
+            case "control_request":
+                return self._asked(message)
+            case "control_cancel_request":
+                return (PermissionWithdrawn(as_text(message.get("request_id"))),)
             case _:
                 return ()
 
@@ -250,10 +304,14 @@ class ClaudeSession:
 
     def _system(self, message: Json) -> Iterator[DriverEvent]:
         match message.get("subtype"):
-            case "init" if not self._initialised:
-                self._initialised = True
+            case "init":
                 self._session_id = short(message.get("session_id")) or self._session_id
-                yield self._ready(message)
+                # With nothing to work on it begins a turn of its own, such as at the end of a task
+                # that it had left in the background.
+                yield TakenUp(self._awaited[0] if self._awaited else "")
+                if not self._initialised:
+                    self._initialised = self._worked = True
+                    yield self._ready(message)
             case "api_retry":
                 self._error = as_text(message.get("error"))
                 yield Retry(
@@ -330,6 +388,12 @@ class ClaudeSession:
         yield Text(at=now(), block=number, text=clip(text, 50_000)[0])
 
     def _user(self, message: Json) -> Iterator[DriverEvent]:
+        if message.get("isReplay") is True:
+            turn_id = as_text(message.get("uuid"))
+            if turn_id in self._awaited:
+                self._awaited.remove(turn_id)
+                yield TakenUp(turn_id)
+            return
         for block in as_objects(as_object(message.get("message")).get("content")):
             if block.get("type") == "tool_result":
                 output, truncated = clip(plain(block.get("content")))
@@ -347,10 +411,59 @@ class ClaudeSession:
             self._resets_at = from_number(told.get("resetsAt"))
         return ()
 
+    # --- what it asks ---
+
+    def _asked(self, message: Json) -> Iterator[DriverEvent]:
+        request_id, request = message.get("request_id"), as_object(message.get("request"))
+        if request.get("subtype") != "can_use_tool":
+            refused = f"cloudagent knows no {short(request.get('subtype'))!r}"
+            yield _answer("error", request_id, error=refused)
+            return
+        tool, asked = short(request.get("tool_name")), as_object(request.get("input"))
+
+        def then(decision: Decision) -> Iterator[DriverEvent]:
+            if decision.allow:
+                given = asked if decision.input is None else decision.input
+                said: Json = {"behavior": "allow", "updatedInput": given}
+            else:
+                said = {"behavior": "deny", "message": decision.why}
+            yield _answer("success", request_id, response=said)
+
+        yield PermissionAsked(
+            tool,
+            _KINDS.get(tool, "other"),
+            asked,
+            ours=tool.startswith(f"mcp__{SERVER}__"),
+            then=then,
+            id=as_text(request_id),
+            beyond_mode=True,
+            suggestions=as_objects(request.get("permission_suggestions")),
+        )
+
+    # --- the end ---
+
+    def _usage(self, result: Json) -> Usage:
+        """What the turn has used; the cost that claude tells is that of the whole process."""
+        raw = as_object(result.get("usage"))
+        read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        cost, before = result.get("total_cost_usd"), self._cost_usd
+        if number(cost) is not None:
+            self._cost_usd = float(cast("float", cost))
+        return Usage(
+            input_tokens=sum(number(raw.get(name)) or 0 for name in read),
+            output_tokens=number(raw.get("output_tokens")) or 0,
+            cost_usd=None if number(cost) is None else max(0.0, self._cost_usd - before),
+        )
+
     def _result(self, message: Json) -> Iterator[DriverEvent]:
-        usage = _usage(message)
-        yield UsageReported(at=now(), usage=usage)
         reason = self._failure(message)
+        usage = self._usage(message)
+        yield UsageReported(at=now(), usage=usage)
+        if self._awaited and self._initialised:
+            # The end of a turn that is not ours, or of ours while another message waits for its own.
+            self._last_text = as_text(message.get("result")) or self._last_text
+            return
+        self._ended = True
         session_id = short(message.get("session_id")) or self._session_id
         said = as_text(message.get("result"))
         yield TurnEnd(
@@ -375,8 +488,10 @@ class ClaudeSession:
             return Reason.MAX_TURNS
         if subtype == "error_max_budget_usd":
             return Reason.BILLING
+        if as_text(result.get("terminal_reason")) in _ABORTED:
+            return Reason.INTERRUPTED
         resumed = self._job.session_id is not None
-        if resumed and not self._initialised and not number(result.get("num_turns")):
+        if resumed and not self._worked and not number(result.get("num_turns")):
             # It was told to resume and ended before any turn began: there is nothing to resume.
             return Reason.SESSION_LOST
         status = number(result.get("api_error_status"))
@@ -403,15 +518,20 @@ class _Block:
         self.length = 0
 
 
-def _usage(result: Json) -> Usage:
-    raw = as_object(result.get("usage"))
-    read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    cost = result.get("total_cost_usd")
-    return Usage(
-        input_tokens=sum(number(raw.get(name)) or 0 for name in read),
-        output_tokens=number(raw.get("output_tokens")) or 0,
-        cost_usd=None if number(cost) is None else float(cast("float", cost)),
-    )
+def _answer(subtype: str, request_id: Any, **more: Any) -> Say:
+    response = {"subtype": subtype, "request_id": request_id, **more}
+    return Say(_line({"type": "control_response", "response": response}))
+
+
+def _user(turn: Turn) -> bytes:
+    content = [{"type": "text", "text": turn.prompt}]
+    message = {"role": "user", "content": content}
+    return _line({"type": "user", "message": message, "uuid": turn.id})
+
+
+def _line(message: Json) -> bytes:
+    # Escaped, so that whatever a text holds is one line of valid UTF-8: any other one kills claude.
+    return json.dumps(message).encode() + b"\n"
 
 
 CLAUDE_CODE: Final = ClaudeCode()

@@ -141,6 +141,9 @@ class CodexSession:
         client = {"name": SERVER, "title": SERVER, "version": DISTRIBUTION}
         return self._calls.request("initialize", {"clientInfo": client}, self._initialised).data
 
+    def steer(self, turn: Turn) -> bytes:
+        return b""
+
     def interrupt(self) -> bytes | signal.Signals:
         if self._turn_id is None or self._ended:
             return b""

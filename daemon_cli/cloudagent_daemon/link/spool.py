@@ -121,9 +121,16 @@ class Spool:
 
     # --- launches ---
 
-    async def record_launch(self, delivery_id: DeliveryId, process: Leftover, attempt: int) -> None:
-        """Remembers a process, so that the next life of the daemon can end it."""
-        await self._committer.do(lambda c: tables.record_launch(c, delivery_id, process, attempt))
+    async def record_launch(
+        self, delivery_id: DeliveryId, process: Leftover, attempt: int, *, stays: bool = False
+    ) -> None:
+        """Remembers a process, so that the next life of the daemon can end it.
+
+        It is forgotten with the delivery's end, or by `forget_launches` if it `stays` beyond that.
+        """
+        await self._committer.do(
+            lambda c: tables.record_launch(c, delivery_id, process, attempt, stays=stays)
+        )
 
     async def leftovers(self) -> list[Leftover]:
         """Processes of runs that did not finish."""

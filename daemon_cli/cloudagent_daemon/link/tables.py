@@ -431,12 +431,18 @@ def prune(c: sqlite3.Connection) -> None:
 
 
 def record_launch(
-    c: sqlite3.Connection, delivery_id: DeliveryId, left: Leftover, attempt: int
+    c: sqlite3.Connection,
+    delivery_id: DeliveryId,
+    left: Leftover,
+    attempt: int,
+    *,
+    stays: bool = False,
 ) -> None:
     c.execute("UPDATE inbox SET attempts = max(attempts, ?) WHERE id = ?", (attempt, delivery_id))
+    # One that stays is no delivery's, whose end would have it forgotten.
     c.execute(
-        "INSERT INTO launches VALUES (?, ?, ?, ?)",
-        (left.launch_id, delivery_id, left.pid, left.started_at),
+        "INSERT OR REPLACE INTO launches VALUES (?, ?, ?, ?)",
+        (left.launch_id, "" if stays else delivery_id, left.pid, left.started_at),
     )
 
 

@@ -222,6 +222,9 @@ class _Uplink:
     async def launched(self, launch: Launch) -> None:
         await self.inner.launched(launch)
 
+    async def gone(self, launch_id: str) -> None:
+        await self.inner.gone(launch_id)
+
     def delta(self, frame: Delta) -> None:
         self.inner.delta(frame)
 

@@ -19,7 +19,8 @@ def by_mode(mode: str, asked: PermissionAsked) -> Decision:
     """The decision of a machine at which nobody sits: what the mode does not allow is denied."""
     if asked.ours:
         return Decision(True, "It is a tool of cloudagent.")
-    if mode == "bypassPermissions" or asked.kind in _ALLOWED.get(mode, _LOOKING):
+    looked_at = not asked.beyond_mode  # else the program has, and what is asked is more than that
+    if mode == "bypassPermissions" or (looked_at and asked.kind in _ALLOWED.get(mode, _LOOKING)):
         return Decision(True, f"The agent's permission mode is {mode}.")
     return Decision(
         False,

@@ -37,6 +37,8 @@ class Launch:
     #: When the process was created, as psutil tells it (Unix seconds): guards against a reused pid.
     started_at: float
     attempt: int
+    #: It may live longer than the run; `gone` tells its end.
+    stays: bool = False
 
 
 class Uplink(Protocol):
@@ -57,6 +59,10 @@ class Uplink(Protocol):
 
     async def launched(self, launch: Launch) -> None:
         """Remembers a process, durably, so that the daemon's next life can end it."""
+        ...
+
+    async def gone(self, launch_id: str) -> None:
+        """Forgets a process that was to stay."""
         ...
 
     def delta(self, frame: Delta) -> None:

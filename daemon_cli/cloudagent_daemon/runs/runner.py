@@ -1,57 +1,45 @@
 """One run, whole: from a delivered message to exactly one `Finished`."""
 
 import logging
-import shutil
-import tempfile
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.abc
 import anyio.to_thread
 
-from cloudagent_daemon import crash, footprint
-from cloudagent_daemon.bridge.server import Bridge, Session
-from cloudagent_daemon.bridge.tools import TOOLS, Toolbox
+from cloudagent_daemon import crash
+from cloudagent_daemon.bridge.server import Bridge
+from cloudagent_daemon.bridge.tools import Toolbox
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.base import (
     SERVER,
-    Command,
     Decision,
     DriverError,
-    DriverSession,
-    Job,
     PermissionAsked,
     Reported,
     TextDelta,
-    ToolServer,
     Turn,
     TurnEnd,
 )
-from cloudagent_daemon.drivers.lines import clip
-from cloudagent_daemon.drivers.table import DRIVERS, driver_named
+from cloudagent_daemon.drivers.table import DRIVERS
 from cloudagent_daemon.mask import Masks, UnmaskedError
-from cloudagent_daemon.process import Child, Ladder, SpawnError, end_leftover
+from cloudagent_daemon.process import Ladder, SpawnError
 from cloudagent_daemon.runs import prompts
 from cloudagent_daemon.runs.attempt import Attempt, Seen
+from cloudagent_daemon.runs.conclusion import conclude, settle
 from cloudagent_daemon.runs.desk import RunDesk
-from cloudagent_daemon.runs.environment import child_environment
-from cloudagent_daemon.runs.outcome import (
-    Facts,
-    Failure,
-    Verdict,
-    given_up,
-    judge,
-    unlaunched,
-)
+from cloudagent_daemon.runs.launching import OUR_TOOLS, Held, Launcher, Wanted
+from cloudagent_daemon.runs.outcome import Failure, given_up, unlaunched
 from cloudagent_daemon.runs.permission import by_mode
 from cloudagent_daemon.runs.ports import Launch, StopSignal, Uplink, UplinkError
 from cloudagent_daemon.runs.report import Reporter, now
-from cloudagent_daemon.runs.workspace import NewerRecordError, SpawnRecord, TurnRecord, Workspace
-from cloudagent_protocol.content import MAX_TEXT_CHARS
+from cloudagent_daemon.runs.warm import Key, Warm
+from cloudagent_daemon.runs.worker import Worker
+from cloudagent_daemon.runs.workspace import NewerRecordError, TurnRecord, Workspace
 from cloudagent_protocol.events import Finished, Outcome, Ready, Reason, Retry, Started, ToolCall
 from cloudagent_protocol.frames import Deliver, ListMessages
 from cloudagent_protocol.ids import RunId, new_run_id
@@ -62,7 +50,8 @@ logger = logging.getLogger(__name__)
 _HISTORY_S: Final = 5.0
 #: How long to wait after each launch that failed; when they are used up, the message is given up.
 RELAUNCH_S: Final = (1.0, 5.0)
-_OUR_TOOLS: Final = frozenset(tool.name for tool in TOOLS)
+#: How long a warm process may take to begin its next turn.
+_TAKE_UP_S: Final = 10.0
 #: After these, a resumed session is given up and the message put to a fresh one.
 _SESSION_FAULTS: Final = frozenset(
     {Reason.SESSION_LOST, Reason.CONTEXT_OVERFLOW, Reason.INVALID_REQUEST}
@@ -70,7 +59,10 @@ _SESSION_FAULTS: Final = frozenset(
 
 
 class Runner:
-    """Runs deliveries; holds no state between them, so several may run at once."""
+    """Runs deliveries; holds no state between them but for processes that stay `warm`.
+
+    Several may run at once.
+    """
 
     def __init__(
         self,
@@ -82,39 +74,58 @@ class Runner:
         *,
         relaunch_s: Sequence[float] = RELAUNCH_S,
         ladder: Ladder | None = None,
+        warm: Warm | None = None,
     ) -> None:
         self._settings = settings
         self._keeper = keeper or Keeper()
-        self._bridge = bridge
         self._uplink = uplink
-        self._masks = masks
         self._relaunch_s = relaunch_s
-        self._ladder = ladder or Ladder(settings.limits.term_timeout_s)
+        ladder = ladder or Ladder(settings.limits.term_timeout_s)
+        self._launcher = Launcher(settings, bridge, masks, self._keeper, ladder)
+        self._warm = warm
 
     async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
-        """Does one delivery's work; returns when its process tree is gone and `finish` returned.
+        """Does one delivery's work; returns when `finish` has, and its process tree is gone or warm.
 
         Raises nothing but cancellation: then the process tree is gone too and nothing is reported,
         so that the daemon's next life finds the delivery unfinished and runs it again.
         """
+        async with self._home() as tasks:
+            return await self._run(deliver, attempt, stop, tasks)
+        raise AssertionError("a task group passes no exception by")
+
+    @asynccontextmanager
+    async def _home(self) -> AsyncGenerator[anyio.abc.TaskGroup]:
+        """Where processes live: with those that stay, or as long as the run."""
+        if self._warm:
+            yield self._warm.tasks
+            return
+        async with anyio.create_task_group() as tasks:
+            yield tasks
+
+    async def _run(
+        self, deliver: Deliver, attempt: int, stop: StopSignal, tasks: anyio.abc.TaskGroup
+    ) -> Finished:
         try:
             workspace = Workspace(self._settings.agents_dir, deliver.agent)
             await self._keeper.in_thread(workspace.prepare)
             earlier = await anyio.to_thread.run_sync(workspace.turn_of, deliver.delivery_id)
-            if earlier and (finished := await self._settled(deliver, workspace, earlier)):
+            if earlier and (
+                finished := await settle(deliver, workspace, earlier, self._uplink, self._keeper)
+            ):
                 return finished
             if earlier:  # it was begun, even if the spool that counted it is lost
                 attempt = max(attempt, 2)
             run = _Run(
                 self._settings,
-                self._bridge,
                 self._uplink,
-                self._masks,
                 self._keeper,
+                self._launcher,
+                self._warm,
+                tasks,
                 deliver,
                 workspace,
                 self._relaunch_s,
-                self._ladder,
             )
             return await run.go(attempt, stop, earlier)
         except NewerRecordError as error:
@@ -126,30 +137,6 @@ class Runner:
             logger.exception("a run failed", extra={"action": "run_failed", **about})
             detail = f"The daemon could not do this run ({error!r}); its log has more."
             return await self._give_up(deliver, detail)
-
-    async def _settled(
-        self, deliver: Deliver, workspace: Workspace, earlier: TurnRecord
-    ) -> Finished | None:
-        """Ends what an earlier life of the daemon left, and the delivery too if its turn was over.
-
-        Over means: the verdict was written down, or the agent's last act was a reply. What it sent
-        is handed on again under the same ids, which changes nothing if it had arrived.
-        """
-        await end_leftover(0, 0.0, earlier.launch_id)
-        for send in earlier.sends:
-            await self._uplink.report(send)
-        finished = earlier.finished
-        if finished is None and earlier.sends and not earlier.worked_since:
-            detail = "The daemon stopped right after this reply; the turn was not repeated."
-            finished = Finished(seq=1, at=now(), outcome=Outcome.REPLIED, detail=detail)
-            earlier = earlier.model_copy(update={"run_id": new_run_id()})
-        if finished is None:
-            return None
-        if earlier.finished is None:
-            earlier = earlier.model_copy(update={"finished": finished})
-            await self._keeper.in_thread(workspace.keep_turn, deliver.delivery_id, earlier)
-        await Reporter(self._uplink, deliver, earlier.run_id).finish(finished)
-        return finished
 
     async def _give_up(self, deliver: Deliver, detail: str) -> Finished:
         finished = Finished(
@@ -173,27 +160,28 @@ class _Run:
     def __init__(
         self,
         settings: Settings,
-        bridge: Bridge,
         uplink: Uplink,
-        masks: Masks,
         keeper: Keeper,
+        launcher: Launcher,
+        warm: Warm | None,
+        tasks: anyio.abc.TaskGroup,
         deliver: Deliver,
         workspace: Workspace,
         relaunch_s: Sequence[float],
-        ladder: Ladder,
     ) -> None:
         self._settings = settings
-        self._ladder = ladder
         self._relaunch_s = relaunch_s
-        self._bridge = bridge
         self._uplink = uplink
-        self._masks = masks
         self._keeper = keeper
+        self._launcher = launcher
+        self._warm = warm
+        self._tasks = tasks
         self._deliver = deliver
         self._workspace = workspace
         self._run_id: RunId = new_run_id()
         self._reporter = Reporter(uplink, deliver, self._run_id)
         self._desk = RunDesk(deliver, self._run_id, workspace, uplink, self._stir, keeper)
+        self._toolbox = Toolbox(self._desk)
         self._launches = 0
         self._attempt: Attempt | None = None
 
@@ -203,41 +191,36 @@ class _Run:
             note = prompts.retried(self._deliver.retry)
         if earlier:
             self._desk.go_on_from(earlier)
-        toolbox = Toolbox(self._desk)
-        async with self._folder() as folder, self._bridge.session(toolbox, folder) as place:
-            seen, failure = await self._attempts(note, attempt, stop, folder, place)
-        return await self._conclude(seen, failure, stop)
+        try:
+            seen, failure = await self._attempts(note, attempt, stop)
+        except DriverError as error:
+            seen, failure = Seen(), Failure(error.reason, str(error))
+        return await conclude(self._desk, self._reporter, self._workspace, seen, failure, stop)
 
     # --- processes ---
 
     async def _attempts(
-        self, note: str, attempt: int, stop: StopSignal, folder: Path, place: Session
+        self, note: str, attempt: int, stop: StopSignal
     ) -> tuple[Seen, Failure | None]:
         """Processes until one has had its turn; each cause of a further one counts once."""
         session_id, handoff = await self._session()
+        warm = await self._warm_one(session_id)
         tried: set[Reason] = set()
-        while True:
-            if stop.requested:
-                return Seen(), None
-            message = self._deliver.message
-            prompt = f"{handoff}{note}{prompts.origin(message)}{message.text}"
-            try:
-                seen = await self._process(
-                    self._job(session_id, folder, place), Turn(prompt), attempt, stop, place
-                )
-            except DriverError as error:
-                return Seen(), Failure(error.reason, str(error))
-            except (SpawnError, UnmaskedError) as error:
-                seen, failed = Seen(), Failure(Reason.SPAWN_FAILED, str(error))
-            else:
-                again = self._worth_another(seen, session_id, stop)
-                if again is not None and again not in tried:
-                    tried.add(again)
-                    if again in _SESSION_FAULTS:
-                        session_id, handoff = None, await self._handoff()
-                    await self._tell_retry(again, seen.end.detail if seen.end else "")
-                    continue
-                failed = _unlaunched(seen)
+        while not stop.requested:
+            turn = self._turn(f"{handoff}{note}")
+            seen, failed = await self._try(warm, session_id, turn, attempt, stop)
+            was_warm, warm = warm is not None, None
+            if was_warm and self._was_not_taken_up(seen, turn, stop):
+                await self._tell_retry(Reason.CRASHED, _GONE)
+                continue
+            again = self._worth_another(seen, session_id, stop)
+            if again is not None and again not in tried:
+                tried.add(again)
+                if again in _SESSION_FAULTS:
+                    session_id, handoff = None, await self._handoff()
+                await self._tell_retry(again, seen.end.detail if seen.end else "")
+                continue
+            failed = failed or _unlaunched(seen)
             if failed is None or stop.requested:
                 return seen, seen.failure
             delay_s = await self._after_failed_launch()
@@ -247,6 +230,33 @@ class _Run:
             await self._tell_retry(failed.reason, failed.detail, delay_s)
             with anyio.move_on_after(delay_s):
                 await stop.wait()
+        await self._leave(warm)
+        return Seen(), None
+
+    def _turn(self, before: str) -> Turn:
+        message = self._deliver.message
+        return Turn(f"{before}{prompts.origin(message)}{message.text}")
+
+    async def _try(
+        self, warm: Held | None, session_id: str | None, turn: Turn, attempt: int, stop: StopSignal
+    ) -> tuple[Seen, Failure | None]:
+        """One turn in a process: a warm one, or one that is started for it, if that can be.
+
+        Raises:
+            DriverError: there is nothing to start.
+        """
+        try:
+            held = warm or await self._launch(session_id)
+        except (SpawnError, UnmaskedError) as error:
+            return Seen(), Failure(Reason.SPAWN_FAILED, str(error))
+        take_up_s = _TAKE_UP_S if warm else None
+        resumed = session_id is not None
+        return await self._in(held, turn, attempt, stop, take_up_s, resumed=resumed), None
+
+    def _was_not_taken_up(self, seen: Seen, turn: Turn, stop: StopSignal) -> bool:
+        """Whether a warm process has ended without having begun with this message."""
+        untouched = turn.id not in seen.taken and not seen.worked
+        return untouched and seen.end is None and not stop.requested
 
     async def _after_failed_launch(self) -> float | None:
         """How long to wait before the next launch; null if there shall be none.
@@ -276,72 +286,60 @@ class _Run:
             return reason
         return None
 
-    async def _process(
-        self, job: Job, turn: Turn, attempt: int, stop: StopSignal, place: Session
+    async def _in(
+        self,
+        held: Held,
+        turn: Turn,
+        attempt: int,
+        stop: StopSignal,
+        take_up_s: float | None,
+        *,
+        resumed: bool,
     ) -> Seen:
-        """One process, from its command to its end.
+        kept = False
+        try:
+            await self._started(held.worker, attempt, resumed=resumed)
+            held.place.open(self._toolbox)
+            self._attempt = Attempt(
+                worker=held.worker,
+                turn=turn,
+                on_event=self._event,
+                stop=stop,
+                hang_timeout_s=self._deliver.agent.hang_timeout_s
+                or self._settings.limits.hang_timeout_s,
+                decide=self._decide,
+                keeps=self._keeps,
+                shut=held.place.shut,
+                spared=held.tool_servers,
+                take_up_s=take_up_s,
+            )
+            seen = await self._attempt.run()
+            kept = self._attempt.kept and self._keep(held, seen)
+            return seen
+        finally:
+            self._attempt = None
+            if not kept:
+                await self._leave(held)
 
-        Raises:
-            DriverError: there is nothing to start.
-            SpawnError: it could not be started.
-            UnmaskedError: it would have seen what it must not.
-        """
-        mask = await self._masks.of_run(self._workspace.home, job.run_dir, place.socket_path)
-        driver = driver_named(self._deliver.agent.driver).open(job)
-        command = await self._keeper.in_thread(_prepared, driver)
-        crash.point("before_spawn")
+    async def _launch(self, session_id: str | None) -> Held:
         launch_id = uuid.uuid4().hex
         self._desk.record.launch_id = launch_id
         await self._desk.keep_record()
-        spawn = SpawnRecord(
-            run_id=self._run_id,
-            launch_id=launch_id,
-            argv=list(command.argv),
-            cwd=str(job.cwd),
-            started_at=now(),
+        wanted = Wanted(
+            self._workspace,
+            self._run_id,
+            launch_id,
+            session_id,
+            on_gone=self._uplink.gone if self._keeps else None,
         )
+        return await self._tasks.start(self._launcher.live, wanted)
 
-        async def started(child: Child) -> None:
-            place.admit(child.pid)
-            await self._started(child, attempt, resumed=job.session_id is not None)
-            spawn.pid = child.pid
-            await anyio.to_thread.run_sync(self._keep_spawn, spawn)
-
-        place.toolbox.next_process()
-        self._attempt = Attempt(
-            session=driver,
-            command=command,
-            turn=turn,
-            env=self._environment(command),
-            cwd=job.cwd,
-            launch_id=launch_id,
-            on_start=started,
-            on_event=self._event,
-            stop=stop,
-            hang_timeout_s=self._deliver.agent.hang_timeout_s
-            or self._settings.limits.hang_timeout_s,
-            tools_listed=place.toolbox.listed,
-            decide=self._decide,
-            mask=mask,
-            memory_limit=await anyio.to_thread.run_sync(footprint.most, self._settings.limits),
-            ladder=self._ladder,
-        )
-        try:
-            seen = await self._attempt.run()
-        except SpawnError as error:
-            spawn.problem = str(error)
-            raise
-        else:
-            spawn.exit_code, spawn.stderr_tail = seen.exit_code, seen.stderr_tail
-        finally:
-            self._attempt = None
-            spawn.ended_at = now()
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._keep_spawn, spawn)
-        return seen
-
-    async def _started(self, child: Child, attempt: int, *, resumed: bool) -> None:
+    async def _started(self, worker: Worker, attempt: int, *, resumed: bool) -> None:
         self._launches += 1
+        child = worker.child
+        if self._desk.record.launch_id != child.launch_id:
+            self._desk.record.launch_id = child.launch_id
+            await self._desk.keep_record()
         await self._uplink.launched(
             Launch(
                 run_id=self._run_id,
@@ -350,6 +348,7 @@ class _Run:
                 pid=child.pid,
                 started_at=child.started_at,
                 attempt=attempt,
+                stays=self._keeps,
             )
         )
         crash.point("after_spawn")
@@ -364,6 +363,38 @@ class _Run:
                     resumed=resumed,
                 )
             )
+
+    # --- warm ones ---
+
+    @property
+    def _key(self) -> Key:
+        return self._deliver.agent.id, self._deliver.message.conversation_id
+
+    @property
+    def _keeps(self) -> bool:
+        return self._warm is not None and self._warm.keeps
+
+    async def _warm_one(self, session_id: str | None) -> Held | None:
+        """The process that has this conversation's session open, if there is one to go on with."""
+        if self._warm is None:
+            return None
+        made_of = self._launcher.print_of(self._workspace, session_id or "")
+        return await self._warm.take(self._key, made_of)
+
+    def _keep(self, held: Held, seen: Seen) -> bool:
+        session_id = seen.end.session_id if seen.end else None
+        if self._warm is None or session_id is None:
+            return False
+        made_of = self._launcher.print_of(self._workspace, session_id)
+        return self._warm.put(self._key, held, made_of)
+
+    async def _leave(self, held: Held | None) -> None:
+        """Has it gone, whatever cancels us."""
+        if held:
+            with anyio.CancelScope(shield=True):
+                await held.worker.close()
+
+    # --- what happens in one ---
 
     def _stir(self) -> None:
         if self._attempt is not None:
@@ -392,44 +423,6 @@ class _Run:
             self._desk.record.worked_since = True
             await self._desk.keep_record()
         await self._reporter.event(event)
-
-    def _job(self, session_id: str | None, folder: Path, place: Session) -> Job:
-        space = self._workspace
-        system = prompts.system_prompt(
-            self._deliver.agent, cwd=space.cwd, memory=space.memory, notes=space.notes
-        )
-        return Job(
-            agent=self._deliver.agent,
-            home=space.home,
-            cwd=space.cwd,
-            sessions_dir=space.sessions,
-            run_dir=folder,
-            tools=ToolServer(place.command, place.socket_path, place.token_file, _OUR_TOOLS),
-            system_prompt=system,
-            session_id=session_id,
-            new_session_id=str(uuid.uuid4()),
-            environment=self._settings.environment,
-        )
-
-    def _environment(self, command: Command) -> dict[str, str]:
-        return child_environment(
-            self._settings.environment,
-            inherits=command.inherits,
-            agent=self._deliver.agent.env,
-            command=command.env,
-            secrets=(self._settings.machine_key,),
-        )
-
-    @asynccontextmanager
-    async def _folder(self) -> AsyncGenerator[Path]:
-        """A folder that lives as long as the run."""
-        parent = self._settings.runtime_dir
-        folder = await self._keeper.in_thread(_make_folder, parent)
-        try:
-            yield folder
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(_remove_folder, folder)
 
     # --- sessions ---
 
@@ -465,53 +458,9 @@ class _Run:
         conversation = self._deliver.message.conversation_id
         await self._keeper.in_thread(self._workspace.keep_session, conversation, session_id)
 
-    # --- the end ---
 
-    async def _conclude(self, seen: Seen, failure: Failure | None, stop: StopSignal) -> Finished:
-        verdict = judge(
-            Facts(
-                end=seen.end,
-                exit_code=seen.exit_code,
-                stderr_tail=seen.stderr_tail,
-                failure=failure,
-                stopped_by=stop.actor if stop.requested else None,
-                daemon_stops=stop.daemon_stops,
-                sends=self._desk.replies,
-                asked=list(self._desk.record.asked.values()),
-                silence=self._desk.silence,
-            )
-        )
-        if verdict.publish is not None:
-            await self._desk.publish(clip(verdict.publish, MAX_TEXT_CHARS // 2 - 100)[0])
-        finished = self._finished(verdict, seen)
-        self._desk.record.finished = finished
-        await self._desk.keep_record()
-        crash.point("before_finish")
-        await self._reporter.finish(finished)
-        await anyio.to_thread.run_sync(self._workspace.forget_old_turns)
-        return finished
-
-    def _finished(self, verdict: Verdict, seen: Seen) -> Finished:
-        return Finished(
-            seq=self._reporter.last_seq + 1,
-            at=now(),
-            outcome=verdict.outcome,
-            reason=verdict.reason,
-            detail=verdict.detail,
-            stopped_by=verdict.stopped_by,
-            exit_code=seen.exit_code,
-            stderr_tail=seen.stderr_tail,
-            session_id=seen.end.session_id if seen.end else None,
-            usage=seen.end.usage if seen.end else None,
-            resets_at=verdict.resets_at,
-        )
-
-    def _keep_spawn(self, record: SpawnRecord) -> None:
-        """For a person who looks; nothing waits for it."""
-        try:
-            self._workspace.keep_spawn(record)
-        except OSError as error:
-            logger.warning("no last-spawn.json: %s", error, extra={"action": "keep_spawn"})
+#: What is told of a warm process that was gone when the message came to it.
+_GONE: Final = "The warm process had ended before it took the message up; another one is started."
 
 
 def _sent_in(earlier: TurnRecord | None) -> list[str]:
@@ -534,22 +483,4 @@ def _unlaunched(seen: Seen) -> Failure | None:
 
 def _is_ours(call: ToolCall) -> bool:
     # Most call our tools mcp__cloudagent__send_message and so on; the rest of a name may be a model's words.
-    return call.name.removeprefix(f"mcp__{SERVER}__") in _OUR_TOOLS
-
-
-def _prepared(driver: DriverSession) -> Command:
-    """The driver's command, its files written. Blocks: finding a program looks at the disk."""
-    command = driver.launch()
-    for path, text in command.files.items():
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o600)
-    return command
-
-
-def _make_folder(parent: Path) -> Path:
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="run-", dir=parent))
-
-
-def _remove_folder(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    return call.name.removeprefix(f"mcp__{SERVER}__") in OUR_TOOLS

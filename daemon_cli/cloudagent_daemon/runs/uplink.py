@@ -78,9 +78,14 @@ class SpoolUplink:
     async def launched(self, launch: Launch) -> None:
         process = Leftover(launch.launch_id, launch.pid, launch.started_at)
         await self._keeper.kept(
-            lambda: self._spool.record_launch(launch.delivery_id, process, launch.attempt)
+            lambda: self._spool.record_launch(
+                launch.delivery_id, process, launch.attempt, stays=launch.stays
+            )
         )
         self._live.add(LiveRun(run_id=launch.run_id, delivery_ids=[launch.delivery_id]))
+
+    async def gone(self, launch_id: str) -> None:
+        await self._keeper.kept(lambda: self._spool.forget_launches([launch_id]))
 
     def delta(self, frame: Delta) -> None:
         self._client.deltas.add(frame)

@@ -1,0 +1,178 @@
+"""Processes that stay when their turn is over, each for the next message of its conversation.
+
+`Shelf` is the rule, without I/O: one per agent and conversation, the one used longest ago goes first.
+`Warm` keeps their lives: each ends after its time, or when it is not wanted any more (decisions/0021).
+"""
+
+import logging
+from typing import Final, Generic, TypeAlias, TypeVar
+
+import anyio
+import anyio.abc
+
+from cloudagent_daemon.runs.launching import Held, Print
+from cloudagent_protocol.ids import AgentId, ConversationId
+
+logger = logging.getLogger(__name__)
+
+Key: TypeAlias = tuple[AgentId, ConversationId]
+T = TypeVar("T")
+#: How long a message waits for a process of its conversation that is just being ended.
+LEAVE_S: Final = 30.0
+
+
+class Shelf(Generic[T]):
+    """What is kept, at most so many.
+
+    Args:
+        most: 0 keeps nothing.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: dict[Key, T] = {}
+
+    def put(self, key: Key, item: T) -> list[T]:
+        """Keeps it, in place of another of the same key; returns what is kept no more for it."""
+        gone = [old] if (old := self._kept.pop(key, None)) is not None else []
+        self._kept[key] = item
+        while len(self._kept) > self._most:
+            gone.append(self._kept.pop(next(iter(self._kept))))
+        return gone
+
+    def take(self, key: Key) -> T | None:
+        return self._kept.pop(key, None)
+
+    def drop(self, key: Key, item: T) -> None:
+        """Keeps this one no more, if it is still there."""
+        if self._kept.get(key) is item:
+            del self._kept[key]
+
+    def clear(self) -> list[T]:
+        """Keeps nothing; returns what it had."""
+        gone = list(self._kept.values())
+        self._kept.clear()
+        return gone
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+class _Kept:
+    def __init__(self, key: Key, held: Held, print_: Print) -> None:
+        self.key = key
+        self.held = held
+        self.print = print_
+        #: Set when it is not kept any more, and whether somebody has it then.
+        self.out = anyio.Event()
+        self.taken = False
+
+
+class Warm:
+    """The processes of one daemon, and those of them that wait for a message.
+
+    Args:
+        warm_s: how long one waits; 0: none is kept.
+        most: how many may wait at once.
+    """
+
+    def __init__(self, warm_s: float, most: int) -> None:
+        self._warm_s = warm_s
+        self._shelf: Shelf[_Kept] = Shelf(most if warm_s else 0)
+        self._keeps = bool(warm_s and most)
+        self._leaving: dict[Key, _Kept] = {}
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    async def serve(
+        self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Holds the processes until cancelled, which ends them."""
+        async with anyio.create_task_group() as self._tasks:
+            task_status.started()
+            await anyio.sleep_forever()
+
+    @property
+    def tasks(self) -> anyio.abc.TaskGroup:
+        """Where processes live."""
+        assert self._tasks is not None, "it is not serving"
+        return self._tasks
+
+    @property
+    def keeps(self) -> bool:
+        """Whether one would be kept now."""
+        return self._keeps
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a message."""
+        return len(self._shelf)
+
+    def put(self, key: Key, held: Held, print_: Print) -> bool:
+        """Keeps a process whose turn is over; returns whether it does. It is then not the caller's."""
+        if not self._keeps or not held.worker.usable:
+            return False
+        kept = _Kept(key, held, print_)
+        for other in self._shelf.put(key, kept):
+            self._send_off(other, "too many")
+        self.tasks.start_soon(self._mind, kept)
+        return True
+
+    async def take(self, key: Key, print_: Print) -> Held | None:
+        """The process of this conversation, if there is one and it is what would be started now.
+
+        Any other one of the conversation is gone when this returns: two would overwrite each other's
+        session.
+        """
+        kept = self._shelf.take(key)
+        if kept and kept.print == print_ and kept.held.worker.usable:
+            kept.taken = True
+            kept.out.set()
+            return kept.held
+        if kept:
+            self._send_off(kept, "its agent's settings are others now, or it has ended")
+        if leaving := self._leaving.get(key):
+            with anyio.move_on_after(LEAVE_S):
+                await leaving.held.worker.gone.wait()
+        return None
+
+    def clear(self, why: str) -> None:
+        """Ends all that wait; returns before they are gone."""
+        for kept in self._shelf.clear():
+            self._send_off(kept, why)
+
+    def close(self) -> None:
+        """Keeps nothing any more."""
+        self._keeps = False
+        self.clear("the daemon ends")
+
+    def _send_off(self, kept: _Kept, why: str) -> None:
+        about = {"action": "warm_end", "agent_id": kept.key[0], "pid": kept.held.worker.child.pid}
+        logger.info("a warm process is ended: %s", why, extra=about)
+        self._leaving[kept.key] = kept
+        kept.out.set()
+
+    async def _mind(self, kept: _Kept) -> None:
+        """Until somebody takes it, or its time is over, or it goes by itself."""
+        with anyio.move_on_after(self._warm_s):
+            await _first_of(kept.out, kept.held.worker.gone)
+        if kept.taken:
+            return
+        self._shelf.drop(kept.key, kept)
+        self._leaving[kept.key] = kept
+        try:
+            with anyio.CancelScope(shield=True):
+                await kept.held.worker.close()
+        finally:
+            if self._leaving.get(kept.key) is kept:
+                del self._leaving[kept.key]
+
+
+async def _first_of(*events: anyio.Event) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def wait(event: anyio.Event) -> None:
+            await event.wait()
+            tasks.cancel_scope.cancel()
+
+        for event in events:
+            tasks.start_soon(wait, event)

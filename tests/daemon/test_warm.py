@@ -1,0 +1,287 @@
+"""A process that stays after its turn: what it may do, what ends it, and that no message suffers."""
+
+import os
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from cloudagent_daemon.drivers.base import Decision, PermissionAsked, Reported, Turn
+from cloudagent_daemon.process import find_tree
+from cloudagent_daemon.runs.attempt import Attempt, Seen
+from cloudagent_daemon.runs.launching import Held
+from cloudagent_daemon.runs.ports import Launch, StopSignal
+from cloudagent_daemon.runs.warm import Shelf, Warm
+from cloudagent_protocol.events import Outcome, Reason, Retry, Text
+from cloudagent_protocol.ids import AgentId, ConversationId, new_conversation_id
+from contracts.drivers import is_result
+from fakes.runs import RecordedUplink, World, a_world, alive
+
+DEADLINE_S = 20.0
+
+
+@asynccontextmanager
+async def a_warm_world(
+    home: Path, warm_s: float = 600.0, most: int = 3, **limits: Any
+) -> AsyncGenerator[World]:
+    async with a_world(home, warm=Warm(warm_s, most), **limits) as world:
+        yield world
+
+
+async def until_gone(launch: Launch) -> None:
+    with anyio.fail_after(DEADLINE_S):
+        # No event tells of the end of another's process.
+        while find_tree(launch.pid, launch.started_at, launch.launch_id, session=True):  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
+def pids(*seen: RecordedUplink) -> list[int]:
+    return [launch.pid for one in seen for launch in one.launches]
+
+
+# --- the rule ---
+
+
+def key(number: int) -> tuple[AgentId, ConversationId]:
+    return AgentId("agent_1"), ConversationId(f"conv_{number}")
+
+
+def test_the_one_that_was_used_longest_ago_makes_way() -> None:
+    shelf: Shelf[str] = Shelf(2)
+    assert shelf.put(key(1), "a") == shelf.put(key(2), "b") == []
+    assert shelf.take(key(1)) == "a"
+    assert shelf.put(key(1), "a") == []
+    assert shelf.put(key(3), "c") == ["b"]
+    assert (len(shelf), shelf.take(key(2))) == (2, None)
+    assert shelf.put(key(3), "d") == ["c"]  # one per conversation
+    shelf.drop(key(3), "c")  # not the one that is there now
+    assert shelf.clear() == ["a", "d"]
+
+
+def test_none_is_kept_where_none_may_be() -> None:
+    assert Shelf[str](0).put(key(1), "a") == ["a"]
+    assert not Warm(0, 3).keeps
+    assert not Warm(600, 0).keeps
+    assert Warm(600, 3).keeps
+
+
+# --- turns ---
+
+
+async def test_the_next_message_goes_to_the_same_process_and_each_call_to_its_own_run(
+    tmp_path: Path,
+) -> None:
+    async with a_warm_world(tmp_path) as world:
+        first = await world.run("@@reply one")
+        second = await world.run("@@recall\n@@reply two")
+        third = await world.run("@@quit")
+        assert len(set(pids(first, second))) == 1
+        [launch] = first.launches
+        assert alive(launch.pid) is False  # the third has ended it
+    assert [send.text for send in first.sends] == ["one"]
+    assert [send.text for send in second.sends] == ["two"]
+    assert [{send.run_id} for send in second.sends] == [{second.finished[0].run_id}]
+    assert {one.end.outcome for one in (first, second)} == {Outcome.REPLIED}
+    assert "@@reply one" in next(e.text for e in second.events if isinstance(e, Text))
+    assert second.types[:2] == ["started", "ready"]
+    assert second.events[0].resumed
+    assert [one.end.exit_code for one in (first, second)] == [None, None]
+    assert first.launches[0].stays
+    # It did begin with the third, and is not given it again.
+    assert (third.end.outcome, third.end.reason) == (Outcome.FAILED, Reason.NO_RESULT)
+    assert world.effects().count(f"start {first.end.session_id}") == 1
+
+
+async def test_what_a_turn_left_running_ends_with_it_and_the_process_stays(tmp_path: Path) -> None:
+    async with a_warm_world(tmp_path) as world:
+        first = await world.run("@@setsid\n@@spawn\n@@reply one")
+        children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
+        assert (len(children), any(map(alive, children))) == (2, False)
+        second = await world.run("@@reply two")  # its tools are still there
+    assert pids(first) == pids(second)
+    assert second.end.outcome is Outcome.REPLIED
+
+
+async def test_a_stop_leaves_the_process_for_the_next_message(tmp_path: Path) -> None:
+    stop, stopped = StopSignal(), RecordedUplink()
+    async with a_warm_world(tmp_path) as world:
+        async with anyio.create_task_group() as tasks:
+            orders = "@@setsid\n@@reply on it\n@@hang"
+            tasks.start_soon(lambda: world.run(orders, stop=stop, uplink=stopped))
+            await stopped.until(is_result)
+            stop.request("Ana")
+        children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
+        assert not any(map(alive, children))
+        after = await world.run("@@reply back")
+    assert (stopped.end.outcome, stopped.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
+    assert pids(stopped) == pids(after)
+    assert after.end.outcome is Outcome.REPLIED
+
+
+async def test_one_that_does_not_heed_an_interrupt_is_ended(tmp_path: Path) -> None:
+    stop, stopped = StopSignal(), RecordedUplink()
+    async with a_warm_world(tmp_path, term_timeout_s=0.5) as world:
+        async with anyio.create_task_group() as tasks:
+            orders = "@@deaf\n@@ignore TERM\n@@reply on it\n@@hang"
+            tasks.start_soon(lambda: world.run(orders, stop=stop, uplink=stopped))
+            await stopped.until(is_result)
+            stop.request("Ana")
+        assert not alive(stopped.launches[0].pid)
+        after = await world.run("@@reply back")
+    assert stopped.end.reason is Reason.INTERRUPTED
+    assert after.end.outcome is Outcome.REPLIED
+
+
+# --- what ends it, and that the next message does not suffer ---
+
+
+async def a_killed_one(world: World, first: RecordedUplink) -> None:
+    os.kill(first.launches[0].pid, signal.SIGKILL)
+
+
+async def one_for_others(world: World, first: RecordedUplink) -> None:
+    world.agent = world.agent.model_copy(update={"mode": "acceptEdits"})
+
+
+async def one_with_other_instructions(world: World, first: RecordedUplink) -> None:
+    world.agent = world.agent.model_copy(update={"instructions": "Speak like a pirate."})
+
+
+async def one_that_is_cleared(world: World, first: RecordedUplink) -> None:
+    assert world.warm
+    world.warm.clear("this machine is short of memory")
+
+
+@pytest.mark.parametrize(
+    "happens", [a_killed_one, one_for_others, one_with_other_instructions, one_that_is_cleared]
+)
+async def test_a_message_that_finds_no_warm_process_gets_one_of_its_own(
+    tmp_path: Path, happens: Callable[[World, RecordedUplink], Awaitable[None]]
+) -> None:
+    async with a_warm_world(tmp_path) as world:
+        first = await world.run("@@reply one")
+        await happens(world, first)
+        second = await world.run("@@recall\n@@reply two")
+        await until_gone(first.launches[0])
+        assert first.ended == [first.launches[0].launch_id]  # the disk knows it no more
+    assert second.end.outcome is Outcome.REPLIED
+    assert second.end.session_id == first.end.session_id
+    assert pids(first)[0] != pids(second)[-1]
+    assert [send.text for send in second.sends] == ["two"]
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+async def test_one_that_dies_or_hangs_before_it_has_taken_a_message_up_has_not_run_it(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloudagent_daemon.runs.runner._TAKE_UP_S", 0.5)
+    async with a_warm_world(tmp_path, term_timeout_s=0.5) as world:
+        first = await world.run(f"@@reply one\n@@untaken {how}")
+        second = await world.run("@@reply two")
+    assert [send.text for send in second.sends] == ["two"]
+    assert second.end.outcome is Outcome.REPLIED
+    assert [e.reason for e in second.events if isinstance(e, Retry)] == [Reason.CRASHED]
+    assert pids(second)[0] == pids(first)[0] != pids(second)[1]
+    assert second.types.count("started") == 1
+
+
+@pytest.mark.parametrize("what", ["work", "garbage", "crash"])
+async def test_nobody_hears_of_what_it_does_between_two_turns(tmp_path: Path, what: str) -> None:
+    async with a_warm_world(tmp_path) as world:
+        first = await world.run(f"@@reply one\n@@later {what}")
+        (tmp_path / "fake" / "later").touch()
+        if what != "garbage":
+            await until_gone(first.launches[0])
+        second = await world.run("@@reply two")
+    assert [send.text for one in (first, second) for send in one.sends] == ["one", "two"]
+    assert second.end.outcome is Outcome.REPLIED
+
+
+async def test_its_time_ends_it_and_so_do_others_that_were_used_later(tmp_path: Path) -> None:
+    async with a_warm_world(tmp_path, warm_s=0.2) as world:
+        first = await world.run("@@reply one")
+        await until_gone(first.launches[0])
+    async with a_warm_world(tmp_path, most=1) as world:
+        first = await world.run("@@reply one")
+        world.conversation = new_conversation_id()
+        second = await world.run("@@reply two")
+        await until_gone(first.launches[0])
+        assert alive(second.launches[0].pid)
+    assert not alive(second.launches[0].pid)  # the daemon's end is theirs
+
+
+async def test_a_failed_turn_leaves_none(tmp_path: Path) -> None:
+    async with a_warm_world(tmp_path) as world:
+        first = await world.run("@@error 429 rate_limit")
+        assert not alive(first.launches[0].pid)
+
+
+# --- permissions, at the seam ---
+
+
+async def a_turn(
+    held: Held,
+    prompt: str,
+    decide: Callable[[PermissionAsked], Awaitable[Decision]],
+    stop: StopSignal | None = None,
+) -> tuple[Seen, list[str]]:
+    said: list[str] = []
+
+    async def event(event: Reported) -> None:
+        if isinstance(event, Text):
+            said.append(event.text)
+
+    attempt = Attempt(
+        worker=held.worker,
+        turn=Turn(prompt),
+        on_event=event,
+        stop=stop or StopSignal(),
+        hang_timeout_s=30.0,
+        decide=decide,
+        keeps=True,
+        shut=held.place.shut,
+        spared=held.tool_servers,
+    )
+    with anyio.fail_after(DEADLINE_S):
+        return await attempt.run(), said
+
+
+async def test_who_decides_may_take_its_time_and_its_answer_is_the_program_s(
+    tmp_path: Path,
+) -> None:
+    asked: list[PermissionAsked] = []
+
+    async def decide(question: PermissionAsked) -> Decision:
+        asked.append(question)
+        await anyio.lowlevel.checkpoint()
+        return Decision(question.tool == "Bash", "only the shell")
+
+    async with a_world(tmp_path) as world, world.process() as held:
+        _, allowed = await a_turn(held, '@@may Bash {"command": "ls"}', decide)
+        _, denied = await a_turn(held, "@@may Write {}", decide)
+        assert held.worker.usable
+    assert ['"allow"' in allowed[0], "only the shell" in denied[0]] == [True, True]
+    assert [question.kind for question in asked] == ["execute", "edit"]
+
+
+async def test_a_question_that_is_taken_back_is_decided_no_more(tmp_path: Path) -> None:
+    stop, withdrawn = StopSignal(), anyio.Event()
+
+    async def decide(question: PermissionAsked) -> Decision:
+        stop.request("Ana")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            withdrawn.set()
+        raise AssertionError
+
+    async with a_world(tmp_path) as world, world.process() as held:
+        seen, _ = await a_turn(held, "@@may Bash {}", decide, stop)
+        assert withdrawn.is_set()
+        assert seen.end
+        assert seen.end.reason is Reason.INTERRUPTED
+        assert held.worker.usable
