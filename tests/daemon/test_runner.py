@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import threading
 from pathlib import Path
 
@@ -251,7 +252,7 @@ async def test_a_silent_process_is_taken_for_hung_and_ended_in_the_time_that_an_
     tmp_path: Path,
 ) -> None:
     async with a_world(tmp_path, hang_timeout_s=1.5, term_timeout_s=1.0) as world:
-        seen = await world.run("@@deaf\n@@ignore TERM\n@@setsid\n@@hang")
+        seen = await world.run("@@deaf\n@@setsid\n@@hang")
         children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
     assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.HUNG)
     # Its interrupt took that time: there is none left for a SIGTERM.
