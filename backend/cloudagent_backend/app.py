@@ -29,6 +29,7 @@ from cloudagent_backend.api import (
     stream,
     tokens,
     ui,
+    usage,
 )
 from cloudagent_backend.api.attempts import Attempts, Pacing
 from cloudagent_backend.api.authenticator import Authenticator
@@ -90,7 +91,8 @@ def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
     idempotency.install(app)
     # The busiest first: routes are tried in turn.
     people = (
-        messages, conversations, runs, stream, agents, approvals, chains, host_machines, tokens
+        messages, conversations, runs, stream, agents, approvals, chains, usage,
+        host_machines, tokens,
     )  # fmt: skip
     for part in people:
         app.include_router(part.router, responses=_SIGNED_IN)
@@ -117,7 +119,12 @@ async def running_world(settings: Settings, metrics: Metrics) -> AsyncGenerator[
             fanout,
             window=settings.window,
             backlog_cap=settings.backlog_cap,
-            limits=Limits(hops=settings.hop_limit, turns=settings.chain_turns),
+            limits=Limits(
+                settings.hop_limit,
+                settings.chain_turns,
+                settings.chain_tokens,
+                settings.chain_cost_usd,
+            ),
         )
         dispatcher = Dispatcher(
             database, service, hub, poll_s=settings.poll_s, events_kept=settings.events_kept

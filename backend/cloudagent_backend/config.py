@@ -1,6 +1,7 @@
 """What can be set: defaults, then the environment, then flags. The only reader of the environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ PREFIX: Final = "CLOUDAGENT_BACKEND_"
 CRASH_VARIABLE: Final = "CLOUDAGENT_CRASH_AT"
 #: What may be set for a limit at most.
 _MOST: Final = 1_000_000
+_MOST_TOKENS: Final = 10**12
 
 
 class ConfigError(ValueError):
@@ -81,6 +83,9 @@ class Settings:
     hop_limit: int = 8
     #: Turns that agents may have in one chain before a person is asked, and with each `continue`.
     chain_turns: int = 30
+    #: Likewise, what the runs of a chain may use; null: as much as they want.
+    chain_tokens: int | None = None
+    chain_cost_usd: float | None = None
     #: How often the dispatcher looks by itself, should a hint be lost.
     poll_s: float = 5.0
     #: Deltas of a run are put together over this time on their way to a follower.
@@ -125,6 +130,8 @@ def load(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings
         "port": _port(found.get(f"{PREFIX}PORT")),
         "hop_limit": _count(found, "HOP_LIMIT", 0),
         "chain_turns": _count(found, "CHAIN_TURNS", 1),
+        "chain_tokens": _count(found, "CHAIN_TOKENS", 1, _MOST_TOKENS),
+        "chain_cost_usd": _price(found.get(f"{PREFIX}CHAIN_COST_USD")),
         "public_url": found.get(f"{PREFIX}PUBLIC_URL"),
         "open_signup": _flag(found.get(f"{PREFIX}OPEN_SIGNUP")),
         "backlog_cap": _count(found, "BACKLOG_CAP", 1),
@@ -147,13 +154,21 @@ def _port(text: str | None) -> int | None:
     return int(text)
 
 
-def _count(found: Mapping[str, str], name: str, least: int) -> int | None:
+def _count(found: Mapping[str, str], name: str, least: int, most: int = _MOST) -> int | None:
     text = found.get(f"{PREFIX}{name}")
     if not text:
         return None
-    if not text.isdecimal() or not least <= int(text) <= _MOST:
-        raise ConfigError(f"{PREFIX}{name} is {text!r}; use a number from {least} to {_MOST}")
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise ConfigError(f"{PREFIX}{name} is {text!r}; use a number from {least} to {most}")
     return int(text)
+
+
+def _price(text: str | None) -> float | None:
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,4})?", text) or float(text) <= 0:
+        raise ConfigError(f"{PREFIX}CHAIN_COST_USD is {text!r}; use dollars, such as 2.50")
+    return float(text)
 
 
 def _flag(text: str | None) -> bool | None:

@@ -69,6 +69,9 @@ class Reason(StrEnum):
     UNLISTED = "unlisted"  # its machine does not say that it works on it, and not that it is over
     BACKLOG_FULL = "backlog_full"
     HOP_LIMIT = "hop_limit"  # agents have passed it on too often
+    BUDGET = (
+        "budget"  # its agent has used what it may in a day; a person decides whether it goes on
+    )
     CHAIN_PAUSED = "chain_paused"  # a person decides whether the agents go on
     APPROVAL = "approval"  # a person decides whether the agent may
     QUESTION = "question"  # the agent has asked a person

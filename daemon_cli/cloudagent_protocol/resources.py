@@ -216,6 +216,36 @@ class AgentLimits(Resource):
     #: How often in a row for one message, and how far ahead that may be.
     resume_times: Annotated[int, Field(ge=1, le=20)] = 3
     resume_within_h: Annotated[float, Field(gt=0, le=192, allow_inf_nan=False)] = 24.0
+    #: What its turns may use in a day (UTC) before a person is asked; null: as much as they want.
+    day_tokens: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    day_cost_usd: Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)] | None = None
+
+
+class AgentPause(Resource):
+    """Why nothing further of an agent is sent to its machine, until a person has decided."""
+
+    reason: Literal["budget"] | str
+    #: For a person.
+    detail: str
+    since: AwareDatetime
+    #: When it ends by itself.
+    until: AwareDatetime
+    #: Messages that wait.
+    waiting: int
+    #: Which of the day's pauses it is; an answer may name it.
+    pause: int
+
+
+class DayUsage(Resource):
+    """What the turns of an agent used that ended on a day (UTC)."""
+
+    agent_id: AgentId
+    day: str
+    turns: int
+    input_tokens: int
+    output_tokens: int
+    #: Where its program tells a price; 0 where it does not.
+    cost_usd: float
 
 
 class EphemeralHost(HostMachineWithKey):
@@ -230,6 +260,7 @@ class EphemeralHost(HostMachineWithKey):
 class Agent(AgentSpec):
     runtime: Literal["local_daemon"] = "local_daemon"
     limits: AgentLimits = Field(default_factory=AgentLimits)
+    pause: AgentPause | None = None
     host_machine_id: HostId
     status: AgentStatus
     created_at: AwareDatetime
@@ -511,6 +542,11 @@ class Chain(Resource):
     turns: int
     #: It pauses when it wants more.
     turns_allowed: int
+    #: What the runs that are over have used, that of the first message included.
+    usage: Usage = Field(default_factory=Usage)
+    #: It pauses when it has used so much; null: no limit.
+    tokens_allowed: int | None = None
+    cost_usd_allowed: float | None = None
     #: Deliveries that wait for a person's decision.
     waiting: int
     #: How often it has paused so far.

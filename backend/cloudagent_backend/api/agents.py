@@ -90,7 +90,9 @@ async def change_agent(
 
     def work(c: sqlite3.Connection) -> Agent:
         row = _own(c, user.user_id, agent_id)
-        return _told(c, _named(lambda: agents.update(c, row, changes)))
+        changed = _named(lambda: agents.update(c, row, changes))
+        world.service.agent_changed(c, changed)
+        return _told(c, changed)
 
     agent = await world.database.write(work)
     await _after_change(world, user.user_id, agent.host_machine_id)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from cloudagent_backend.delivery import ladder
 from cloudagent_backend.delivery.errors import not_found
-from cloudagent_backend.store import chains, deliveries, events, messages
+from cloudagent_backend.store import chains, deliveries, events, messages, usage
+from cloudagent_backend.store.chains import Allowance
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_protocol.events import Reason
 from cloudagent_protocol.ids import MessageId, UserId
@@ -35,6 +36,13 @@ class Limits:
     hops: int = 8
     #: Turns that a chain has at once: at first, and again with each `continue`.
     turns: int = 30
+    #: Tokens and price that a chain may use, likewise; null: as much as it wants.
+    tokens: int | None = None
+    cost_usd: float | None = None
+
+    @property
+    def allowance(self) -> Allowance:
+        return Allowance(self.turns, self.tokens, self.cost_usd)
 
 
 def may_go(c: sqlite3.Connection, row: DeliveryRow) -> bool:
@@ -62,7 +70,7 @@ def tell_paused(c: sqlite3.Connection, rows: Iterable[DeliveryRow]) -> None:
 
 def hold(c: sqlite3.Connection, row: DeliveryRow) -> None:
     """Keep a queued delivery back until a person has decided."""
-    detail = "the agents have had all turns of this chain; a person decides whether they go on"
+    detail = "the agents have had what this chain may use; a person decides whether they go on"
     rung = NewRung(RungName.WAITING, ladder.BACKEND, detail, reason=Reason.CHAIN_PAUSED.value)
     ladder.tell(c, deliveries.hold(c, row, rung))
 
@@ -92,6 +100,7 @@ def show(c: sqlite3.Connection, user_id: UserId, chain_id: MessageId) -> Chain:
         state=ChainState.ACTIVE,
         turns=0,
         turns_allowed=0,
+        usage=usage.of_message(c, message.id),
         waiting=0,
         pauses=0,
         conversation_ids=[message.conversation_id],

@@ -39,7 +39,7 @@ def decide(
     row = chains.load(c, user_id, chain_id)
     if row is None or row.state is not ChainState.PAUSED or body.pause not in {None, row.pauses}:
         raise _too_late(row, shown)
-    decided = chains.answer(c, row, body.decision, by, limits.turns)
+    decided = chains.answer(c, row, body.decision, by, limits.allowance)
     left = deliveries.open_of_chain(c, chain_id)
     if body.decision == "stop":
         for one in left:

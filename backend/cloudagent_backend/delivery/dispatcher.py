@@ -53,6 +53,7 @@ class Dispatcher:
                     looked_at = time.monotonic()
                     await self._note_left()
                     await self._bury()
+                    await self._begin_day()
                     await self._serve(self._hub.all_ready())
                 else:
                     found = [self._hub.ready(host_id) for host_id in hinted]
@@ -69,6 +70,12 @@ class Dispatcher:
             await self._service.bury()
         except sqlite3.Error:
             logger.exception("a removed host's queue is not ended yet", extra={"action": "bury"})
+
+    async def _begin_day(self) -> None:
+        try:
+            await self._service.begin_day()
+        except sqlite3.Error:
+            logger.exception("budgets of yesterday still hold", extra={"action": "begin_day"})
 
     async def _serve(self, ready: list[ReadyHost]) -> None:
         for start in range(0, len(ready), _HOSTS_AT_ONCE):

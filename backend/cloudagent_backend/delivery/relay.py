@@ -223,7 +223,7 @@ class Relay:
     ) -> DeliveryRow:
         """A delivery, queued if it may be, told with its message."""
         user_id, chain_id = target.user_id, message.chain_id or message.id
-        chain = chains.begin(c, user_id, chain_id, self.limits.turns)
+        chain = chains.begin(c, user_id, chain_id, self.limits.allowance)
         why, reason = refusal(message.depth, self.limits.hops), Reason.HOP_LIMIT.value
         if message.author.type == "system":
             why = None  # a notice of ours is no hop of the agents'

@@ -25,6 +25,7 @@ from cloudagent_backend.store import (
     messages,
     outbox,
     runs,
+    usage,
 )
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_backend.store.messages import Cause
@@ -42,6 +43,7 @@ from cloudagent_protocol.events import (
     Started,
     Text,
     ToolCall,
+    Usage,
     UsageReported,
 )
 from cloudagent_protocol.frames import (
@@ -415,7 +417,8 @@ def _finished(
     again: set[HostId] = set()
     at_us = _time_of(event)
     reason = str(event.reason) if event.reason else None
-    for row in _deliveries(c, run):
+    rows = _deliveries(c, run)
+    for row in rows:
         stopped_by = event.stopped_by or row.interrupted_by
         actor = (stopped_by if event.outcome is Outcome.CANCELLED else None) or machine.name
         last = states.last_rung(event.outcome)
@@ -434,17 +437,39 @@ def _finished(
             if event.reason is Reason.RATE_LIMIT and event.resets_at:
                 host_id = resuming.after_limit(c, moved, event.resets_at, relay.backlog_cap)
                 again |= {host_id} if host_id else set()
-    if event.session_id:
-        runs.set_session(c, run.id, event.session_id)
-    if event.usage:
-        runs.set_usage(c, run.id, event.usage)
-    runs.finish(c, run.id, outcome=event.outcome.value, reason=reason, ended_us=at_us)
+    runs.finish(
+        c,
+        run.id,
+        outcome=event.outcome.value,
+        reason=reason,
+        ended_us=at_us,
+        session_id=event.session_id or None,
+        usage=event.usage,
+    )
+    _count(c, run, rows, event.usage, at_us)
     if finished := runs.load(c, run.id):
         events.append(c, run.user_id, EventType.RUN_FINISHED, finished.resource)
     if not runs.has_live(c, run.host_id, run.agent_id):
         status = states.status_after(event.outcome, event.reason)
         ladder.show_agent(c, run.user_id, run.agent_id, status)
     return again
+
+
+def _count(
+    c: sqlite3.Connection,
+    run: RunRow,
+    rows: Sequence[DeliveryRow],
+    used: Usage | None,
+    at_us: int,
+) -> None:
+    """What the run has used counts for its agent's day, and for its chain."""
+    if used is None and run.usage:  # it was told before the process vanished
+        used = Usage.model_validate_json(run.usage)
+    if used is None:
+        return
+    usage.add(c, run.user_id, run.agent_id, usage.day_of(at_us), used)
+    if rows:
+        usage.add_to_chain(c, rows[0].chain_id or rows[0].message_id, used)
 
 
 # --- what a machine may say -----------------------------------------------------------

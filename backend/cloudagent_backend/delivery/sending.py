@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cloudagent_backend.delivery import chains, ladder, lending, shares, straight
+from cloudagent_backend.delivery import budgets, chains, ladder, lending, shares, straight
 from cloudagent_backend.delivery.away import away
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused, not_found
@@ -269,9 +269,9 @@ def lease(
     done: list[DeliveryRow] = []
     known: dict[AgentId, AgentRow | None] = {}
     while rows := _due(c, host.id, window):
-        free = [row for row in rows if chains.may_go(c, row)]
+        free = [row for row in rows if _may_go(c, row, known)]
         for row in free:
-            _lease_one(c, host, row, known, limits)
+            _lease_one(c, host, row, known[row.agent_id], limits)
         done += rows
         if len(free) == len(rows):
             break
@@ -279,16 +279,21 @@ def lease(
     return done
 
 
+def _may_go(c: sqlite3.Connection, row: DeliveryRow, known: dict[AgentId, AgentRow | None]) -> bool:
+    """Whether neither its agent nor its chain has to wait for a person; `known` has its agent then."""
+    if row.agent_id not in known:
+        known[row.agent_id] = agents.load(c, row.user_id, row.agent_id)
+    return budgets.may_go(c, row, known[row.agent_id]) and chains.may_go(c, row)
+
+
 def _lease_one(
     c: sqlite3.Connection,
     host: ReadyHost,
     row: DeliveryRow,
-    known: dict[AgentId, AgentRow | None],
+    agent: AgentRow | None,
     limits: Limits,
 ) -> None:
-    if row.agent_id not in known:
-        known[row.agent_id] = agents.load(c, row.user_id, row.agent_id)
-    agent, message = known[row.agent_id], messages.load_bare(c, row.message_id)
+    message = messages.load_bare(c, row.message_id)
     if agent is None or message is None:
         _give_up(c, row, "the agent was removed", Reason.AGENT_UNKNOWN)
     elif leased := ladder.move(c, row, DeliveryState.LEASED):

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 from cloudagent_backend import crash
 from cloudagent_backend.delivery import (
     approvals,
+    budget_decisions,
     decisions,
     handshake,
     ladder,
@@ -31,7 +32,8 @@ from cloudagent_backend.delivery.relay import Relay
 from cloudagent_backend.delivery.reports import Applied, Reported
 from cloudagent_backend.delivery.sending import ReadyHost, Submission, Submitted
 from cloudagent_backend.delivery.straight import Way
-from cloudagent_backend.store import deliveries, hosts, messages
+from cloudagent_backend.store import agents, deliveries, hosts, messages, usage
+from cloudagent_backend.store.agents import AgentRow
 from cloudagent_backend.store.approvals import ApprovalRow
 from cloudagent_backend.store.database import Database
 from cloudagent_backend.store.deliveries import DeliveryRow
@@ -52,6 +54,7 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, MessageId, RunId, UserId
 from cloudagent_protocol.resources import (
+    Agent,
     Approval,
     ApprovalAnswer,
     Chain,
@@ -299,6 +302,43 @@ class Service:
         )
         self._changed(user_id, {decided.host_id})
         return decided.resource
+
+    async def decide_budget(
+        self,
+        user_id: UserId,
+        by: str,
+        agent_id: AgentId,
+        body: ChainDecide,
+        once: Once[Agent] = _as_it_is,
+    ) -> Agent:
+        """Let an agent go on that has used up its budget of the day, or stop what waits for it.
+
+        Raises:
+            Refused: there is no such agent, or somebody has answered already.
+        """
+        told: set[HostId] = set()
+
+        def work(c: sqlite3.Connection) -> Agent:
+            agent, hosts_of = budget_decisions.decide(c, user_id, by, agent_id, body)
+            told.update(hosts_of)
+            self._lease_ready(c, hosts_of)
+            return agents.resource(c, agent)
+
+        agent = await self._write(once(work), "decide")
+        self._changed(user_id, told)
+        return agent
+
+    def agent_changed(self, c: sqlite3.Connection, agent: AgentRow) -> None:
+        """For the transaction that changes an agent: a larger budget lets it go on."""
+        self._lease_ready(c, budget_decisions.look_again(c, agent))
+
+    async def begin_day(self) -> None:
+        """What waited for a budget of yesterday goes on; a cheap look while nothing does."""
+        if not await self._database.read(lambda c: usage.over_before(c, usage.today())):
+            return
+        hosts_of, users = await self._database.write(budget_decisions.new_day)
+        for user_id in users:
+            self._changed(user_id, hosts_of)
 
     # --- the machines that people own ---
 

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cloudagent_backend.delivery import ladder
+from cloudagent_backend.delivery import budgets, ladder
 from cloudagent_backend.delivery.framing import deliver
 from cloudagent_backend.store import deliveries, outbox
 from cloudagent_backend.store.agents import AgentRow
@@ -45,7 +45,9 @@ def send(
     """A leased delivery, not told yet; null, and nothing is changed, if it has to queue."""
     host_id = agent.host_machine_id
     # One that interrupts is numbered before others, and makes way for itself.
-    if mode is DeliveryMode.INTERRUPT or not way.open_to(host_id):
+    # An agent with a budget is looked at where deliveries are leased.
+    budget = budgets.has_one(agent.limits)
+    if mode is DeliveryMode.INTERRUPT or budget or not way.open_to(host_id):
         return None
     numbers = outbox.take_free_way(c, host_id, agent.id, way.room)
     if numbers is None:

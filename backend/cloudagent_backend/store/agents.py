@@ -5,13 +5,14 @@ import sqlite3
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from cloudagent_backend.store import clock, hosts
+from cloudagent_backend.store import clock, deliveries, hosts, usage
 from cloudagent_backend.store.hosts import HostRow
 from cloudagent_protocol.ids import AgentId, HostId, UserId, new_agent_id
 from cloudagent_protocol.resources import (
     Agent,
     AgentCreate,
     AgentLimits,
+    AgentPause,
     AgentRef,
     AgentSpec,
     AgentStatus,
@@ -89,9 +90,27 @@ def resource(c: sqlite3.Connection, row: AgentRow) -> Agent:
     return Agent(
         **spec(row).model_dump(),
         limits=row.limits,
+        pause=_pause(c, row),
         host_machine_id=row.host_machine_id,
         status=row.status if reachable(c, row) else AgentStatus.OFFLINE,
         created_at=clock.at(row.created_us),
+    )
+
+
+def _pause(c: sqlite3.Connection, row: AgentRow) -> AgentPause | None:
+    """Of one whose budget of the day is used up."""
+    if row.limits.day_tokens is None and row.limits.day_cost_usd is None:
+        return None
+    day = usage.load(c, row.id, usage.today())
+    if day.paused_us is None:
+        return None
+    return AgentPause(
+        reason="budget",
+        detail=f"{day.tokens:,} tokens and ${day.cost_usd:,.2f} are used today.",
+        since=clock.at(day.paused_us),
+        until=clock.at(usage.end_of(day.day)),
+        waiting=deliveries.waiting_for(c, row.host_machine_id, row.id, "budget"),
+        pause=day.pauses,
     )
 
 

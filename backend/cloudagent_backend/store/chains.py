@@ -7,8 +7,9 @@ import json
 import sqlite3
 from dataclasses import dataclass
 
-from cloudagent_backend.store import clock
+from cloudagent_backend.store import clock, usage
 from cloudagent_backend.store.deliveries import LAST
+from cloudagent_protocol.events import Usage
 from cloudagent_protocol.ids import MessageId, UserId
 from cloudagent_protocol.resources import (
     Author,
@@ -23,6 +24,15 @@ OPENING_CHARS = 200
 
 
 @dataclass(frozen=True)
+class Allowance:
+    """What a chain may use at once: at first, and again with each `continue`."""
+
+    turns: int
+    tokens: int | None = None
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True)
 class ChainRow:
     id: MessageId
     user_id: UserId
@@ -30,6 +40,9 @@ class ChainRow:
     turns: int
     #: Turns that it may have before it pauses.
     allowed: int
+    used: Usage
+    allowed_tokens: int | None
+    allowed_cost_usd: float | None
     pauses: int
     paused_us: int | None
     #: JSON array of `ChainAnswer`, oldest first.
@@ -48,18 +61,30 @@ def _row(row: sqlite3.Row) -> ChainRow:
         state=ChainState(row["state"]),
         turns=row["turns"],
         allowed=row["allowed"],
+        used=Usage(
+            input_tokens=row["input_tokens"],
+            output_tokens=row["output_tokens"],
+            cost_usd=row["cost_usd"] or None,
+        ),
+        allowed_tokens=row["allowed_tokens"],
+        allowed_cost_usd=row["allowed_cost_usd"],
         pauses=row["pauses"],
         paused_us=row["paused_us"],
         answers=row["answers"],
     )
 
 
-def begin(c: sqlite3.Connection, user_id: UserId, chain_id: MessageId, allowed: int) -> ChainRow:
+def begin(
+    c: sqlite3.Connection, user_id: UserId, chain_id: MessageId, allowed: Allowance
+) -> ChainRow:
     """The chain's row, made if it is the first time that an agent messages another one in it."""
-    c.execute(
-        "INSERT INTO chains (id, user_id, allowed) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING",
-        (chain_id, user_id, allowed),
+    made = c.execute(
+        "INSERT INTO chains (id, user_id, allowed, allowed_tokens, allowed_cost_usd)"
+        " VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+        (chain_id, user_id, allowed.turns, allowed.tokens, allowed.cost_usd),
     )
+    if made.rowcount:  # what others did about the first message is over already
+        usage.add_to_chain(c, chain_id, usage.of_message(c, chain_id))
     row = load(c, user_id, chain_id)
     assert row is not None
     return row
@@ -96,7 +121,9 @@ def take_turn(c: sqlite3.Connection, chain_id: MessageId) -> int | None:
     """The number of the turn that begins now; null if the chain may have none."""
     rows = c.execute(
         "UPDATE chains SET turns = turns + 1"
-        " WHERE id = ? AND state = 'active' AND turns < allowed RETURNING turns",
+        " WHERE id = ? AND state = 'active' AND turns < allowed"
+        " AND (allowed_tokens IS NULL OR input_tokens + output_tokens < allowed_tokens)"
+        " AND (allowed_cost_usd IS NULL OR cost_usd < allowed_cost_usd) RETURNING turns",
         (chain_id,),
     ).fetchall()
     return rows[0][0] if rows else None
@@ -115,21 +142,24 @@ def pause(c: sqlite3.Connection, chain_id: MessageId) -> bool:
 
 
 def answer(
-    c: sqlite3.Connection, row: ChainRow, decision: ChainDecision, by: str, more: int
+    c: sqlite3.Connection, row: ChainRow, decision: ChainDecision, by: str, more: Allowance
 ) -> ChainRow:
     """Keep a person's decision about a chain that the caller has seen paused.
 
-    If it goes on, it may have `more` turns beyond those it had.
+    If it goes on, it may have `more` beyond what it had.
     """
     added = ChainAnswer(decision=decision, by=by, at=clock.at(clock.now_us()))
     answers = [*json.loads(row.answers), added.model_dump(mode="json")]
     goes_on = decision == "continue"
     [changed] = c.execute(
-        "UPDATE chains SET state = ?, allowed = turns + ?, paused_us = NULL, answers = ?"
-        " WHERE id = ? RETURNING *",
+        "UPDATE chains SET state = ?, allowed = turns + ?,"
+        " allowed_tokens = input_tokens + output_tokens + ?, allowed_cost_usd = cost_usd + ?,"
+        " paused_us = NULL, answers = ? WHERE id = ? RETURNING *",
         (
             (ChainState.ACTIVE if goes_on else ChainState.STOPPED).value,
-            more if goes_on else 0,
+            more.turns if goes_on else 0,
+            more.tokens,
+            more.cost_usd,
             json.dumps(answers, ensure_ascii=False, separators=(",", ":")),
             row.id,
         ),
@@ -164,6 +194,9 @@ def resource(c: sqlite3.Connection, row: ChainRow) -> Chain:
         state=row.state,
         turns=row.turns,
         turns_allowed=row.allowed,
+        usage=row.used,
+        tokens_allowed=row.allowed_tokens,
+        cost_usd_allowed=row.allowed_cost_usd,
         waiting=sum(place[3] for place in places),
         pauses=row.pauses,
         paused_at=clock.at_or_none(row.paused_us),

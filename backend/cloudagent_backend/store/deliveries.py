@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final
 
-from cloudagent_backend.store import clock
+from cloudagent_backend.store import clock, usage
 from cloudagent_backend.store.text import json_text
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, HostId, MessageId, UserId
 from cloudagent_protocol.resources import (
@@ -292,9 +292,11 @@ def give_turn(c: sqlite3.Connection, row: DeliveryRow, turn: int) -> None:
     c.execute("UPDATE deliveries SET turn = ? WHERE id = ?", (turn, row.id))
 
 
-def hold(c: sqlite3.Connection, row: DeliveryRow, rung: NewRung) -> DeliveryRow:
-    """Keep a queued delivery back until a person has decided about its chain."""
-    c.execute("UPDATE deliveries SET held = 1 WHERE id = ?", (row.id,))
+def hold(
+    c: sqlite3.Connection, row: DeliveryRow, rung: NewRung, why: str | None = None
+) -> DeliveryRow:
+    """Keep a queued delivery back until a person has decided; about its chain, if no `why` is given."""
+    c.execute("UPDATE deliveries SET held = 1, held_for = ? WHERE id = ?", (why, row.id))
     return note(c, row, rung)
 
 
@@ -329,6 +331,17 @@ def release(c: sqlite3.Connection, row: DeliveryRow, seq: int) -> DeliveryRow:
         "UPDATE deliveries SET held = 0, seq = ? WHERE id = ? RETURNING *", (seq, row.id)
     ).fetchall()
     return _row(changed)
+
+
+def waiting_for(c: sqlite3.Connection, host_id: HostId, agent_id: AgentId, why: str) -> int:
+    """How many deliveries of an agent are held back for a reason, with this host."""
+    row = c.execute(
+        "SELECT count(*) FROM deliveries WHERE host_id = ? AND state = 'queued' AND held = 1"
+        " AND agent_id = ? AND held_for = ?",
+        (host_id, agent_id, why),
+    ).fetchone()
+    found: int = row[0]
+    return found
 
 
 def renumber(c: sqlite3.Connection, row: DeliveryRow, seq: int) -> None:
@@ -559,6 +572,8 @@ def trace_text(row: DeliveryRow, waits: Waits | None = None) -> str:
     reason, until_us = waits.reason or row.reason, waits.until_us
     if row.state is DeliveryState.QUEUED and row.held:
         reason, until_us = row.held_for or "budget", row.resumes_us
+        if row.held_for == "budget":
+            until_us = usage.end_of(usage.today())
     fields = {
         "id": row.id,
         "message_id": row.message_id,

@@ -138,11 +138,20 @@ def set_state(c: sqlite3.Connection, run_id: RunId, state: RunState) -> None:
 
 
 def finish(
-    c: sqlite3.Connection, run_id: RunId, *, outcome: str, reason: str | None, ended_us: int
+    c: sqlite3.Connection,
+    run_id: RunId,
+    *,
+    outcome: str,
+    reason: str | None,
+    ended_us: int,
+    session_id: str | None = None,
+    usage: Usage | None = None,
 ) -> None:
+    """It is over; what is not told of its session and its usage stays as it was."""
     c.execute(
-        "UPDATE runs SET state = 'finished', outcome = ?, reason = ?, ended_us = ? WHERE id = ?",
-        (outcome, reason, ended_us, run_id),
+        "UPDATE runs SET state = 'finished', outcome = ?, reason = ?, ended_us = ?,"
+        " session_id = coalesce(?, session_id), usage = coalesce(?, usage) WHERE id = ?",
+        (outcome, reason, ended_us, session_id, usage and usage.model_dump_json(), run_id),
     )
 
 

@@ -214,6 +214,31 @@ ALTER TABLE deliveries ADD COLUMN held_for TEXT;     -- of a held one; null: its
 ALTER TABLE deliveries ADD COLUMN resumes_us INTEGER;  -- when the limit is over that it does over
 """
 
+_USAGE: Final = """
+CREATE TABLE usage_days (       -- what an agent's turns used that ended on a day (UTC)
+  agent_id TEXT NOT NULL,
+  day TEXT NOT NULL,
+  user_id TEXT NOT NULL,
+  turns INTEGER NOT NULL DEFAULT 0,
+  input_tokens INTEGER NOT NULL DEFAULT 0,
+  output_tokens INTEGER NOT NULL DEFAULT 0,
+  cost_usd REAL NOT NULL DEFAULT 0,
+  continues INTEGER NOT NULL DEFAULT 0,  -- so often a person has let it use as much again
+  pauses INTEGER NOT NULL DEFAULT 0,
+  paused_us INTEGER,
+  answers TEXT NOT NULL DEFAULT '[]',    -- JSON
+  PRIMARY KEY (agent_id, day)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX usage_of_user ON usage_days (user_id, day, agent_id);
+CREATE INDEX usage_paused ON usage_days (day, agent_id) WHERE paused_us IS NOT NULL;
+
+ALTER TABLE chains ADD COLUMN input_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE chains ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE chains ADD COLUMN cost_usd REAL NOT NULL DEFAULT 0;
+ALTER TABLE chains ADD COLUMN allowed_tokens INTEGER;  -- null: no limit
+ALTER TABLE chains ADD COLUMN allowed_cost_usd REAL;
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
@@ -229,6 +254,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _APPROVALS,
     _RESUMING,
     delivery_schema.IN_FLIGHT,
+    _USAGE,
 )
 
 
