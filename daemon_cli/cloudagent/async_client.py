@@ -13,6 +13,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from datetime import date
 from types import TracebackType
 from typing import Self
 
@@ -39,6 +40,7 @@ from cloudagent_protocol.resources import (
     ChainState,
     Conversation,
     ConversationCreate,
+    DayUsage,
     DeliveryMode,
     Event,
     EventType,
@@ -326,6 +328,29 @@ class AsyncChains:
         return await self._transport.run(calls.decide_chain(chain_id, body, idempotency_key))
 
 
+class AsyncUsage:
+    """What agents have used, and whether one that has used up its budget goes on."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(
+        self, *, since: date | None = None, until: date | None = None, agent_id: str | None = None
+    ) -> AsyncIterator[DayUsage]:
+        """A day (UTC) of an agent each, the newest first; of the last 30 days if no `since` is given."""
+        return self._transport.items(calls.list_usage(since, until, agent_id))
+
+    async def decide(
+        self, agent_id: str, body: ChainDecide, *, idempotency_key: str | None = None
+    ) -> Agent:
+        """Let it use as much again today, or stop what waits.
+
+        Raises:
+            ConflictError: it has not paused, or somebody has answered already.
+        """
+        return await self._transport.run(calls.decide_budget(agent_id, body, idempotency_key))
+
+
 class AsyncApprovals:
     """What agents asked you: whether they may, and which of these."""
 
@@ -417,6 +442,7 @@ class AsyncCloudAgent:
         self.conversations = AsyncConversations(self._transport)
         self.messages = AsyncMessages(self._transport)
         self.chains = AsyncChains(self._transport)
+        self.usage = AsyncUsage(self._transport)
         self.approvals = AsyncApprovals(self._transport)
         self.runs = AsyncRuns(self._transport)
         self.events = AsyncEvents(self._transport)

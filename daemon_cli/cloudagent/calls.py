@@ -8,6 +8,7 @@ its result; a transport runs it.
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from cloudagent_protocol.resources import (
     ChainState,
     Conversation,
     ConversationCreate,
+    DayUsage,
     HostMachine,
     HostMachineCreate,
     HostMachineWithKey,
@@ -216,6 +218,23 @@ def continue_message(message_id: str, key: str | None = None) -> Call[Trace]:
 
 def cancel_message(message_id: str) -> Call[None]:
     return _write("DELETE", f"/v1/messages/{_part(message_id)}", _nothing, None, None)
+
+
+# --- usage ----------------------------------------------------------------------------
+
+
+def list_usage(
+    since: date | None = None, until: date | None = None, agent_id: str | None = None
+) -> PageCall[DayUsage]:
+    """The newest day first."""
+    days = {"since": since and since.isoformat(), "until": until and until.isoformat()}
+    read = Page[DayUsage].model_validate_json
+    return _pages("/v1/usage", read, **days, agent_id=agent_id)
+
+
+def decide_budget(agent_id: str, body: ChainDecide, key: str | None = None) -> Call[Agent]:
+    path = f"/v1/agents/{_part(agent_id)}/budget"
+    return _write("POST", path, Agent.model_validate_json, body, key)
 
 
 # --- chains ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from datetime import date
 from types import TracebackType
 from typing import Self
 
@@ -37,6 +38,7 @@ from cloudagent_protocol.resources import (
     ChainState,
     Conversation,
     ConversationCreate,
+    DayUsage,
     DeliveryMode,
     Event,
     EventType,
@@ -323,6 +325,29 @@ class Chains:
         return self._transport.run(calls.decide_chain(chain_id, body, idempotency_key))
 
 
+class Usage:
+    """What agents have used, and whether one that has used up its budget goes on."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(
+        self, *, since: date | None = None, until: date | None = None, agent_id: str | None = None
+    ) -> Iterator[DayUsage]:
+        """A day (UTC) of an agent each, the newest first; of the last 30 days if no `since` is given."""
+        return self._transport.items(calls.list_usage(since, until, agent_id))
+
+    def decide(
+        self, agent_id: str, body: ChainDecide, *, idempotency_key: str | None = None
+    ) -> Agent:
+        """Let it use as much again today, or stop what waits.
+
+        Raises:
+            ConflictError: it has not paused, or somebody has answered already.
+        """
+        return self._transport.run(calls.decide_budget(agent_id, body, idempotency_key))
+
+
 class Approvals:
     """What agents asked you: whether they may, and which of these."""
 
@@ -413,6 +438,7 @@ class CloudAgent:
         self.conversations = Conversations(self._transport)
         self.messages = Messages(self._transport)
         self.chains = Chains(self._transport)
+        self.usage = Usage(self._transport)
         self.approvals = Approvals(self._transport)
         self.runs = Runs(self._transport)
         self.events = Events(self._transport)

@@ -8,6 +8,7 @@ import typer
 from cloudagent.cli import guard
 from cloudagent.cli.agents import agents
 from cloudagent.cli.approvals import approvals, approve
+from cloudagent.cli.budget import budget
 from cloudagent.cli.chains import chain, chains
 from cloudagent.cli.go_on import go_on
 from cloudagent.cli.hosts import hosts
@@ -16,6 +17,7 @@ from cloudagent.cli.retry import retry
 from cloudagent.cli.send import send
 from cloudagent.cli.trace import trace
 from cloudagent.cli.up import up
+from cloudagent.cli.usage import usage
 
 app = typer.Typer(
     name="cloudagent",
@@ -46,6 +48,8 @@ commands: list[Callable[..., None]] = [
     approve,
     chains,
     chain,
+    usage,
+    budget,
 ]
 #: Where a command is called otherwise than the function that does it.
 _NAMES: dict[Callable[..., None], str] = {go_on: "continue"}

@@ -86,6 +86,9 @@ def _summary(delivery: DeliveryTrace) -> str:
 
 
 def _waits_for(delivery: DeliveryTrace, now: datetime | None) -> str:
+    if delivery.reason == "budget" and delivery.waits_until:
+        day = moment(delivery.waits_until, now)
+        return f"its agent's budget of the day is used up: you decide (cloudagent budget), or {day}"
     if delivery.reason == "budget":
         return "paused: you decide whether its agents go on (cloudagent chains)"
     if delivery.reason == "rate_limit":
