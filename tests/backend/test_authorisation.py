@@ -62,6 +62,7 @@ OWN = {
     "GET /v1/conversations",
     "GET /v1/approvals",
     "GET /v1/chains",
+    "GET /v1/usage",
     "GET /v1/events",
 }
 SOCKETS = {"/v1/daemon/ws", "/v1/events/ws"}
@@ -99,6 +100,7 @@ class Things:
             "POST /v1/conversations": {"agent_ids": [self.agent_id]},
             "POST /v1/conversations/{conversation_id}/messages": {"text": "x"},
             "POST /v1/chains/{chain_id}": {"decision": "stop"},
+            "POST /v1/agents/{agent_id}/budget": {"decision": "stop"},
             "POST /v1/approvals/{approval_id}": {"decision": "once"},
         }
 

@@ -318,6 +318,12 @@ export class Session {
     this.store.dispatch({ type: "chain", chain: await post<Chain>(`/v1/chains/${chain.id}`, body) });
   }
 
+  /** Answers the pause of an agent that has used up its budget. */
+  async decideBudget(agent: Agent, decision: "continue" | "stop"): Promise<void> {
+    const body = { decision, pause: agent.pause?.pause ?? null };
+    this.store.dispatch({ type: "agents", agents: [await post<Agent>(`/v1/agents/${agent.id}/budget`, body)] });
+  }
+
   async cancel(message_id: string): Promise<void> {
     await remove(`/v1/messages/${message_id}`);
   }

@@ -81,6 +81,7 @@ export interface Agent {
   hang_timeout_s?: number | null;
   cwd: string | null;
   limits: AgentLimits;
+  pause?: AgentPause | null;
   created_at: string;
 }
 
@@ -89,6 +90,29 @@ export interface AgentLimits {
   auto_resume: boolean;
   resume_times: number;
   resume_within_h: number;
+  /** What its turns may use in a day (UTC). */
+  day_tokens?: number | null;
+  day_cost_usd?: number | null;
+}
+
+/** Why nothing further of an agent is sent to its machine. */
+export interface AgentPause {
+  reason: string;
+  detail: string;
+  since: string;
+  until: string;
+  waiting: number;
+  pause: number;
+}
+
+/** What an agent's turns have used on a day (UTC). */
+export interface DayUsage {
+  agent_id: string;
+  day: string;
+  turns: number;
+  input_tokens: number;
+  output_tokens: number;
+  cost_usd: number;
 }
 
 export const NO_LIMITS: AgentLimits = { auto_resume: false, resume_times: 3, resume_within_h: 24 };
@@ -182,6 +206,7 @@ export interface Chain {
   state: "active" | "paused" | "stopped";
   turns: number;
   turns_allowed: number;
+  usage?: { input_tokens: number; output_tokens: number; cost_usd?: number | null };
   /** Deliveries that wait for a person's decision. */
   waiting: number;
   pauses: number;

@@ -102,6 +102,7 @@ export function agentWords(agent: Agent, host: Host | undefined): Words {
   // What was missing then is there now: the machine looks at each start.
   if (agent.status === "runtime_missing" && host?.runtimes.some((runtime) => runtime.name === agent.driver) === true)
     return { text: `ready on ${where}`, tone: "good" };
+  if (agent.pause != null && agent.status === "idle") return { text: "waits for you: its budget is used up", tone: "warn" };
   const hold = agent.status === "idle" || agent.status === "crashed" ? held(agent, host) : null;
   if (hold !== null) return { text: `${where}: ${hold}`, tone: "warn" };
   const words: Record<AgentStatus, Words> = {
@@ -217,6 +218,7 @@ function queued(trace: DeliveryTrace, host: Host | undefined): Words {
     const limit = over ? `rate limit until ${until(trace.waits_until ?? "")}` : "the rate limit is over";
     return { text: `${limit}, waits for your word`, tone: "warn" };
   }
+  if (trace.reason === "budget" && trace.waits_until != null) return { text: "its agent's budget of the day is used up", tone: "warn" };
   if (host === undefined || host.state === "online") {
     if (trace.rungs.at(-1)?.reason === "chain_paused") return { text: "waits for your decision", tone: "warn" };
     const sent = trace.rungs.some((rung) => rung.rung === "sent");
@@ -295,6 +297,7 @@ const REASONS: Record<string, string> = {
   unlisted: "Its machine does not know how it ended",
   backlog_full: "Too much waits for its machine",
   hop_limit: "Agents have passed it on too often",
+  budget: "Its budget of the day is used up",
   chain_paused: "A person decides whether the agents go on",
 };
 
@@ -302,6 +305,9 @@ export const reasonWords = (reason: string | null | undefined): string =>
   reason == null ? "The run failed" : (REASONS[reason] ?? reason.replaceAll("_", " "));
 
 // --- runs -------------------------------------------------------------------------------------------
+
+/** "$0.025", "$1.50". */
+export const price = (usd: number): string => `$${usd.toFixed(usd < 0.1 ? 3 : 2)}`;
 
 /** "Worked for 12 s · 3 steps · 1,204 tokens". */
 export function runSummary(view: RunView): string {
@@ -318,7 +324,7 @@ export function runSummary(view: RunView): string {
   if (run.usage != null) {
     const tokens = run.usage.input_tokens + run.usage.output_tokens;
     if (tokens > 0) words.push(`${tokens.toLocaleString()} tokens`);
-    if (run.usage.cost_usd != null && run.usage.cost_usd > 0) words.push(`$${run.usage.cost_usd.toFixed(run.usage.cost_usd < 0.1 ? 3 : 2)}`);
+    if (run.usage.cost_usd != null && run.usage.cost_usd > 0) words.push(price(run.usage.cost_usd));
   }
   return words.join(" · ");
 }

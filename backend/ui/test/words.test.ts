@@ -101,6 +101,13 @@ describe("a ladder in words", () => {
     expect(over.text).toBe("the rate limit is over, waits for your word");
   });
 
+  test("says that a budget is used up, and that its agent waits for a person", () => {
+    const held = trace("queued", ["stored", "waiting"], { reason: "budget", waits_until: NOW });
+    expect(ladder(held, agent, host("online")).text).toBe("its agent's budget of the day is used up");
+    const pause = { reason: "budget", detail: "", since: NOW, until: NOW, waiting: 1, pause: 1 };
+    expect(agentWords({ ...agent, status: "idle", pause }, host("online")).text).toBe("waits for you: its budget is used up");
+  });
+
   test("can be taken back until it runs", () => {
     expect(ladder(trace("received", up), agent, host("online")).cancellable).toBe(true);
     expect(ladder(trace("running", up), agent, host("online")).cancellable).toBe(false);

@@ -193,7 +193,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                 {driver !== "acp" && (
                   <Command value={command} onChange={setCommand} hint="In place of the program that the machine finds by itself." />
                 )}
-                <Limits limits={limits} onChange={setLimits} />
+                <Limits agent={agent} limits={limits} onChange={setLimits} />
               </details>
               <Failure error={error} />
               <div className="actions">

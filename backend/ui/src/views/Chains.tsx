@@ -4,7 +4,7 @@ import type { ReactNode } from "react";
 
 import { pausedIn, type State } from "../reducer";
 import type { Chain, Message } from "../wire";
-import { oneLine } from "../words";
+import { oneLine, price } from "../words";
 import { Failure, Icon, Link } from "./parts";
 import { useApp, useAttempt, useSession } from "./use";
 
@@ -29,7 +29,7 @@ function Paused({ chain, here, state }: { chain: Chain; here: string; state: Sta
       <Icon name="warn" />
       <div className="paused-text">
         <p role="status">
-          <strong>{listed(names)} paused</strong> after {chain.turns} turns with each other. {waiting} for your decision.
+          <strong>{listed(names)} paused</strong> after {chain.turns} turns with each other{used(chain)}. {waiting} for your decision.
         </p>
         <p className="muted">
           It began with{" "}
@@ -47,6 +47,14 @@ function Paused({ chain, here, state }: { chain: Chain; here: string; state: Sta
       </div>
     </section>
   );
+}
+
+/** ", 12,945 tokens and $0.50": as far as their programs tell. */
+function used(chain: Chain): string {
+  const tokens = (chain.usage?.input_tokens ?? 0) + (chain.usage?.output_tokens ?? 0);
+  if (tokens === 0) return "";
+  const cost = chain.usage?.cost_usd ?? 0;
+  return ` and ${tokens.toLocaleString()} tokens${cost > 0 ? ` (${price(cost)})` : ""}`;
 }
 
 /** Why an agent wrote this, where it was not a message of this very conversation. */
