@@ -9,10 +9,22 @@ from client.server import Answer, Server, page, problem
 from client.test_commands import run
 from cloudagent_protocol.resources import ChainDecide
 
-DAY = {"agent_id": "agent_1", "day": "2026-11-27", "turns": 3, "input_tokens": 12_345}
-DAY |= {"output_tokens": 600, "cost_usd": 0.5}
-PAUSE = {"reason": "budget", "detail": "1,500 tokens and $0.25 are used today.", "waiting": 2}
-PAUSE |= {"since": bodies.NOW, "until": bodies.NOW, "pause": 1}
+DAY: dict[str, Any] = {
+    "agent_id": "agent_1",
+    "day": "2026-11-27",
+    "turns": 3,
+    "input_tokens": 12_345,
+    "output_tokens": 600,
+    "cost_usd": 0.5,
+}
+PAUSE: dict[str, Any] = {
+    "reason": "budget",
+    "detail": "1,500 tokens and $0.25 are used today.",
+    "since": bodies.NOW,
+    "until": bodies.NOW,
+    "waiting": 2,
+    "pause": 1,
+}
 
 
 def shop(**fields: Any) -> dict[str, Any]:
