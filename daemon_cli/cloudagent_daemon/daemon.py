@@ -31,6 +31,7 @@ from cloudagent_daemon.link.way import Way
 from cloudagent_daemon.link.websocket import WebSocketTransport, always
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Ladder
+from cloudagent_daemon.rounds import Rounds
 from cloudagent_daemon.runs import limits_file
 from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.limits import Limits
@@ -95,7 +96,9 @@ class Daemon:
         self._environment = without_manager(settings.environment)
         settings = replace(settings, environment=self._environment)
         self._settings = settings
-        self._installation = Installation(place(), self._environment)
+        #: When what no event tells of is looked at.
+        self.rounds = Rounds()
+        self._installation = Installation(place(), self._environment, rounds=self.rounds)
         self._spool = spool
         self._say = say
         self._job = job
@@ -104,7 +107,9 @@ class Daemon:
         self._key = (
             KeyFile(stored_in, settings.server_url, settings.host_id, key) if stored_in else None
         )
-        self.guards = Guards(settings.limits, [settings.runtime_dir, settings.agents_dir])
+        self.guards = Guards(
+            settings.limits, [settings.runtime_dir, settings.agents_dir], rounds=self.rounds
+        )
         keeper = Keeper(self.guards.trouble)
         self.client = LinkClient(
             WebSocketTransport(
@@ -117,6 +122,7 @@ class Daemon:
             lambda: self.about.hello(),
             lambda: self.about.heartbeat(),
             keeper=keeper,
+            rounds=self.rounds,
         )
         self._uplink = SpoolUplink(spool, self.client, live, keeper)
         self._masks = Masks(settings)
@@ -166,6 +172,7 @@ class Daemon:
         async with anyio.create_task_group() as tasks:
             # The connection comes first: a slow start must not look like a dead machine.
             tasks.start_soon(self.client.run)
+            tasks.start_soon(self.rounds.run)
             if self._tunnel:
                 tasks.start_soon(self._watch_tunnel, self._tunnel)
             if self._settings.service:

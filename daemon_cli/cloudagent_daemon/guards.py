@@ -1,6 +1,6 @@
 """Whether this machine has room to start anything: memory, disk, file descriptors.
 
-`judge` is the rule and looks at numbers only. `Guards` looks at the machine every few seconds, and once
+`judge` is the rule and looks at numbers only. `Guards` looks at the machine in each round, and once
 more before each start; what is refused waits, and goes on by itself when there is room again.
 """
 
@@ -8,6 +8,7 @@ import errno
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,9 +20,8 @@ import psutil
 from anyio.to_thread import run_sync
 
 from cloudagent_daemon.config import Limits
+from cloudagent_daemon.rounds import EVERY_S, Rounds
 
-#: How often the machine is looked at; what changes is shown in less than 5 s.
-LOOK_S: Final = 3.0
 #: Descriptors that stay free for the daemon itself, and the share that may be in use.
 SPARE_DESCRIPTORS: Final = 64
 BUSY_PERCENT: Final = 80
@@ -141,8 +141,9 @@ class Guards:
 
     Args:
         folders: where it and its agents write.
-        look_own: memory and descriptors; quick, and asked in the event loop.
+        look_own: memory and descriptors; quick, and asked in the event loop too.
         look_disks: the disks of folders; may block.
+        rounds: when to look.
     """
 
     def __init__(
@@ -152,15 +153,16 @@ class Guards:
         *,
         look_own: "Callable[[], Own] | None" = None,
         look_disks: "Callable[[Sequence[Path]], tuple[Disk, ...]] | None" = None,
-        look_s: float = LOOK_S,
+        rounds: Rounds,
     ) -> None:
         self._limits = limits
         self._folders = folders
         self._look_own = look_own or own
         self._look_disks = look_disks or disks
-        self._look_s = look_s
+        self._rounds = rounds
         self._disks: tuple[Disk, ...] = ()
-        self._starting = 0
+        #: When runs were let in that may not have opened yet what they need; monotonic seconds.
+        self._let_in: list[float] = []
         self._trouble: str | None = None
         self.all: tuple[Guard, ...] = ()
         #: Set, and replaced, when a guard begins or ceases to refuse.
@@ -173,37 +175,51 @@ class Guards:
 
     def admit(self) -> bool:
         """Whether one more run may start now; it then counts as starting."""
-        self._judge(self._starting)
+        self._judge()
         if self.refusing:
             return False
-        self._starting += 1
+        self._let_in.append(time.monotonic())
         return True
 
     def trouble(self, why: str | None) -> None:
         """What was to be written is refused by a disk, or no more; whatever its free space says."""
         self._trouble = why
-        self._judge(self._starting)
+        self._judge()
 
     async def watch(self) -> None:
         """Looks at the machine for ever."""
+        self._disks = await run_sync(self._look_disks, self._folders)
         while True:
-            self._disks = await run_sync(self._look_disks, self._folders)
-            self._starting = 0  # what was let in before has opened what it needs, or nearly
-            self._judge(0)
-            await anyio.sleep(self._look_s)  # no event tells of memory or disk
+            self._let_in.clear()
+            self._judge()
+            await self._rounds.until(self._differs)
 
     def report(self) -> list[dict[str, Any]]:
         """For `status`: `{name, state, value, limit, detail}` each."""
+        self._judge()
         return [asdict(guard) for guard in self.all]
 
-    def _judge(self, starting: int) -> None:
-        memory, descriptors, limit = self._look_own()
-        gauges = Gauges(memory, self._disks, descriptors, limit)
-        before = [guard.state for guard in self.all]
-        self.all = judge(gauges, self._limits, self.all, starting, self._trouble)
-        if before != [guard.state for guard in self.all]:
+    def _differs(self) -> bool:
+        """Looks anew, in a thread; whether another guard refuses than before."""
+        self._disks = self._look_disks(self._folders)
+        return _states(self._judged(starting=0)) != _states(self.all)
+
+    def _judge(self) -> None:
+        since = time.monotonic() - EVERY_S
+        self._let_in = [at for at in self._let_in if at > since]
+        before, self.all = self.all, self._judged(len(self._let_in))
+        if _states(before) != _states(self.all):
             self.changed.set()
             self.changed = anyio.Event()
+
+    def _judged(self, starting: int) -> tuple[Guard, ...]:
+        memory, descriptors, limit = self._look_own()
+        gauges = Gauges(memory, self._disks, descriptors, limit)
+        return judge(gauges, self._limits, self.all, starting, self._trouble)
+
+
+def _states(guards: Sequence[Guard]) -> list[str]:
+    return [guard.state for guard in guards]
 
 
 #: Available memory in bytes, open descriptors, and how many may be open.

@@ -17,14 +17,15 @@ import anyio
 from anyio.to_thread import run_sync
 
 from cloudagent_daemon import leash
+from cloudagent_daemon.rounds import Rounds
 from cloudagent_protocol.resources import Hold
 
 logger = logging.getLogger(__name__)
 
 NAME: Final = "cloudagent-daemon"
 _RECORDS: Final = f"{NAME.replace('-', '_')}-*.dist-info/RECORD"
-#: Between two looks; a look costs a few stat(2).
-LOOK_S: Final = 2.0
+#: Until the second look at what has changed.
+AGAIN_S: Final = 1.0
 #: How long the new code may take to be imported, on a machine that is very busy.
 TRY_S: Final = 120.0
 _TRIED: Final = "import cloudagent_daemon.daemon"
@@ -98,15 +99,22 @@ class Installation:
     Args:
         place: what to look at; None: nothing, and it stays the `same`.
         environment: for the try of a new one.
-        look_s: between two looks.
+        rounds: when to look; a look costs a few stat(2).
+        again_s: until the second look at what has changed.
     """
 
     def __init__(
-        self, place: Place | None, environment: Mapping[str, str], *, look_s: float = LOOK_S
+        self,
+        place: Place | None,
+        environment: Mapping[str, str],
+        *,
+        rounds: Rounds,
+        again_s: float = AGAIN_S,
     ) -> None:
         self._place = place
         self._environment = environment
-        self._look_s = look_s
+        self._rounds = rounds
+        self._again_s = again_s
         self._first = place.look() if place else None
         self.state: State = "same"
         #: For a person; empty if it is the same.
@@ -118,9 +126,9 @@ class Installation:
         """Until cancelled."""
         before, judged = self._first, self._first
         while self._place:
-            await anyio.sleep(self._look_s)  # no event tells of it on every system
+            changing = before is not None and before.complete and before != judged
             try:
-                seen = await run_sync(self._place.look)
+                seen = await self._look(self._place, None if changing else before)
             except OSError:  # no free descriptor, say: nothing can be told from this look
                 continue
             if not seen.complete:
@@ -131,6 +139,14 @@ class Installation:
                 judged = seen
                 await self._judge(seen)
             before = seen
+
+    async def _look(self, place: Place, before: Seen | None) -> Seen:
+        """What differs from `before`: no event tells of it on every system. Without it: soon."""
+        if before is None:
+            await anyio.sleep(self._again_s)
+        else:
+            await self._rounds.until(lambda: place.look() != before)
+        return await run_sync(place.look)
 
     def report(self) -> dict[str, Any]:
         return {"state": self.state, "detail": self.detail or None}

@@ -19,12 +19,11 @@ from cloudagent_daemon.ending import Ending
 from cloudagent_daemon.link.spool import open_spool
 from cloudagent_daemon.link.way import way_of
 from cloudagent_daemon.paths import Paths, old_state_file, spool_file
+from cloudagent_daemon.rounds import Rounds
 from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.tunnel import Tunnel, tunnel_of
 
 logger = logging.getLogger(__name__)
-
-LOCK_CHECK_S: Final = 5.0
 
 TAKEN_OVER: Final = 6
 HUNG_UP: Final = 129
@@ -90,7 +89,7 @@ async def live(
             if settings.home and held is not None:
                 paths = Paths(settings.home, settings.profile)
                 tasks.start_soon(_publish, daemon, paths)
-                tasks.start_soon(guard_lock, held, ending)
+                tasks.start_soon(guard_lock, held, ending, daemon.rounds)
                 tasks.start_soon(_heed_hangups, daemon, ending)
             await daemon.run(ending)
             tasks.cancel_scope.cancel()
@@ -147,16 +146,14 @@ async def _publish(daemon: Daemon, paths: Paths) -> None:
         paths.status.unlink(missing_ok=True)
 
 
-async def guard_lock(held: lock.Held, ending: Ending, check_s: float = LOCK_CHECK_S) -> None:
+async def guard_lock(held: lock.Held, ending: Ending, rounds: Rounds) -> None:
     """Somebody may delete the lock file: a second daemon could then start beside this one.
 
     It is taken anew. If another daemon was quicker, that one has the profile, and its memory on the
     disk: this one ends without a drain.
     """
     while True:
-        await anyio.sleep(check_s)  # no event tells of it, so it is looked up
-        if await run_sync(held.is_whole):
-            continue
+        await rounds.until(lambda: not held.is_whole())
         try:
             if not await run_sync(held.take_anew):
                 break

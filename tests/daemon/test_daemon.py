@@ -11,6 +11,7 @@ import pytest
 from cloudagent_daemon import life, lock
 from cloudagent_daemon.ending import Ending
 from cloudagent_daemon.paths import Paths
+from cloudagent_daemon.rounds import Rounds
 
 
 async def test_a_deleted_lock_is_taken_anew_and_the_daemon_goes_on(tmp_path: Path) -> None:
@@ -18,8 +19,10 @@ async def test_a_deleted_lock_is_taken_anew_and_the_daemon_goes_on(tmp_path: Pat
     paths, ending = Paths(tmp_path, "default"), Ending()
     with lock.hold(paths.lock, paths.pid) as held:
         paths.lock.unlink()
+        rounds = Rounds(0.01)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(life.guard_lock, held, ending, 0.01)
+            tasks.start_soon(rounds.run)
+            tasks.start_soon(life.guard_lock, held, ending, rounds)
             with anyio.fail_after(10):
                 while not held.is_whole():  # noqa: ASYNC110 - a file tells nobody
                     await anyio.sleep(0.01)
@@ -33,9 +36,13 @@ async def test_a_lock_that_another_daemon_has_taken_ends_this_one_at_once(tmp_pa
     paths, ending = Paths(tmp_path, "default"), Ending()
     with lock.hold(paths.lock, paths.pid) as held:
         paths.lock.unlink()
-        with paths.lock.open("w") as other, anyio.fail_after(10):
-            fcntl.flock(other, fcntl.LOCK_EX)
-            await life.guard_lock(held, ending, 0.01)
+        rounds = Rounds(0.01)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(rounds.run)
+            with paths.lock.open("w") as other, anyio.fail_after(10):
+                fcntl.flock(other, fcntl.LOCK_EX)
+                await life.guard_lock(held, ending, rounds)
+            tasks.cancel_scope.cancel()
     assert ending.code == life.TAKEN_OVER
     assert ending.at_once.is_set()
 

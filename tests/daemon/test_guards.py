@@ -17,6 +17,7 @@ from cloudagent_daemon import guards
 from cloudagent_daemon.config import Limits
 from cloudagent_daemon.guards import RUN_DESCRIPTORS, Disk, Gauges, Guards, judge
 from cloudagent_daemon.link.spool import open_spool
+from cloudagent_daemon.rounds import Rounds
 from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.ports import StopSignal
 from cloudagent_daemon.runs.queue import RunQueue
@@ -184,7 +185,8 @@ async def test_what_is_refused_waits_and_starts_when_there_is_room(tmp_path: Pat
             await stop.wait()
             return Finished(at=datetime.now(UTC), outcome=Outcome.CANCELLED)
 
-    watched = Guards(LIMITS, [tmp_path], look_own=machine.own, look_s=0.01)
+    rounds = Rounds(0.01)
+    watched = Guards(LIMITS, [tmp_path], look_own=machine.own, rounds=rounds)
     async with open_spool(None) as spool, anyio.create_task_group() as tasks:
         queue = RunQueue(
             spool, Runs(), RecordedUplink(), max_runs=5, admit=watched.admit, breaker=NEVER
@@ -199,6 +201,7 @@ async def test_what_is_refused_waits_and_starts_when_there_is_room(tmp_path: Pat
         assert queue.order.queued(deliver.agent.id) == 1
         assert not started.is_set()
         machine.memory = 8 * GB
+        tasks.start_soon(rounds.run)
         tasks.start_soon(watched.watch)
         with anyio.fail_after(5):
             while watched.refusing:
@@ -210,7 +213,7 @@ async def test_what_is_refused_waits_and_starts_when_there_is_room(tmp_path: Pat
 
 async def test_runs_that_are_starting_count_until_the_next_look(tmp_path: Path) -> None:
     machine = Machine()
-    watched = Guards(LIMITS, [tmp_path], look_own=machine.own, look_s=60)
+    watched = Guards(LIMITS, [tmp_path], look_own=machine.own, rounds=Rounds())
     machine.descriptors = 819 - 3 * RUN_DESCRIPTORS
     assert [watched.admit() for _ in range(4)] == [True, True, True, False]
     async with anyio.create_task_group() as tasks:

@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 
 from cloudagent_daemon.installation import Installation, Place, State
+from cloudagent_daemon.rounds import Rounds
 from fakes.installed import Installed
 
 LOOK_S = 0.01
@@ -23,8 +24,10 @@ def place_of(installed: Installed) -> Place:
 @asynccontextmanager
 async def watched(installed: Installed) -> AsyncGenerator[Installation]:
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(installed.site)}
-    installation = Installation(place_of(installed), environment, look_s=LOOK_S)
+    rounds = Rounds(LOOK_S)
+    installation = Installation(place_of(installed), environment, rounds=rounds, again_s=LOOK_S)
     async with anyio.create_task_group() as tasks:
+        tasks.start_soon(rounds.run)
         tasks.start_soon(installation.watch)
         yield installation
         tasks.cancel_scope.cancel()
@@ -90,6 +93,6 @@ async def test_what_is_only_touched_or_was_never_installed_stays_the_same(tmp_pa
     os.utime(installed.site / "cloudagent_daemon" / "daemon.py")
     (installed.site / "cloudagent_daemon" / "__pycache__").mkdir()
     assert place.look() == before
-    nothing = Installation(None, {}, look_s=LOOK_S)
+    nothing = Installation(None, {}, rounds=Rounds(LOOK_S))
     await nothing.watch()  # ends by itself
     assert nothing.state == "same"

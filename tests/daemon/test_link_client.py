@@ -16,6 +16,7 @@ from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.transport import NotConnectedError
 from cloudagent_daemon.link.way import Way
 from cloudagent_daemon.link.websocket import WebSocketTransport, always
+from cloudagent_daemon.rounds import Rounds
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.events import Finished, Outcome
 from cloudagent_protocol.frames import (
@@ -69,6 +70,7 @@ async def daemon(
         waits.append(high)
         return wait_s
 
+    rounds = Rounds(0.02)
     async with open_spool(path) as spool, anyio.create_task_group() as tasks:
 
         async def hello() -> Hello:
@@ -93,8 +95,9 @@ async def daemon(
             lambda: Heartbeat(running=list(running), holds=list(holds or ())),
             backoff=Backoff(spread),
             wall=wall,
-            clock_check_s=0.02,
+            rounds=rounds,
         )
+        tasks.start_soon(rounds.run)
         tasks.start_soon(client.run)
         yield Daemon(client, spool, waits)
         tasks.cancel_scope.cancel()

@@ -22,13 +22,13 @@ from cloudagent_daemon.link.transport import (
     Transport,
     UnreachableError,
 )
+from cloudagent_daemon.rounds import Rounds
 from cloudagent_protocol.errors import CloseCode
 from cloudagent_protocol.frames import CommandResult, Heartbeat, Hello, Question
 
 logger = logging.getLogger(__name__)
 
-#: How often the two clocks are compared, and the difference that means that the machine slept.
-CLOCK_CHECK_S: Final = 5.0
+#: The difference of the two clocks between two rounds that means that the machine slept.
 SLEPT_S: Final = 15.0
 
 State: TypeAlias = Literal["connecting", "connected", "unauthorized"]
@@ -55,6 +55,7 @@ class LinkClient:
         hello: what to say first; asked anew for each connection.
         alive: what a heartbeat says of this machine.
         wall: the clock on the wall, Unix seconds.
+        rounds: when the clocks are compared; never, if there are none.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class LinkClient:
         keeper: Keeper | None = None,
         backoff: Backoff | None = None,
         wall: Callable[[], float] = time.time,
-        clock_check_s: float = CLOCK_CHECK_S,
+        rounds: Rounds | None = None,
     ) -> None:
         self._transport = transport
         self._spool = spool
@@ -76,7 +77,7 @@ class LinkClient:
         self._keeper = keeper or Keeper()
         self._backoff = backoff or Backoff()
         self._wall = wall
-        self._clock_check_s = clock_check_s
+        self._rounds = rounds or Rounds()
         self._woke = anyio.Event()
         self._connection: Connection | None = None
         #: Whether another daemon with this key has the host. What waits here is then its to run.
@@ -201,13 +202,16 @@ class LinkClient:
     async def _watch_clocks(self) -> None:
         """A machine that sleeps stops the monotonic clock, not the one on the wall."""
         before = self._wall() - time.monotonic()
+
+        def slept() -> bool:
+            nonlocal before
+            last, before = before, self._wall() - time.monotonic()
+            return abs(before - last) > SLEPT_S
+
         while True:
-            await anyio.sleep(self._clock_check_s)
-            now = self._wall() - time.monotonic()
-            if abs(now - before) > SLEPT_S:
-                logger.info("the machine slept; connecting anew", extra={"action": "woke"})
-                self._woke.set()
-            before = now
+            await self._rounds.until(slept)
+            logger.info("the machine slept; connecting anew", extra={"action": "woke"})
+            self._woke.set()
 
     def _show_end(self, end: LinkError, delay: float) -> None:
         if isinstance(end, LinkClosedError) and end.code == CloseCode.SUPERSEDED:
