@@ -479,4 +479,5 @@ def _line(runtime: Runtime) -> str:
     if runtime.problem:
         return f"✗ {runtime.name}  {runtime.problem}"
     version = f" {runtime.version}" if runtime.version else ""
-    return f"✓ {runtime.name}{version}  ({runtime.path or 'built in'})"
+    warning = f"  ! {runtime.warning}" if runtime.warning else ""
+    return f"✓ {runtime.name}{version}  ({runtime.path or 'built in'}){warning}"

@@ -105,6 +105,8 @@ class Runtime(Resource):
     path: str | None = None
     logged_in: bool | None = None
     problem: str | None = None
+    #: What a person should know of one that can be used, and what to do about it.
+    warning: str | None = None
 
 
 class Hold(Resource):

@@ -13,6 +13,8 @@ export interface Runtime {
   path?: string | null;
   logged_in?: boolean | null;
   problem?: string | null;
+  /** What a person should know of one that can be used. */
+  warning?: string | null;
 }
 
 /** Why a machine starts nothing for now, of one agent or at all. */

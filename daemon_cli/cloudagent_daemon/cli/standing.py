@@ -214,6 +214,11 @@ def _notes(report: Mapping[str, Any], command: Callable[[str], str]) -> list[str
         for agent in report["agents"]
         if agent.get("hold")
     ]
+    said += [
+        f"{clip(str(one['name']), _NAME)}: {clip(str(one['warning']), 4 * _LONGEST)}"
+        for one in report["runtimes"]
+        if one.get("warning")
+    ]
     if report["pid"] and report["runtimes"] and not _usable(report):
         said.append(f"no coding agent was found; {command('doctor')} says why")
     own: Mapping[str, Any] = report.get("own_files") or {}

@@ -132,6 +132,8 @@ def _runtime(one: Mapping[str, Any], path: str, *, in_daemon: bool, restart: str
     if problem:
         return Finding("Runtimes", name, "skip", str(problem))
     told = f"{one.get('version') or 'version unknown'}  ({where})"
+    if one.get("warning"):
+        return Finding("Runtimes", name, "warn", f"{told}. {one['warning']}")
     if one.get("logged_in") is False:
         return Finding(
             "Runtimes",

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
+from cloudagent_daemon.drivers import keys, known
 from cloudagent_daemon.drivers.acp import ACP
 from cloudagent_daemon.drivers.base import Driver, DriverError
 from cloudagent_daemon.drivers.builtin import BUILTIN, SCRIPTED
@@ -33,6 +35,15 @@ def driver_named(name: str) -> Driver:
     )
 
 
+def _warned(runtime: Runtime, environment: Mapping[str, str]) -> Runtime:
+    """With what is known of its version, and of keys that would be used instead of its login."""
+    if runtime.problem:
+        return runtime
+    told = [known.warning(runtime.name, runtime.version), keys.warning(runtime.name, environment)]
+    words = ". ".join(filter(None, told))
+    return runtime.model_copy(update={"warning": words}) if words else runtime
+
+
 async def detect(environment: Mapping[str, str], mask: Mask = NO_MASK) -> list[Runtime]:
     """The agent programs of this machine, usable or not, in the table's order.
 
@@ -42,7 +53,7 @@ async def detect(environment: Mapping[str, str], mask: Mask = NO_MASK) -> list[R
 
     async def look(driver: Driver) -> None:
         if runtime := await driver.detect(environment, mask):
-            found[driver.name] = runtime
+            found[driver.name] = await anyio.to_thread.run_sync(_warned, runtime, environment)
 
     async with anyio.create_task_group() as tasks:
         for driver in DRIVERS.values():

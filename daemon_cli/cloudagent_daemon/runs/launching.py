@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from cloudagent_daemon.bridge.server import Bridge, Session
 from cloudagent_daemon.bridge.tools import TOOLS
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.disk import Keeper
+from cloudagent_daemon.drivers import keys
 from cloudagent_daemon.drivers.base import Command, DriverSession, Job, ToolServer
 from cloudagent_daemon.drivers.table import driver_named
 from cloudagent_daemon.mask import Masks
@@ -138,7 +139,7 @@ class Launcher:
         return Plan(
             session=session,
             command=command,
-            env=self._environment(wanted.agent.env, command),
+            env=await self._environment(wanted.agent, command),
             cwd=job.cwd,
             launch_id=wanted.launch_id,
             tools_listed=place.listed,
@@ -167,11 +168,14 @@ class Launcher:
             space.agent, cwd=space.cwd, memory=space.memory, notes=space.notes
         )
 
-    def _environment(self, agent: Mapping[str, str], command: Command) -> dict[str, str]:
+    async def _environment(self, agent: AgentSpec, command: Command) -> dict[str, str]:
+        daemon = self._settings.environment
+        # Where its login is may be a matter of the agent's own environment, which is added in any case.
+        stray = await anyio.to_thread.run_sync(keys.stray, agent.driver, {**daemon, **agent.env})
         return child_environment(
-            self._settings.environment,
+            {name: value for name, value in daemon.items() if name not in stray},
             inherits=command.inherits,
-            agent=agent,
+            agent=agent.env,
             command=command.env,
             secrets=(self._settings.machine_key,),
         )

@@ -128,13 +128,13 @@ function HostCard({ host }: { host: Host }): ReactNode {
       ) : (
         <ul className="runtimes">
           {host.runtimes.map((runtime) => (
-            <li key={runtime.name} className={runtime.problem == null ? "good" : "bad"}>
-              <Icon name={runtime.problem == null ? "check" : "cross"} />
+            <li key={runtime.name} className={runtime.problem != null ? "bad" : runtime.warning != null ? "warn" : "good"}>
+              <Icon name={runtime.problem != null ? "cross" : runtime.warning != null ? "warn" : "check"} />
               <span className="runtime-name">
                 {driverName(runtime.name)} {runtime.version}
               </span>
               <span className="runtime-detail">
-                {runtime.problem ?? (runtime.logged_in === false ? "not signed in" : runtime.path)}
+                {plain(runtime.problem ?? runtime.warning ?? (runtime.logged_in === false ? "not signed in" : (runtime.path ?? "")))}
               </span>
             </li>
           ))}
