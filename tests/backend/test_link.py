@@ -389,6 +389,18 @@ async def test_a_frame_about_another_hosts_agent_closes_and_stores_nothing(tmp_p
             assert len(answer.json()["data"]) == 1
 
 
+async def test_what_came_before_a_bad_frame_is_kept_and_only_that_is_acknowledged(
+    tmp_path: Path,
+) -> None:
+    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
+        await daemon.greet()
+        foreign = await backend.post(person=await backend.person("bob"))
+        bad = Run(foreign).send("I am your agent.")
+        await daemon.send(HostReport(runtimes=[]), bad, HostReport(runtimes=[]))
+        assert await daemon.closed() == CloseCode.BAD_FRAME
+        assert daemon.acked == 1
+
+
 async def test_a_number_of_an_unknown_frame_is_acknowledged(tmp_path: Path) -> None:
     async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
         await daemon.greet()

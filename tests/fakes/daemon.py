@@ -74,11 +74,12 @@ class ScriptedDaemon:
         await self.socket.send(text)
 
     async def closed(self) -> int:
-        """The code with which the backend closes."""
+        """The code with which the backend closes; acks before it are noted."""
         with anyio.fail_after(5):
             while True:
                 try:
-                    await self.socket.recv()
+                    if isinstance(frame := decode(await self.socket.recv()), Ack):
+                        self.acked = frame.seq
                 except ConnectionClosed as error:
                     return error.rcvd.code if error.rcvd else 1006
 
