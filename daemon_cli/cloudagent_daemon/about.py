@@ -100,6 +100,7 @@ class About:
 
     def _agents(self) -> list[dict[str, Any]]:
         connection = self.client.connection
+        waits_for = self.queue.waits_for
         working = {
             deliver.agent.id: since.isoformat() for deliver, since in self.queue.working.values()
         }
@@ -110,7 +111,12 @@ class About:
                 "id": agent.id,
                 "name": agent.name,
                 "driver": agent.driver,
-                "status": _status(paused.get(agent.id), working=agent.id in working),
+                "status": _status(
+                    paused.get(agent.id),
+                    working=agent.id in working,
+                    waiting=agent.id in waits_for,
+                ),
+                "waiting_for": waits_for.get(agent.id),
                 "since": working.get(agent.id),
                 "last_turn_at": ended.get(agent.id),
                 "queued": self.queue.order.queued(agent.id),
@@ -175,7 +181,9 @@ def _hold_for(agent_id: AgentId, limit: Limit) -> Hold:
     )
 
 
-def _status(hold: Hold | None, *, working: bool) -> str:
+def _status(hold: Hold | None, *, working: bool, waiting: bool) -> str:
+    if waiting:
+        return "waiting"
     if working or hold is None:
         return "working" if working else "idle"
     return "waiting" if hold.reason == Reason.RATE_LIMIT else "crashed"

@@ -61,6 +61,10 @@ class Limits:
     term_timeout_s: float = 9.0
     #: Silence of a coding agent (output, stderr and journal) after which its run is ended.
     hang_timeout_s: float = 1800.0
+    #: How long a run waits for a person's decision before its process is ended; the decision resumes it.
+    approval_park_s: float = 600.0
+    #: How long a request of an agent may be decided at all; then it counts as refused.
+    approval_expire_s: float = 604_800.0
     #: Whether the daemon's own files are hidden from agents: where the machine can (`auto`), not at
     #: all (`off`: agents may then use sudo), or nothing runs where it cannot (`require`).
     mask: MaskSetting = "auto"

@@ -137,6 +137,7 @@ class Daemon:
             keeper,
             ladder=self._ladder,
             warm=self._warm,
+            answers=spool,
         )
         self.queue = RunQueue(
             spool,

@@ -43,6 +43,9 @@ class _Nobody:
     async def list_agents(self) -> NoReturn:
         raise ToolError("This is only a check.")
 
+    async def ask_user(self, *_: object, **__: object) -> NoReturn:
+        raise ToolError("This is only a check.")
+
     async def message_agent(self, *_: object, **__: object) -> NoReturn:
         raise ToolError("This is only a check.")
 

@@ -197,6 +197,8 @@ class ApprovalRequested(_Event):
     files: dict[str, str] = Field(default_factory=dict[str, str])
     #: What `conversation` and `always` would allow, in words; null: it can be allowed once only.
     rule: str | None = None
+    #: Names exactly what is asked for, with all that an answer binds.
+    digest: str | None = None
     #: When it counts as refused if nobody has decided.
     expires_at: AwareDatetime | None = None
 

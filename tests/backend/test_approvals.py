@@ -14,9 +14,9 @@ from cloudagent_backend.delivery import sending
 from cloudagent_backend.delivery.errors import Refused
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.sending import ReadyHost
-from cloudagent_backend.store import approvals, deliveries
+from cloudagent_backend.store import approvals, deliveries, runs
 from cloudagent_protocol.events import ApprovalRequested, ApprovalResolved, Outcome, Question
-from cloudagent_protocol.frames import Ack, Decide, RunReport
+from cloudagent_protocol.frames import Ack, Decide, DeliveryReport, Heartbeat, RunReport
 from cloudagent_protocol.ids import ApprovalId, new_approval_id
 from cloudagent_protocol.resources import Approval, ApprovalAnswer, ApprovalState, Message
 from fakes.desk import Desk, Run, hello, now, open_desk
@@ -248,6 +248,32 @@ async def test_a_machine_that_lost_the_message_waits_for_no_answer(tmp_path: Pat
             "cancelled",
             "its machine no longer knows the message",
         )
+
+
+async def test_a_run_that_left_to_wait_goes_on_as_another_and_was_not_cut_off(
+    tmp_path: Path,
+) -> None:
+    async with asking(tmp_path) as one:
+        desk = one.desk
+        approval_id = await one.ask()
+        [delivery_id] = one.run.delivery_ids
+        await desk.report(
+            DeliveryReport(delivery_id=delivery_id, at=now(), reason="approval", detail="left"),
+            Heartbeat(),
+            Heartbeat(),
+        )
+        await answer(desk, approval_id)
+        assert [frame.type for frame in await desk.outbox()] == ["decide"], "nobody asks about it"
+        left, one.run = one.run, Run(one.message)
+        await desk.report(one.resolved(approval_id, "once"), one.run.started())
+        assert (await shown(desk, approval_id)).state == "resolved"
+        assert await desk.state(one.message) == "running"
+        assert "interrupted" not in await desk.rungs(one.message)
+        before = await desk.database.read(lambda c: runs.load(c, left.id))
+        assert before is not None
+        assert (before.outcome, before.reason) == ("cancelled", "approval")
+        await desk.report(one.run.finished())
+        assert await desk.state(one.message) == "done"
 
 
 async def test_another_machine_cannot_resolve_what_was_asked(tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ class NotedDesk:
     def stay_silent(self, reason: str) -> None:
         self.silence = reason
 
+    async def ask_user(self, question: str, options: list[str]) -> str:
+        if not options:
+            raise ToolError("Nobody can be asked from here.")
+        return f"Ana answered: {options[-1]}"
+
     async def list_agents(self) -> list[AgentEntry]:
         return self.others
 
@@ -164,6 +169,7 @@ async def test_tools_are_listed_with_schemas_and_called_with_text_results(tmp_pa
             "send_message",
             "list_messages",
             "stay_silent",
+            "ask_user",
             "list_agents",
             "message_agent",
             "read_memory",
@@ -218,6 +224,9 @@ async def test_other_agents_are_listed_and_messaged(tmp_path: Path) -> None:
         ("message_agent", {"agent": "", "text": "x"}, "agent"),
         ("message_agent", {"agent": "api", "text": " "}, "blank"),
         ("list_agents", {"of": "ben"}, "of"),
+        ("ask_user", {"question": " "}, "blank"),
+        ("ask_user", {"question": "?", "options": ["x"] * 13}, "options"),
+        ("ask_user", {"question": "Which?"}, "Nobody can be asked"),
         ("send_message", {}, "text: Field required"),
         ("send_message", {"text": ""}, "at least 1"),
         ("send_message", {"text": " \n"}, "must not be blank"),

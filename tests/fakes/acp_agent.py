@@ -3,7 +3,8 @@
 Give it to an agent as `driver: acp, command: [sys.executable, acp_agent.py]`. Orders beside those:
 
 ====================  =============================================================================
-``@@ask KIND TITLE``  ask whether a tool of this kind may run; write `allowed`, `denied` or `cancelled`
+``@@ask KIND TITLE``  ask whether a tool of this kind may run; write `allowed`, `denied` or `cancelled`, and
+                      have the effect `did TITLE` if it may
 ``@@stop REASON``     end the turn for this reason
 ``@@odd``             send what a newer program might: unknown updates, methods and notifications
 ====================  =============================================================================
@@ -80,9 +81,12 @@ class AcpAgent(Agent):
 
     def turn(self, prompt: str) -> Json:
         self.prompt = prompt
-        orders = [line[2:].partition(" ") for line in prompt.splitlines() if line[:2] == "@@"]
         effect(f"start {self.session_id}")
         earlier = self.remember()
+        if "your work was paused until a person could answer" in prompt and earlier:
+            effect(f"told {json.dumps(prompt)}")
+            prompt = earlier[0] if "@@" not in prompt else prompt  # as a model goes on where it was
+        orders = [line[2:].partition(" ") for line in prompt.splitlines() if line[:2] == "@@"]
         stop = "end_turn"
         for order, _, rest in orders:
             if order == "stop":
@@ -185,7 +189,11 @@ class AcpAgent(Agent):
                     outcome.get("optionId"), "cancelled"
                 )
                 self.update("tool_call_update", toolCallId=use_id, status="completed", content=[])
+                if chosen == "allowed":
+                    effect(f"did {title}")
                 self.text(chosen)
+                if chosen == "cancelled":
+                    raise CancelledError
                 return
 
 

@@ -43,6 +43,9 @@ class AgentDesk:
     ) -> list[dict[str, Any]]:
         return []
 
+    async def ask_user(self, question: str, options: list[str]) -> str:
+        return f"ana answered: {options[0] if options else question}"
+
     async def list_agents(self) -> list[AgentEntry]:
         return [
             AgentEntry(

@@ -13,6 +13,7 @@ from cloudagent_backend.store import agents, approvals, clock, deliveries, event
 from cloudagent_backend.store.approvals import ApprovalRow
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_backend.store.runs import RunRow
+from cloudagent_protocol.asking import clipped, summary
 from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.events import (
     ApprovalDecision,
@@ -35,8 +36,6 @@ from cloudagent_protocol.resources import (
     RunState,
 )
 
-#: Characters of a command or a question that a rung shows.
-_SHOWN: Final = 80
 _S = ApprovalState
 #: What a request is at its end; after anything else, a person has decided.
 _STATE: Final[dict[str, ApprovalState]] = {
@@ -152,20 +151,6 @@ def say_again(c: sqlite3.Connection, row: DeliveryRow) -> None:
             say(c, asked)
 
 
-def summary(event: ApprovalRequested | Question) -> str:
-    """What is asked, on a line: `Bash “alembic upgrade head”`."""
-    if isinstance(event, Question):
-        return _clipped(event.question)
-    words = (event.input.get(name) for name in ("command", "file_path", "path", "url"))
-    what = next((word for word in words if isinstance(word, str) and word), "")
-    return f"{event.tool} “{_clipped(what)}”" if what and what != event.tool else event.tool
-
-
-def _clipped(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
-
-
 def _check(asked: ApprovalRow, body: ApprovalAnswer) -> None:
     lasting = body.decision in {ApprovalDecision.CONVERSATION, ApprovalDecision.ALWAYS}
     if asked.kind is ApprovalKind.QUESTION:
@@ -220,8 +205,8 @@ def _go_on(c: sqlite3.Connection, run: RunRow) -> None:
 
 
 def _answered(decided: ApprovalRow) -> NewRung:
-    said = decided.answer and f": {_clipped(decided.answer)}"
-    why = decided.reason and f": {_clipped(decided.reason)}"
+    said = decided.answer and f": {clipped(decided.answer)}"
+    why = decided.reason and f": {clipped(decided.reason)}"
     detail = f"{decided.decision}{said or why or ''}"
     return NewRung(RungName.ANSWERED, decided.decided_by or "", detail, decided.decided_us)
 

@@ -165,13 +165,16 @@ def close(
         tell(c, moved)
 
 
-def abandon_run(c: sqlite3.Connection, run: RunRow) -> None:
-    """A run is over without its machine having said so: it was cut off."""
+def abandon_run(c: sqlite3.Connection, run: RunRow, *, waited: bool = False) -> None:
+    """A run is over without its machine having said so: it was cut off, or left to wait for people."""
+    outcome, reason = Outcome.FAILED, Reason.DAEMON_STOPPED
+    if waited:
+        outcome, reason = Outcome.CANCELLED, Reason.APPROVAL
     runs.finish(
         c,
         run.id,
-        outcome=Outcome.FAILED.value,
-        reason=Reason.DAEMON_STOPPED.value,
+        outcome=outcome.value,
+        reason=reason.value,
         ended_us=clock.now_us(),
     )
     if finished := runs.load(c, run.id):

@@ -147,7 +147,8 @@ def _ask_again(c: sqlite3.Connection, machine: Machine, run_id: RunId, relay: Re
     does not know it runs, which its ladder says. Never by the clock: long turns are legal.
     """
     run = runs.load(c, run_id)
-    if run is None or run.host_id != machine.host_id or run.state is RunState.FINISHED:
+    # One that waits for people may have left, and is not expected to be listed.
+    if run is None or run.host_id != machine.host_id or run.state is not RunState.RUNNING:
         return
     for row in _deliveries(c, run):
         if row.state in {DeliveryState.RUNNING, DeliveryState.WAITING}:
@@ -362,7 +363,7 @@ def _abandon_earlier(c: sqlite3.Connection, run: RunRow) -> list[RunId]:
     for row in _deliveries(c, run):
         earlier = runs.load(c, RunId(row.run_id)) if row.run_id else None
         if earlier and earlier.id != run.id and earlier.state is not RunState.FINISHED:
-            ladder.abandon_run(c, earlier)
+            ladder.abandon_run(c, earlier, waited=earlier.state is RunState.WAITING)
             abandoned.append(earlier.id)
     return abandoned
 

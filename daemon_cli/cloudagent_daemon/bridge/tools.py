@@ -81,6 +81,14 @@ class Desk(Protocol):
         """
         ...
 
+    async def ask_user(self, question: str, options: list[str]) -> str:
+        """A person's answer, for the model to read; waits until there is one.
+
+        Raises:
+            ToolError: nobody can be asked, or the run leaves until there is an answer.
+        """
+        ...
+
     @property
     def memory(self) -> Path: ...
 
@@ -136,6 +144,17 @@ class _ListMessages(_Arguments):
 class _StaySilent(_Arguments):
     reason: Annotated[_Text, Field(max_length=2_000)] = Field(
         description="Why no answer is called for; the person can see it."
+    )
+
+
+class _AskUser(_Arguments):
+    question: Annotated[_Text, Field(max_length=10_000)] = Field(
+        description="What you need to know. The person sees nothing else: say all."
+    )
+    options: list[Annotated[_Text, Field(max_length=500)]] = Field(
+        default_factory=list[str],
+        max_length=12,
+        description="Answers to choose from; the person may give another one.",
     )
 
 
@@ -243,6 +262,9 @@ class Toolbox:
                     self._unheard[what] = key
         return self._answers[key]
 
+    async def ask_user(self, arguments: _AskUser, key: str) -> ToolAnswer:
+        return ToolAnswer(await self._desk.ask_user(arguments.question, arguments.options))
+
     async def list_agents(self, arguments: _ListAgents, key: str) -> ToolAnswer:
         lines = [
             f"{one.name} ({one.id}): {one.driver} on {one.host}, {one.status}"
@@ -338,6 +360,7 @@ _TOOLS: Final[dict[str, tuple[type[_Arguments], _Do]]] = {
     "send_message": (_SendMessage, Toolbox.send_message),
     "list_messages": (_ListMessages, Toolbox.list_messages),
     "stay_silent": (_StaySilent, Toolbox.stay_silent),
+    "ask_user": (_AskUser, Toolbox.ask_user),
     "list_agents": (_ListAgents, Toolbox.list_agents),
     "message_agent": (_MessageAgent, Toolbox.message_agent),
     "read_memory": (_ReadMemory, Toolbox.read_memory),
@@ -348,6 +371,8 @@ _DESCRIPTIONS: Final = {
     "this way. It is stored when this returns; do not send it again.",
     "list_messages": "Earlier messages of the conversation, oldest first.",
     "stay_silent": "End your turn without an answer, with your reason.",
+    "ask_user": "Ask the person a question that you cannot go on without, and wait for the answer. It may "
+    "take long; your work may be paused meanwhile.",
     "list_agents": "The other agents that you can message: name, id, machine, what they do now.",
     "message_agent": "Send a message to another agent, which begins a turn of it. It is stored when "
     "this returns; do not send it again, and do not wait: an answer begins a new turn of yours.",

@@ -39,7 +39,6 @@ from cloudagent_daemon.drivers.values import (
     as_object,
     as_objects,
     as_text,
-    clipped,
     now,
     number,
     short,
@@ -315,7 +314,7 @@ class AcpSession:
         yield PermissionAsked(
             tool=ours or short(call.get("title")) or "tool",
             kind=short(call.get("kind")) or "other",
-            input=clipped(as_object(call.get("rawInput"))),
+            input=as_object(call.get("rawInput")),
             ours=ours is not None,
             then=then,
         )

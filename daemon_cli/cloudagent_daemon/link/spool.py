@@ -14,11 +14,12 @@ import anyio
 from anyio.to_thread import run_sync
 
 from cloudagent_daemon.aside import set_aside
-from cloudagent_daemon.link import tables
+from cloudagent_daemon.link import asked, tables
+from cloudagent_daemon.link.asked import Asked
 from cloudagent_daemon.link.committer import Committer, committing
-from cloudagent_daemon.link.tables import Change, Leftover, Watermarks
+from cloudagent_daemon.link.tables import Change, Leftover, Waiting, Watermarks
 from cloudagent_protocol.errors import CloseCode, ProtocolError
-from cloudagent_protocol.events import Finished
+from cloudagent_protocol.events import ApprovalRequested, Finished, Question
 from cloudagent_protocol.frames import (
     MAX_FRAME_BYTES,
     DeliveryReport,
@@ -27,7 +28,7 @@ from cloudagent_protocol.frames import (
     RunReport,
     Send,
 )
-from cloudagent_protocol.ids import DeliveryId
+from cloudagent_protocol.ids import AgentId, ApprovalId, ConversationId, DeliveryId
 from cloudagent_protocol.link import resume
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,32 @@ class Spool:
         """Forgets unfinished deliveries that are over at the backend."""
         await self._committer.do(lambda c: tables.drop(c, deliveries))
 
+    async def waiting(self, delivery_id: DeliveryId) -> Waiting | None:
+        """A delivery as it is now; None if it is over."""
+        return await self._committer.do(lambda c: tables.waiting(c, delivery_id))
+
+    # --- what people are asked ---
+
+    async def asked(self, delivery_id: DeliveryId) -> list[Asked]:
+        """What the work on a delivery has asked people and not acted on, the oldest first."""
+        return await self._committer.do(lambda c: asked.of(c, delivery_id))
+
+    async def acted(self, approval_id: ApprovalId) -> None:
+        """A decision is acted on now, or the request is not asked any more."""
+        await self._committer.do(lambda c: asked.over(c, approval_id))
+
+    async def rules(self, agent_id: AgentId, conversation_id: ConversationId) -> list[str]:
+        """What people allowed an agent for longer, as far as it counts in this conversation."""
+        return await self._committer.do(lambda c: asked.rules(c, agent_id, conversation_id))
+
+    async def add_rule(
+        self, rule_id: str, agent_id: AgentId, conversation_id: ConversationId | None, body: str
+    ) -> None:
+        """From now on a rule counts; in one conversation, or in all."""
+        await self._committer.do(
+            lambda c: asked.add_rule(c, rule_id, agent_id, conversation_id, body)
+        )
+
     # --- outbox ---
 
     async def append(self, frame: RunReport | Send | DeliveryReport | HostReport) -> int:
@@ -91,6 +118,8 @@ class Spool:
         body = _body(frame)
         if isinstance(frame, Send):
             return await self._committer.do(lambda c: tables.say(c, frame, body))
+        if isinstance(frame, RunReport) and isinstance(frame.event, ApprovalRequested | Question):
+            return await self._committer.do(lambda c: tables.ask(c, frame, body))
         return await self._committer.do(lambda c: tables.append(c, body))
 
     async def finish(self, frame: RunReport) -> int:

@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from cloudagent_daemon.aside import set_aside
+from cloudagent_daemon.link import asked
 from cloudagent_daemon.link.committer import SpoolError
-from cloudagent_protocol.frames import Deliver, Interrupt, Numbered, Send, decode
+from cloudagent_protocol.frames import (
+    Decide,
+    Deliver,
+    Interrupt,
+    Numbered,
+    RunReport,
+    Send,
+    decode,
+)
 from cloudagent_protocol.ids import DeliveryId
 from cloudagent_protocol.resources import DeliveryMode
 
@@ -66,8 +75,15 @@ CREATE TABLE said (
 CREATE INDEX said_of ON said (caused_by, agent_id);
 """
 #: Step n brings a spool from version n to n + 1; a step is never edited.
-_MIGRATIONS: Final = (_SCHEMA, _SAID)
+_MIGRATIONS: Final = (_SCHEMA, _SAID, asked.SCHEMA)
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
+_CHANGES: Final = (
+    "SELECT changed, id, frame, attempts, interrupted_by, finished_at IS NOT NULL, EXISTS ("  # noqa: S608 - of constants only
+    " SELECT 1 FROM handled_before WHERE frame <> ''"
+    " AND message_id = json_extract(frame, '$.message.id')), "
+    + asked.WAITS
+    + " FROM inbox WHERE ending IS NULL"
+)
 
 
 class NewerSpoolError(Exception):
@@ -85,6 +101,10 @@ class Waiting:
     interrupted_by: str | None = None
     #: A daemon before 0.3 had handled its message.
     handled_before: bool = False
+    #: Until when it waits for people who were asked in it (Unix seconds); None: it does not.
+    asks_until: float | None = None
+    #: And for what, for a person.
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True)
@@ -247,6 +267,8 @@ def receive(c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int) ->
                     " WHERE id = ? AND finished_at IS NULL",
                     (frame.actor, _next_change(c), frame.delivery_id),
                 )
+            case Decide() if asked.decide(c, frame):
+                _changed(c, frame.delivery_id)
             case _:
                 pass
     _add(c, fresh)
@@ -329,6 +351,14 @@ def _make_way(c: sqlite3.Connection, frame: Deliver) -> None:
         )
 
 
+def _changed(c: sqlite3.Connection, delivery_id: DeliveryId) -> None:
+    """Whoever follows the inbox is to look at this delivery again."""
+    c.execute(
+        "UPDATE inbox SET changed = ? WHERE id = ? AND finished_at IS NULL",
+        (_next_change(c), delivery_id),
+    )
+
+
 def _next_change(c: sqlite3.Connection, how_many: int = 1) -> int:
     """The number of the next change, or of the last of so many."""
     [(number,)] = c.execute(
@@ -339,25 +369,28 @@ def _next_change(c: sqlite3.Connection, how_many: int = 1) -> int:
 
 def changes_after(c: sqlite3.Connection, number: int) -> list[Change]:
     """What the backend wanted since `number`; since 0: all deliveries that are not finished."""
-    rows = c.execute(
-        "SELECT changed, id, frame, attempts, interrupted_by, finished_at IS NOT NULL, EXISTS ("
-        " SELECT 1 FROM handled_before WHERE frame <> ''"
-        " AND message_id = json_extract(frame, '$.message.id'))"
-        " FROM inbox WHERE ending IS NULL AND changed > ? ORDER BY changed",
-        (number,),
-    )
+    rows = c.execute(f"{_CHANGES} AND changed > ? ORDER BY changed", (number,))
     return [_change(row) for row in rows]
 
 
-def _change(row: tuple[int, DeliveryId, str, int, str | None, int, int]) -> Change:
-    number, delivery_id, frame, attempts, interrupted_by, over, handled_before = row
+def waiting(c: sqlite3.Connection, delivery_id: DeliveryId) -> Waiting | None:
+    """A delivery as it is now; null if it is over."""
+    row = c.execute(f"{_CHANGES} AND id = ?", (delivery_id,)).fetchone()
+    return _change(row).waiting if row else None
+
+
+def _change(
+    row: tuple[int, DeliveryId, str, int, str | None, int, int, float | None, str | None],
+) -> Change:
+    number, delivery_id, frame, attempts, interrupted_by, over, handled_before, until, what = row
     if over:
         return Change(number, delivery_id, None)
     deliver = decode(frame)
     if not isinstance(deliver, Deliver):
         raise TypeError(f"a {deliver.type} frame in the inbox")
+    handled = bool(handled_before)
     return Change(
-        number, delivery_id, Waiting(deliver, attempts, interrupted_by, bool(handled_before))
+        number, delivery_id, Waiting(deliver, attempts, interrupted_by, handled, until, what)
     )
 
 
@@ -376,6 +409,7 @@ def drop(c: sqlite3.Connection, deliveries: Iterable[DeliveryId]) -> None:
             " WHERE id = ? AND finished_at IS NULL",
             (time.time(), _next_change(c), delivery),
         )
+        asked.forget(c, [delivery])
 
 
 # --- outbox ---------------------------------------------------------------------------
@@ -385,6 +419,12 @@ def append(c: sqlite3.Connection, body: str) -> int:
     seq = c.execute("UPDATE link SET last = last + 1 RETURNING last").fetchone()[0]
     c.execute("INSERT INTO outbox VALUES (?, ?)", (seq, body))
     return seq
+
+
+def ask(c: sqlite3.Connection, frame: RunReport, body: str) -> int:
+    """As `append`, of a request or a question to people: it is kept until it is over."""
+    asked.ask(c, frame, body)
+    return append(c, body)
 
 
 def say(c: sqlite3.Connection, send: Send, body: str) -> int:
@@ -404,6 +444,7 @@ def finish(c: sqlite3.Connection, body: str, deliveries: Sequence[DeliveryId]) -
         [(now, body, delivery) for delivery in deliveries],
     )
     c.executemany("DELETE FROM launches WHERE delivery_id = ?", [(d,) for d in deliveries])
+    asked.forget(c, deliveries)
     return append(c, body)
 
 
@@ -467,7 +508,12 @@ def marks(c: sqlite3.Connection) -> Watermarks:
 
 
 def reset_epoch(c: sqlite3.Connection, epoch: str | None) -> None:
-    """Numbers the outbox anew from 1, in its order; nothing was received yet."""
+    """Numbers the outbox anew from 1, in its order; nothing was received yet.
+
+    What is still asked is asked once more: the other side may have lost it.
+    """
+    for body in asked.unheard(c):
+        append(c, body)
     bodies = c.execute("SELECT body FROM outbox ORDER BY seq").fetchall()
     c.execute("DELETE FROM outbox")
     c.executemany("INSERT INTO outbox VALUES (?, ?)", [(i, b[0]) for i, b in enumerate(bodies, 1)])

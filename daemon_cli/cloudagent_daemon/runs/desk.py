@@ -1,6 +1,7 @@
 """What a run does for its agent's tools, and what is written down of it before it is handed on."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import anyio
 from cloudagent_daemon import crash
 from cloudagent_daemon.bridge.tools import Asked, ToolError
 from cloudagent_daemon.disk import Keeper
+from cloudagent_daemon.runs.approvals import Asking, ParkedError
 from cloudagent_daemon.runs.ports import Uplink, UplinkError
 from cloudagent_daemon.runs.report import now
 from cloudagent_daemon.runs.workspace import TurnRecord, Workspace
 from cloudagent_protocol.frames import (
     AgentEntry,
+    Decide,
     Deliver,
     FindAgent,
     ListAgents,
@@ -21,6 +24,14 @@ from cloudagent_protocol.frames import (
     Send,
 )
 from cloudagent_protocol.ids import ConversationId, MessageId, RunId, new_message_id
+
+
+@dataclass
+class _Pending:
+    """A question of the agent's, and its answer once there is one."""
+
+    answer: Decide | None = None
+    one_at_a_time: anyio.Lock = field(default_factory=anyio.Lock)
 
 
 class RunDesk:
@@ -38,6 +49,8 @@ class RunDesk:
         uplink: Uplink,
         stir: Callable[[], None],
         keeper: Keeper | None = None,
+        *,
+        asking: Asking | None = None,
     ) -> None:
         self._keeper = keeper or Keeper()
         self._deliver = deliver
@@ -45,6 +58,8 @@ class RunDesk:
         self._workspace = workspace
         self._uplink = uplink
         self._stir = stir
+        self._asking = asking
+        self._asked: dict[tuple[str, ...], _Pending] = {}
         self._writing = anyio.Lock()
         self.record = TurnRecord(run_id=run_id, launch_id="")
         #: The agent's reason for saying nothing, if it gave one.
@@ -126,6 +141,27 @@ class RunDesk:
         here = found.conversation_id == self._deliver.message.conversation_id
         sent = await self._send(text, found.conversation_id, asked=None if here else found.name)
         return Asked(sent, found.name, answers_here=not here, waits_for=found.waits_for)
+
+    async def ask_user(self, question: str, options: list[str]) -> str:
+        self._stir()
+        if self._asking is None or not self._asking.can_ask:
+            raise ToolError("Nobody can be asked from here. Send your question as a message.")
+        if self.record.sends and not self.record.worked_since:
+            self.record.worked_since = True
+            await self.keep_record()
+        # A program that gives a call up calls again: it then waits for the same answer.
+        pending = self._asked.setdefault((question, *options), _Pending())
+        async with pending.one_at_a_time:
+            if pending.answer is None:
+                try:
+                    pending.answer = await self._asking.question(question, options)
+                except ParkedError as error:
+                    raise ToolError("Your work is paused until somebody has answered.") from error
+        said = pending.answer
+        if said.answer is None:
+            why = f": {said.reason}" if said.reason else ""
+            return f"There is no answer{why}. ({said.actor} was asked.) Go on as you think best."
+        return f"{said.actor} answered: {said.answer}"
 
     async def _send(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Final
 import anyio
 
 from cloudagent_daemon.link.client import LinkClient
-from cloudagent_daemon.runs.ports import Launch, Said, StopSignal, Uplink
+from cloudagent_daemon.runs.ports import Launch, Parked, Said, StopSignal, Uplink
 from cloudagent_daemon.runs.queue import Runs
 from cloudagent_protocol.events import Finished, Outcome, Usage, UsageReported
 from cloudagent_protocol.frames import (
@@ -194,7 +194,7 @@ class _Runs:
     watcher: OneMessage
     inner: Runs
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
+    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished | Parked:
         deliver = self.watcher.delivered(deliver)
         try:
             return await self.inner.run(deliver, attempt=attempt, stop=stop)

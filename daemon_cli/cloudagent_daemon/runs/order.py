@@ -37,6 +37,7 @@ class Order:
         self._withholds = withholds
         self._waiting: dict[AgentId, dict[DeliveryId, Waiting]] = {}
         self._running: dict[DeliveryId, Deliver] = {}
+        self._parked: dict[DeliveryId, Waiting] = {}
         self._served: dict[AgentId, int] = {}
         self._starts = 0
 
@@ -56,11 +57,23 @@ class Order:
         """A delivery that shall run, or what has changed about one that waits."""
         if waiting.deliver.delivery_id in self._running:
             return
+        self._parked.pop(waiting.deliver.delivery_id, None)
         line = self._waiting.setdefault(waiting.deliver.agent.id, {})
         line[waiting.deliver.delivery_id] = waiting
 
+    def park(self, waiting: Waiting) -> None:
+        """A delivery that has begun and waits for people: its conversation stays taken, its place free."""
+        self.remove(waiting.deliver.delivery_id)
+        self._parked[waiting.deliver.delivery_id] = waiting
+
+    @property
+    def parked(self) -> list[Waiting]:
+        """What waits for people."""
+        return list(self._parked.values())
+
     def remove(self, delivery_id: DeliveryId) -> None:
         """It shall not run any more."""
+        self._parked.pop(delivery_id, None)
         for agent_id, line in list(self._waiting.items()):
             line.pop(delivery_id, None)
             if not line:
@@ -89,6 +102,7 @@ class Order:
         if self.running >= self._max_runs:
             return []
         busy = {deliver.message.conversation_id for deliver in self._running.values()}
+        busy |= {waiting.deliver.message.conversation_id for waiting in self._parked.values()}
         at_work = {deliver.agent.id for deliver in self._running.values()}
         last_place = self.running == self._max_runs - 1
         heads = (

@@ -5,6 +5,8 @@ from typing import Any, Protocol, TypeAlias
 
 import anyio
 
+from cloudagent_daemon.link.asked import Asked
+from cloudagent_daemon.link.tables import Watermarks
 from cloudagent_protocol.frames import (
     AgentEntry,
     DeliveryReport,
@@ -16,7 +18,7 @@ from cloudagent_protocol.frames import (
     RunReport,
     Send,
 )
-from cloudagent_protocol.ids import DeliveryId, RunId
+from cloudagent_protocol.ids import AgentId, ApprovalId, ConversationId, DeliveryId, RunId
 
 #: What a machine says of its work.
 Said: TypeAlias = RunReport | Send | DeliveryReport
@@ -94,6 +96,30 @@ class Uplink(Protocol):
         ...
 
 
+class Answers(Protocol):
+    """What people have decided, as the spool keeps it."""
+
+    @property
+    def marks(self) -> Watermarks: ...
+
+    async def asked(self, delivery_id: DeliveryId) -> list[Asked]: ...
+
+    async def acted(self, approval_id: ApprovalId) -> None: ...
+
+    async def changed_beyond(self, number: int) -> None: ...
+
+    async def rules(self, agent_id: AgentId, conversation_id: ConversationId) -> list[str]: ...
+
+    async def add_rule(
+        self, rule_id: str, agent_id: AgentId, conversation_id: ConversationId | None, body: str
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A run has left because people it has asked do not answer: it goes on when they have."""
+
+
 class StopSignal:
     """Asks a run to stop; the first request counts."""
 
@@ -103,6 +129,12 @@ class StopSignal:
         self.actor = ""
         #: Whether the daemon itself is going down, rather than a person having asked.
         self.daemon_stops = False
+        #: Whether the run is to leave its delivery unfinished: it waits for people.
+        self.parks = False
+        #: Set when the daemon is about to end: a run that waits for people need not stay.
+        self.draining = anyio.Event()
+        #: What it waits for people for, at the moment; for a person.
+        self.waits_for: str | None = None
 
     @property
     def requested(self) -> bool:
@@ -111,6 +143,12 @@ class StopSignal:
     def request(self, actor: str, *, daemon_stops: bool = False) -> None:
         if not self.requested:
             self.actor, self.daemon_stops = actor, daemon_stops
+            self._event.set()
+
+    def park(self) -> None:
+        """Has the run leave, if it was not asked to stop already."""
+        if not self.requested:
+            self.parks = True
             self._event.set()
 
     async def wait(self) -> None:

@@ -1,10 +1,12 @@
 """What we tell an agent besides the message itself. Pure."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cloudagent_protocol.frames import DeliveredMessage, Retried
+from cloudagent_protocol.events import ApprovalRequested, Question
+from cloudagent_protocol.frames import Decide, DeliveredMessage, Retried
 from cloudagent_protocol.resources import AgentSpec
 
 _SYSTEM = """\
@@ -70,6 +72,35 @@ def interrupted(sent: Iterable[str]) -> str:
         "The message was:]",
     ]
     return "\n".join(lines) + "\n\n"
+
+
+def decided(answers: Iterable[tuple[ApprovalRequested | Question, Decide]]) -> str:
+    """The note to an agent whose process was ended while it waited for people."""
+    lines = ["[Note from cloudagent: your work was paused until a person could answer."]
+    for request, said in answers:
+        lines += _answer_of(request, said)
+    lines.append("Look at what is already done before you repeat anything, then go on.]")
+    return "\n".join(lines)
+
+
+def _answer_of(request: ApprovalRequested | Question, said: Decide) -> list[str]:
+    if isinstance(request, Question):
+        asked = _quoted("You had asked:", [request.question])
+        if said.answer is None:
+            return [*asked, f"{said.actor} gives no answer{_because(said)}."]
+        return [*asked, *_quoted(f"{said.actor} answered:", [said.answer], keep=20_000)]
+    given = json.dumps(request.input, ensure_ascii=False, indent=1)
+    asked = _quoted(f"You had asked whether you may use {request.tool} with:", [given])
+    if said.decision in {"once", "conversation", "always"}:
+        return [*asked, f"{said.actor} allows it. Call it again with exactly the same input."]
+    return [
+        *asked,
+        f"{said.actor} does not allow it{_because(said)}. Do not do it in another way.",
+    ]
+
+
+def _because(said: Decide) -> str:
+    return f": {said.reason}" if said.reason else ""
 
 
 def retried(retry: Retried) -> str:

@@ -19,7 +19,7 @@ from cloudagent_daemon.process import end_leftover
 from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.limits import Limit, Limits
 from cloudagent_daemon.runs.order import Order
-from cloudagent_daemon.runs.ports import StopSignal, Uplink
+from cloudagent_daemon.runs.ports import Parked, StopSignal, Uplink
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import Deliver, DeliveryReport, RunReport
 from cloudagent_protocol.ids import AgentId, DeliveryId, new_run_id
@@ -36,7 +36,9 @@ STOP_S: Final = 20.0
 class Runs(Protocol):
     """What the queue needs of the runner."""
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished: ...
+    async def run(
+        self, deliver: Deliver, *, attempt: int, stop: StopSignal
+    ) -> Finished | Parked: ...
 
 
 class RunQueue:
@@ -95,6 +97,7 @@ class RunQueue:
                         self._forget(change.delivery_id)
                     else:
                         await self._take(change.waiting)
+                self._wake_expired()
                 self._start_next(tasks)
                 await self._more_to_do(number)
 
@@ -120,14 +123,24 @@ class RunQueue:
     def _withholds(self, agent_id: AgentId, *, at_work: bool) -> bool:
         return self.breaker.withholds(agent_id, at_work=at_work) or self.limits.withholds(agent_id)
 
+    @property
+    def waits_for(self) -> dict[AgentId, str]:
+        """Agents that wait for people, and for what."""
+        parked = {one.deliver.agent.id: one.waits_for for one in self.order.parked}
+        running = {
+            deliver.agent.id: self._stops[delivery_id].waits_for
+            for delivery_id, (deliver, _) in self.working.items()
+        }
+        return {agent_id: what for agent_id, what in (parked | running).items() if what}
+
     def stop_all(self, actor: str) -> None:
         """Ends what runs."""
         for stop in self._stops.values():
             stop.request(actor)
 
     async def _more_to_do(self, number: int) -> None:
-        """Until the inbox has changed beyond `number`, or a hold, a pause or a limit has ended."""
-        ends = [self.breaker.next_in(), self.limits.next_in()]
+        """Until the inbox has changed beyond `number`, or a hold, a pause, a limit or a wait has ended."""
+        ends = [self.breaker.next_in(), self.limits.next_in(), self._next_expiry_in()]
         pause_s = min((end for end in ends if end is not None), default=None)
         async with anyio.create_task_group() as tasks:
 
@@ -141,9 +154,21 @@ class RunQueue:
             tasks.cancel_scope.cancel()
         self._released = anyio.Event()
 
+    def _wake_expired(self) -> None:
+        """What has waited for people for too long is ended by the runner, which says so."""
+        for parked in self.order.parked:
+            if (parked.asks_until or 0.0) <= time.time():
+                self.order.put(parked)
+
+    def _next_expiry_in(self) -> float | None:
+        until = [parked.asks_until for parked in self.order.parked if parked.asks_until is not None]
+        return max(0.0, min(until) - time.time()) if until else None
+
     def close(self) -> None:
-        """Starts nothing more; what runs goes on."""
+        """Starts nothing more; what runs goes on, but for what waits for people."""
         self._draining = True
+        for stop in self._stops.values():
+            stop.draining.set()
         self._notify()
 
     async def drain(self, timeout_s: float, *, another_life: bool) -> None:
@@ -175,6 +200,8 @@ class RunQueue:
         if stop := self._stops.get(delivery_id):
             if waiting.interrupted_by is not None:
                 stop.request(waiting.interrupted_by)
+        elif _waits_for_people(waiting):
+            self.order.park(waiting)
         elif ending := _without_a_run(waiting):
             self.order.remove(delivery_id)
             await self._uplink.finish(_only_report(waiting.deliver, ending))
@@ -230,12 +257,19 @@ class RunQueue:
     async def _run(self, waiting: Waiting, tasks: anyio.abc.TaskGroup) -> None:
         deliver = waiting.deliver
         stop = self._stops[deliver.delivery_id]
+        parked: Waiting | None = None
         about = {"agent_id": deliver.agent.id, "delivery_id": deliver.delivery_id}
         attempt = waiting.attempts + 1
         began = {"action": "run_started", **about, "attempt": attempt}
         logger.info("%s begins to work", deliver.agent.name, extra=began)
         try:
             finished = await self._runner.run(deliver, attempt=attempt, stop=stop)
+            if isinstance(finished, Parked):
+                logger.info(
+                    "%s waits for people", deliver.agent.name, extra={"action": "park", **about}
+                )
+                parked = await self._spool.waiting(deliver.delivery_id)
+                return
             ended = {"action": "run_ended", **about, "outcome": finished.outcome.value}
             logger.info("%s is done", deliver.agent.name, extra=ended)
             self._judge(deliver, finished)
@@ -255,6 +289,10 @@ class RunQueue:
             self.order.ended(deliver.delivery_id)
             self.ended[deliver.agent.id] = datetime.now(UTC)
             del self._stops[deliver.delivery_id], self.working[deliver.delivery_id]
+            if parked:
+                # Whoever answered or stopped it while it left is heard here.
+                await self._take(parked)
+                self._released.set()
             self._start_next(tasks)
 
     def _judge(self, deliver: Deliver, finished: Finished) -> None:
@@ -291,6 +329,13 @@ class RunQueue:
     def _notify(self) -> None:
         self.changed.set()
         self.changed = anyio.Event()
+
+
+def _waits_for_people(waiting: Waiting) -> bool:
+    """Whether nothing can be done about it before somebody has decided."""
+    if waiting.interrupted_by is not None or waiting.asks_until is None:
+        return False
+    return waiting.asks_until > time.time()
 
 
 def _without_a_run(waiting: Waiting) -> Finished | None:

@@ -29,19 +29,26 @@ from cloudagent_daemon.drivers.table import DRIVERS
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Ladder, SpawnError
 from cloudagent_daemon.runs import prompts
+from cloudagent_daemon.runs.approvals import Asking, UnansweredError
 from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.conclusion import conclude, settle
 from cloudagent_daemon.runs.desk import RunDesk
 from cloudagent_daemon.runs.launching import OUR_TOOLS, Held, Launcher, Wanted
 from cloudagent_daemon.runs.outcome import Failure, given_up, unlaunched
-from cloudagent_daemon.runs.permission import by_mode
-from cloudagent_daemon.runs.ports import Launch, StopSignal, Uplink, UplinkError
+from cloudagent_daemon.runs.ports import (
+    Answers,
+    Launch,
+    Parked,
+    StopSignal,
+    Uplink,
+    UplinkError,
+)
 from cloudagent_daemon.runs.report import Reporter, now
 from cloudagent_daemon.runs.warm import Key, Warm
 from cloudagent_daemon.runs.worker import Worker
 from cloudagent_daemon.runs.workspace import NewerRecordError, TurnRecord, Workspace
 from cloudagent_protocol.events import Finished, Outcome, Ready, Reason, Retry, Started, ToolCall
-from cloudagent_protocol.frames import Deliver, ListMessages
+from cloudagent_protocol.frames import Deliver, DeliveryReport, ListMessages
 from cloudagent_protocol.ids import RunId, new_run_id
 
 logger = logging.getLogger(__name__)
@@ -75,17 +82,21 @@ class Runner:
         relaunch_s: Sequence[float] = RELAUNCH_S,
         ladder: Ladder | None = None,
         warm: Warm | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self._settings = settings
         self._keeper = keeper or Keeper()
         self._uplink = uplink
+        self._answers = answers
         self._relaunch_s = relaunch_s
         ladder = ladder or Ladder(settings.limits.term_timeout_s)
         self._launcher = Launcher(settings, bridge, masks, self._keeper, ladder)
         self._warm = warm
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
+    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished | Parked:
         """Does one delivery's work; returns when `finish` has, and its process tree is gone or warm.
+
+        `Parked`: people do not answer; it is to be run again when they have.
 
         Raises nothing but cancellation: then the process tree is gone too and nothing is reported,
         so that the daemon's next life finds the delivery unfinished and runs it again.
@@ -105,7 +116,7 @@ class Runner:
 
     async def _run(
         self, deliver: Deliver, attempt: int, stop: StopSignal, tasks: anyio.abc.TaskGroup
-    ) -> Finished:
+    ) -> Finished | Parked:
         try:
             workspace = Workspace(self._settings.agents_dir, deliver.agent)
             await self._keeper.in_thread(workspace.prepare)
@@ -115,7 +126,9 @@ class Runner:
             ):
                 return finished
             if earlier:  # it was begun, even if the spool that counted it is lost
-                attempt = max(attempt, 2)
+                attempt = max(
+                    attempt - 1 if earlier.parked else attempt, 1 if earlier.parked else 2
+                )
             run = _Run(
                 self._settings,
                 self._uplink,
@@ -126,6 +139,7 @@ class Runner:
                 deliver,
                 workspace,
                 self._relaunch_s,
+                self._answers,
             )
             return await run.go(attempt, stop, earlier)
         except NewerRecordError as error:
@@ -168,6 +182,7 @@ class _Run:
         deliver: Deliver,
         workspace: Workspace,
         relaunch_s: Sequence[float],
+        answers: Answers | None,
     ) -> None:
         self._settings = settings
         self._relaunch_s = relaunch_s
@@ -180,22 +195,65 @@ class _Run:
         self._workspace = workspace
         self._run_id: RunId = new_run_id()
         self._reporter = Reporter(uplink, deliver, self._run_id)
-        self._desk = RunDesk(deliver, self._run_id, workspace, uplink, self._stir, keeper)
+        self._asking = Asking(
+            deliver,
+            self._reporter,
+            answers,
+            settings.limits,
+            settings.environment,
+            workspace.cwd,
+            self._stir,
+            parks=not settings.one_shot,
+        )
+        self._desk = RunDesk(
+            deliver, self._run_id, workspace, uplink, self._stir, keeper, asking=self._asking
+        )
         self._toolbox = Toolbox(self._desk)
+        #: What is told of decisions that came while nothing ran.
+        self._resumes_with = ""
         self._launches = 0
         self._attempt: Attempt | None = None
 
-    async def go(self, attempt: int, stop: StopSignal, earlier: TurnRecord | None) -> Finished:
-        note = prompts.interrupted(_sent_in(earlier)) if earlier or attempt > 1 else ""
+    async def go(
+        self, attempt: int, stop: StopSignal, earlier: TurnRecord | None
+    ) -> Finished | Parked:
+        self._asking.stop = stop
+        try:
+            decided = await self._asking.known()
+        except UnansweredError as error:
+            return await self._conclude(Seen(), Failure(Reason.UNANSWERED, str(error)), stop)
+        note = prompts.interrupted(_sent_in(earlier)) if _cut_off(earlier, attempt) else ""
         if not note and self._deliver.retry and self._deliver.retry.began:
             note = prompts.retried(self._deliver.retry)
         if earlier:
             self._desk.go_on_from(earlier)
+        self._resumes_with = prompts.decided(decided) if decided else ""
         try:
             seen, failure = await self._attempts(note, attempt, stop)
         except DriverError as error:
             seen, failure = Seen(), Failure(error.reason, str(error))
+        if stop.parks:
+            return await self._park()
+        await self._asking.withdraw()
+        return await self._conclude(seen, failure, stop)
+
+    async def _conclude(self, seen: Seen, failure: Failure | None, stop: StopSignal) -> Finished:
         return await conclude(self._desk, self._reporter, self._workspace, seen, failure, stop)
+
+    async def _park(self) -> Parked:
+        """Leaves the delivery to whoever answers; its next run knows that this one ended in order."""
+        self._desk.record.parked = True
+        self._desk.record.worked_since = True
+        await self._desk.keep_record()
+        await self._uplink.report(
+            DeliveryReport(
+                delivery_id=self._deliver.delivery_id,
+                at=now(),
+                reason=Reason.APPROVAL,
+                detail="nobody has answered yet: the agent has left, and goes on when somebody does",
+            )
+        )
+        return Parked()
 
     # --- processes ---
 
@@ -207,7 +265,7 @@ class _Run:
         warm = await self._warm_one(session_id)
         tried: set[Reason] = set()
         while not stop.requested:
-            turn = self._turn(f"{handoff}{note}")
+            turn = self._turn(session_id, f"{handoff}{note}")
             seen, failed = await self._try(warm, session_id, turn, attempt, stop)
             was_warm, warm = warm is not None, None
             if was_warm and self._was_not_taken_up(seen, turn, stop):
@@ -233,9 +291,12 @@ class _Run:
         await self._leave(warm)
         return Seen(), None
 
-    def _turn(self, before: str) -> Turn:
+    def _turn(self, session_id: str | None, before: str) -> Turn:
+        if session_id and self._resumes_with:  # the session has the message already
+            return Turn(self._resumes_with)
         message = self._deliver.message
-        return Turn(f"{before}{prompts.origin(message)}{message.text}")
+        prompt = f"{before}{prompts.origin(message)}{message.text}"
+        return Turn(f"{prompt}\n\n{self._resumes_with}" if self._resumes_with else prompt)
 
     async def _try(
         self, warm: Held | None, session_id: str | None, turn: Turn, attempt: int, stop: StopSignal
@@ -401,7 +462,10 @@ class _Run:
             self._attempt.sign_of_life()
 
     async def _decide(self, asked: PermissionAsked) -> Decision:
-        decision = by_mode(self._deliver.agent.mode, asked)
+        if self._desk.record.sends and not asked.ours and not self._desk.record.worked_since:
+            self._desk.record.worked_since = True  # it has not said its last word
+            await self._desk.keep_record()
+        decision = await self._asking.decide(asked)
         logger.info(
             "%s: %s",
             "allowed" if decision.allow else "denied",
@@ -419,6 +483,8 @@ class _Run:
             return
         if isinstance(event, Ready):
             await self._keep_session(event.session_id)
+        if isinstance(event, ToolCall):
+            self._asking.saw(event)
         if isinstance(event, ToolCall) and self._desk.record.sends and not _is_ours(event):
             self._desk.record.worked_since = True
             await self._desk.keep_record()
@@ -461,6 +527,11 @@ class _Run:
 
 #: What is told of a warm process that was gone when the message came to it.
 _GONE: Final = "The warm process had ended before it took the message up; another one is started."
+
+
+def _cut_off(earlier: TurnRecord | None, attempt: int) -> bool:
+    """Whether an earlier process of this delivery was cut off, rather than having left in order."""
+    return attempt > 1 if earlier is None or earlier.parked else True
 
 
 def _sent_in(earlier: TurnRecord | None) -> list[str]:

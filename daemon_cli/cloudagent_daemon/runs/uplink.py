@@ -10,6 +10,7 @@ from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.tables import Leftover
 from cloudagent_daemon.link.transport import NotConnectedError
 from cloudagent_daemon.runs.ports import Launch, UplinkError
+from cloudagent_protocol.events import Reason
 from cloudagent_protocol.frames import (
     AgentEntry,
     DeliveryReport,
@@ -24,11 +25,13 @@ from cloudagent_protocol.frames import (
     RunReport,
     Send,
 )
-from cloudagent_protocol.ids import RunId
+from cloudagent_protocol.ids import DeliveryId, RunId
 
 T = TypeVar("T")
 #: Frames that wait for the backend, above which runs report no more than what must be known.
 UNSENT: Final = 10_000
+#: A run that reports this has left, and waits for people.
+_PARKED: Final = frozenset({Reason.APPROVAL, Reason.QUESTION})
 _AGENTS: Final = TypeAdapter(list[AgentEntry])
 _FOUND: Final = TypeAdapter(FoundAgent)
 
@@ -44,6 +47,12 @@ class LiveRuns:
 
     def remove(self, run_id: RunId) -> None:
         self._runs.pop(run_id, None)
+
+    def leave(self, delivery_id: DeliveryId) -> None:
+        """Nothing runs for this delivery at the moment."""
+        self._runs = {
+            run_id: run for run_id, run in self._runs.items() if delivery_id not in run.delivery_ids
+        }
 
     def all(self) -> list[LiveRun]:
         return list(self._runs.values())
@@ -67,6 +76,8 @@ class SpoolUplink:
 
     async def report(self, frame: RunReport | Send | DeliveryReport | HostReport) -> None:
         await self._keeper.kept(lambda: self._spool.append(frame))
+        if isinstance(frame, DeliveryReport) and frame.reason in _PARKED:
+            self._live.leave(frame.delivery_id)
         if isinstance(frame, RunReport):
             self._client.deltas.reported(frame)
 

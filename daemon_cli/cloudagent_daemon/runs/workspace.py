@@ -71,6 +71,8 @@ class TurnRecord(_Record):
     worked_since: bool = False
     #: Launches so far of which none came to work on the message.
     failed_launches: int = 0
+    #: Whether it left in good order because people do not answer, rather than having been cut off.
+    parked: bool = False
     #: How it ended, with its number in the run, if only the reporting was left to do.
     finished: Finished | None = None
 

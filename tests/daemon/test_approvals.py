@@ -1,0 +1,321 @@
+"""A run that asks people: it waits, leaves, comes back, and does only what it was allowed."""
+
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from cloudagent_daemon.link.spool import Spool, open_spool
+from cloudagent_daemon.mask import Masks
+from cloudagent_daemon.runs.breaker import Breaker
+from cloudagent_daemon.runs.ports import Launch, Said
+from cloudagent_daemon.runs.queue import RunQueue
+from cloudagent_daemon.runs.runner import Runner
+from cloudagent_protocol.frames import (
+    Decide,
+    Deliver,
+    DeliveryReport,
+    Interrupt,
+    Numbered,
+    RunReport,
+)
+from fakes.runs import RecordedUplink, World, a_world
+
+FAKE = Path(__file__).parent.parent / "fakes" / "acp_agent.py"
+
+
+class SpooledUplink(RecordedUplink):
+    """Keeps what it is given on the disk as well."""
+
+    def __init__(self, spool: Spool) -> None:
+        super().__init__()
+        self.spool = spool
+
+    async def report(self, frame: Said) -> None:
+        if not (isinstance(frame, RunReport) and frame.event.type == "finished"):
+            await self.spool.append(frame)
+        await super().report(frame)
+
+    async def finish(self, frame: RunReport) -> None:
+        await self.spool.finish(frame)
+        await super().finish(frame)
+
+    async def launched(self, launch: Launch) -> None:
+        from cloudagent_daemon.link.tables import Leftover
+
+        process = Leftover(launch.launch_id, launch.pid, launch.started_at)
+        await self.spool.record_launch(launch.delivery_id, process, launch.attempt)
+        await super().launched(launch)
+
+
+@dataclass
+class Machine:
+    """A queue and its runner over a spool, and one agent that asks before it acts."""
+
+    world: World
+    spool: Spool
+    uplink: SpooledUplink
+    queue: RunQueue
+    seq: int = 0
+    delivered: int = 0
+    seen: set[str] = field(default_factory=set[str])
+
+    async def receive(self, frame: Numbered) -> None:
+        self.seq += 1
+        await self.spool.receive([frame.model_copy(update={"seq": self.seq})], self.seq)
+
+    async def say(self, text: str, **more: Any) -> Deliver:
+        self.delivered += 1
+        deliver = self.world.deliver(text, **more).model_copy(
+            update={"delivery_seq": self.delivered}
+        )
+        await self.receive(deliver)
+        return deliver
+
+    async def event(self, kind: str) -> Any:
+        """The next event of this kind that was not looked at yet."""
+
+        def wanted(frame: Said) -> bool:
+            return (
+                isinstance(frame, RunReport)
+                and frame.event.type == kind
+                and f"{frame.run_id} {frame.event.seq}" not in self.seen
+            )
+
+        frame = await self.uplink.until(wanted)
+        assert isinstance(frame, RunReport)
+        self.seen.add(f"{frame.run_id} {frame.event.seq}")
+        return frame.event
+
+    async def parked(self, times: int = 1) -> None:
+        def wanted(_: Said) -> bool:
+            reports = [one for one in self.uplink.frames if isinstance(one, DeliveryReport)]
+            return len(reports) >= times
+
+        await self.uplink.until(wanted)
+        with anyio.fail_after(self.uplink.deadline_s):
+            while not self.queue.order.parked:
+                await self.queue.changed.wait()
+
+    async def decide(self, asked: Any, delivery: Deliver, decision: str, **more: Any) -> None:
+        await self.receive(
+            Decide(
+                approval_id=asked.approval_id,
+                delivery_id=delivery.delivery_id,
+                decision=decision,
+                actor="Ana",
+                decided_at=datetime.now(UTC),
+                **more,
+            )
+        )
+
+
+@asynccontextmanager
+async def a_machine(
+    home: Path, spool: Spool | None = None, **limits: Any
+) -> AsyncGenerator[Machine]:
+    async with (
+        a_world(home, mask="off", **limits) as world,
+        open_spool(None) as fresh,
+        anyio.create_task_group() as tasks,
+    ):
+        spool = spool or fresh
+        command = [sys.executable, str(FAKE)]
+        world.agent = world.agent.model_copy(update={"driver": "acp", "command": command})
+        uplink = SpooledUplink(spool)
+        settings = replace(world.settings, state_dir=home)  # a daemon that has another life
+        runner = Runner(
+            settings, world.bridge, uplink, Masks(settings), relaunch_s=(0.0, 0.0), answers=spool
+        )
+        queue = RunQueue(
+            spool, runner, uplink, max_runs=2, breaker=Breaker(anyio.current_time, 60.0)
+        )
+        tasks.start_soon(queue.run)
+        yield Machine(world, spool, uplink, queue)
+        tasks.cancel_scope.cancel()
+
+
+def done(machine: Machine) -> list[str]:
+    return [line for line in machine.world.effects() if line.startswith("did ")]
+
+
+async def test_an_agent_that_asks_waits_for_the_decision_and_acts_on_it(tmp_path: Path) -> None:
+    async with a_machine(tmp_path) as machine:
+        delivery = await machine.say("@@ask execute alembic upgrade\n@@ask execute rm -r data")
+        first = await machine.event("approval_requested")
+        assert (first.tool, first.input) == ("alembic upgrade", {"command": "alembic upgrade"})
+        assert machine.queue.waits_for == {delivery.agent.id: "approval: alembic upgrade"}
+        assert done(machine) == []
+        await machine.decide(first, delivery, "once")
+        second = await machine.event("approval_requested")
+        await machine.decide(second, delivery, "deny", reason="not the data")
+        finished = await machine.event("finished")
+        assert done(machine) == ["did alembic upgrade"]
+        resolved = [e for e in machine.uplink.events if e.type == "approval_resolved"]
+        assert [(e.decision, e.by, e.reason) for e in resolved] == [
+            ("once", "Ana", None),
+            ("deny", "Ana", "not the data"),
+        ]
+        assert finished.outcome == "auto_published"
+        assert await machine.spool.asked(delivery.delivery_id) == []
+
+
+async def test_what_was_refused_is_not_asked_again_in_the_turn(tmp_path: Path) -> None:
+    async with a_machine(tmp_path) as machine:
+        delivery = await machine.say("@@ask execute reboot\n@@ask execute reboot")
+        await machine.decide(await machine.event("approval_requested"), delivery, "deny")
+        await machine.event("finished")
+        assert machine.uplink.types.count("approval_requested") == 1
+        assert done(machine) == []
+
+
+async def test_of_two_decisions_the_first_counts_and_an_unknown_one_refuses(tmp_path: Path) -> None:
+    async with a_machine(tmp_path) as machine:
+        delivery = await machine.say("@@ask execute reboot")
+        asked = await machine.event("approval_requested")
+        await machine.decide(asked, delivery, "perhaps")
+        await machine.decide(asked, delivery, "once")
+        resolved = await machine.event("approval_resolved")
+        await machine.event("finished")
+        assert (resolved.decision, done(machine)) == ("perhaps", [])
+
+
+async def test_nobody_answers_so_the_process_ends_and_the_answer_brings_it_back(
+    tmp_path: Path,
+) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.2) as machine:
+        delivery = await machine.say("@@ask execute make deploy\n@@reply deployed")
+        asked = await machine.event("approval_requested")
+        await machine.parked()
+        assert machine.queue.working == {}
+        assert machine.queue.waits_for == {delivery.agent.id: "approval: make deploy"}
+        later = await machine.say("@@say later")
+        await machine.decide(asked, delivery, "once")
+        await machine.event("finished")
+        assert done(machine) == ["did make deploy"]
+        assert [send.text for send in machine.uplink.sends] == ["deployed"]
+        [told] = [line for line in machine.world.effects() if line.startswith("told ")]
+        assert "Ana allows it. Call it again with exactly the same input." in told
+        started = [e for e in machine.uplink.events if e.type == "started"]
+        assert [(e.attempt, e.resumed) for e in started[:2]] == [(1, False), (1, True)]
+        await machine.event("finished")
+        order = [frame.delivery_ids[0] for frame in machine.uplink.finished]
+        assert order == [delivery.delivery_id, later.delivery_id]
+
+
+async def test_leave_that_brought_it_back_is_for_that_alone(tmp_path: Path) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.2) as machine:
+        delivery = await machine.say("@@ask execute make deploy\n@@ask execute make deploy")
+        asked = await machine.event("approval_requested")
+        await machine.parked()
+        await machine.decide(asked, delivery, "once")
+        again = await machine.event("approval_requested")
+        assert again.approval_id != asked.approval_id
+        assert done(machine) == ["did make deploy"]
+
+
+async def test_a_daemon_that_died_meanwhile_waits_on_and_acts_on_the_answer(tmp_path: Path) -> None:
+    async with open_spool(None) as spool:
+        async with a_machine(tmp_path, spool) as machine:
+            delivery = await machine.say("@@ask execute make deploy")
+            asked = await machine.event("approval_requested")
+            agent, seq = machine.world.agent, machine.seq
+        async with a_machine(tmp_path, spool) as machine:
+            machine.world.agent, machine.seq = agent, seq
+            with anyio.fail_after(20):
+                while not machine.queue.order.parked:
+                    await machine.queue.changed.wait()
+            assert machine.uplink.types == [], "nothing runs before there is an answer"
+            await machine.decide(asked, delivery, "once")
+            await machine.event("finished")
+            assert done(machine) == ["did make deploy"]
+
+
+async def test_a_machine_that_shuts_down_does_not_wait_for_people(tmp_path: Path) -> None:
+    async with a_machine(tmp_path) as machine:
+        await machine.say("@@ask execute make deploy")
+        await machine.event("approval_requested")
+        with anyio.fail_after(15):
+            await machine.queue.drain(60, another_life=True)
+        await machine.parked()
+        assert machine.uplink.finished == []
+
+
+async def test_an_agent_that_is_not_to_wait_goes_on_without(tmp_path: Path) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.2) as machine:
+        await machine.say("@@ask execute make deploy\n@@reply done without", unattended="deny")
+        resolved = await machine.event("approval_resolved")
+        assert (resolved.decision, resolved.by) == ("expired", "nobody")
+        await machine.event("finished")
+        assert [send.text for send in machine.uplink.sends] == ["done without"]
+        assert done(machine) == []
+
+
+async def test_a_stop_ends_what_waits_for_people(tmp_path: Path) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.2) as machine:
+        delivery = await machine.say("@@ask execute make deploy")
+        await machine.event("approval_requested")
+        await machine.parked()
+        await machine.receive(Interrupt(delivery_id=delivery.delivery_id, actor="Ana"))
+        finished = await machine.event("finished")
+        assert (finished.outcome, finished.stopped_by) == ("cancelled", "Ana")
+        resolved = await machine.event("approval_resolved")
+        assert resolved.decision == "cancelled"
+        assert done(machine) == []
+
+
+async def test_what_nobody_decides_in_time_ends_the_run_without_another_process(
+    tmp_path: Path,
+) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.2, approval_expire_s=1.0) as machine:
+        await machine.say("@@ask execute make deploy")
+        await machine.parked()
+        resolved = await machine.event("approval_resolved")
+        finished = await machine.event("finished")
+        assert (resolved.decision, finished.reason) == ("expired", "unanswered")
+        assert machine.uplink.types.count("started") == 1
+
+
+@pytest.mark.parametrize(("decision", "again"), [("conversation", 0), ("always", 0), ("once", 1)])
+async def test_a_rule_allows_the_same_again_unasked_and_says_so(
+    tmp_path: Path, decision: str, again: int
+) -> None:
+    async with a_machine(tmp_path) as machine:
+        delivery = await machine.say("@@ask execute make test")
+        asked = await machine.event("approval_requested")
+        assert (
+            asked.rule == f"exactly the command `make test` in {machine.world.workspace}/workspace"
+        )
+        await machine.decide(asked, delivery, decision)
+        await machine.event("finished")
+        second = await machine.say("@@ask execute make test\n@@ask execute make test")
+        if again:
+            await machine.decide(await machine.event("approval_requested"), second, "deny")
+        await machine.event("finished")
+        told = [e for e in machine.uplink.events if e.type == "approval_resolved"]
+        assert [e.decision for e in told] == [decision, "deny" if again else "rule"]
+        assert len(done(machine)) == (1 if again else 3)
+
+
+async def test_a_question_is_answered_in_the_turn_or_by_the_next_process(tmp_path: Path) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.3) as machine:
+        order = '@@call ask_user {"question": "Which port?", "options": ["1", "2"]}'
+        delivery = await machine.say(order)
+        asked = await machine.event("question")
+        assert (asked.question, asked.options) == ("Which port?", ["1", "2"])
+        await machine.parked()
+        await machine.decide(asked, delivery, "once", answer="2")
+        await machine.event("approval_resolved")
+        again = await machine.event("question")  # the fake asks once more: now it is there
+        await machine.decide(again, delivery, "once", answer="2")
+        await machine.event("finished")
+        [told] = [line for line in machine.world.effects() if line.startswith("told ")]
+        assert "Ana answered:\\n> 2" in told
+        result = [e for e in machine.uplink.events if e.type == "tool_result"][-1]
+        assert result.output == "Ana answered: 2"
