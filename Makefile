@@ -51,5 +51,5 @@ clean:
 $(PAGE): $(PAGE_SOURCES)
 	@command -v npm >/dev/null || { echo 'make: npm is missing; the page needs Node 20 or newer to be built' >&2; exit 1; }
 	@echo 'building the page ...' >&2
-	@cd backend/ui && npm ci --no-fund --no-audit --loglevel=error && npm run --silent build
+	@cd backend/ui && export NPM_CONFIG_UPDATE_NOTIFIER=false && npm ci --no-fund --no-audit --loglevel=error && npm run --silent build
 	@touch $@

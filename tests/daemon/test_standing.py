@@ -101,6 +101,10 @@ STATES: dict[str, dict[str, Any]] = {
             agent("shop two", "waiting", waiting_for="approval: Bash “alembic upgrade”"),
         ]
     ),
+    "demo": report(
+        runtimes=[*RUNTIMES[2:], {"name": "scripted", "version": "1"}],
+        agents=[agent("demo", "idle", driver="scripted")],
+    ),
     "no-runtime": report(runtimes=[*RUNTIMES[2:], {"name": "scripted", "version": "1"}], agents=[]),
     "no-room": report(
         guards=[

@@ -125,9 +125,13 @@ def _service(report: Mapping[str, Any]) -> str:
 
 
 def _usable(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What can think; the scripted driver is for demonstrations, and always there."""
-    found = report["runtimes"]
-    return [one for one in found if not one.get("problem") and one["name"] != "scripted"]
+    """What agents can use. The scripted driver is always there: it counts where an agent has it."""
+    demo = any(agent.get("driver") == "scripted" for agent in report["agents"])
+    return [
+        one
+        for one in report["runtimes"]
+        if not one.get("problem") and (demo or one["name"] != "scripted")
+    ]
 
 
 def _runtime(runtime: Mapping[str, Any]) -> str:

@@ -449,7 +449,7 @@ class ScriptedBackend:
                 401,
                 "unauthorized",
                 "This does not open anything.",
-                "Ask for a new link or sign in.",
+                "Start `cloudagent up` again, or sign in.",
             )
         response = JSONResponse({"user": self.user.model_dump(mode="json")})
         response.set_cookie(

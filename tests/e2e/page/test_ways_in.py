@@ -25,7 +25,8 @@ def test_a_used_link_says_so_and_a_password_works(
 ) -> None:
     page = visitor.window(signed_in=False)
     page.goto(f"{backend.url}/?k=used")
-    expect(page.get_by_role("alert")).to_contain_text("Ask for a new link or sign in.")
+    expect(page.get_by_role("alert")).to_contain_text("Start cloudagent up again, or sign in.")
+    expect(page.get_by_role("alert").locator("code")).to_have_text("cloudagent up")
     page.get_by_label("Email").fill(backend.user.email)
     page.get_by_label("Password").fill("wrong")
     page.keyboard.press("Enter")

@@ -6,7 +6,7 @@ import { explain } from "../api";
 import { go, useRoute } from "../router";
 import { SetUp, SignIn } from "./Doors";
 import { Logo } from "./Logo";
-import { Spinner } from "./parts";
+import { Prose, Spinner } from "./parts";
 import { Shell } from "./Shell";
 import { useApp, useSession } from "./use";
 
@@ -44,8 +44,14 @@ function Trouble({ problem, again }: { problem: unknown; again: () => void }): R
       <div className="door-card">
         <Logo />
         <h1>Not reachable right now</h1>
-        <p role="alert">{detail}</p>
-        {next !== null && <p className="muted">{next}</p>}
+        <p role="alert">
+          <Prose text={detail} />
+        </p>
+        {next !== null && (
+          <p className="muted">
+            <Prose text={next} />
+          </p>
+        )}
         <button type="button" className="button primary" onClick={again}>
           Try again
         </button>

@@ -7,7 +7,7 @@ import type { DeliveryTrace, Message, Rung } from "../wire";
 import { between, clock, duration, fullTime, ladder, plain, preciseClock, reasonWords, rungWords, since } from "../words";
 import { Cause, Origin } from "./Chains";
 import { Markdown } from "./Markdown";
-import { Avatar, Dot, Failure, Icon } from "./parts";
+import { Avatar, Dot, Failure, Icon, Prose } from "./parts";
 import { useAttempt, useSession } from "./use";
 
 interface Own {
@@ -267,7 +267,7 @@ export function Pending({ out, lost }: { out: Outgoing; lost: boolean }): ReactN
         <div className="failure" role="alert">
           <Icon name="warn" />
           <p>
-            Not sent: {out.problem?.detail} {out.problem?.next}
+            Not sent: <Prose text={`${out.problem?.detail ?? ""} ${out.problem?.next ?? ""}`} />
             <span className="failure-actions">
               <button type="button" className="button" onClick={() => session.outbox.retry(out)}>
                 Try again

@@ -87,6 +87,11 @@ export function Dot({ tone }: { tone: Tone }): ReactNode {
   return <span className={`dot ${tone}`} aria-hidden="true" />;
 }
 
+/** A sentence of the server's or of a machine's: what stands between backticks is to be typed. */
+export function Prose({ text }: { text: string }): ReactNode {
+  return text.split(/`([^`]+)`/).map((part, i) => (i % 2 === 1 ? <code key={i}>{part}</code> : part));
+}
+
 /** A failure in words, with the way out. */
 export function Failure({ error }: { error: unknown }): ReactNode {
   if (error === null) return null;
@@ -95,8 +100,13 @@ export function Failure({ error }: { error: unknown }): ReactNode {
     <div className="failure" role="alert">
       <Icon name="warn" />
       <p>
-        {detail}
-        {next !== null && <span className="next"> {next}</span>}
+        <Prose text={detail} />
+        {next !== null && (
+          <span className="next">
+            {" "}
+            <Prose text={next} />
+          </span>
+        )}
       </p>
     </div>
   );
