@@ -18,7 +18,7 @@ from pydantic import (
     Tag,
 )
 
-from cloudagent_protocol.ids import ApprovalId
+from cloudagent_protocol.ids import ApprovalId, DeliveryId, MessageId
 
 #: What JavaScript counts exactly, and every database keeps.
 MAX_NUMBER: Final = 2**53
@@ -161,6 +161,17 @@ class Text(_Event):
     text: str
 
 
+class Steered(_Event):
+    """A further message was put into the run's turn, and the agent has taken it up.
+
+    From here on the run is the run of that delivery too.
+    """
+
+    type: Literal["steered"] = "steered"
+    delivery_id: DeliveryId
+    message_id: MessageId
+
+
 class ToolCall(_Event):
     type: Literal["tool_call"] = "tool_call"
     tool_call_id: str
@@ -279,6 +290,7 @@ _KNOWN: TypeAlias = (
     Annotated[Started, Tag("started")]
     | Annotated[Ready, Tag("ready")]
     | Annotated[Text, Tag("text")]
+    | Annotated[Steered, Tag("steered")]
     | Annotated[ToolCall, Tag("tool_call")]
     | Annotated[ToolResult, Tag("tool_result")]
     | Annotated[ApprovalRequested, Tag("approval_requested")]
@@ -294,6 +306,7 @@ _TAGS = frozenset(
         "started",
         "ready",
         "text",
+        "steered",
         "tool_call",
         "tool_result",
         "approval_requested",

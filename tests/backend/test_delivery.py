@@ -29,7 +29,7 @@ from cloudagent_backend.store import (
 from cloudagent_backend.store.deliveries import NewRung
 from cloudagent_backend.store.events import EventRow
 from cloudagent_protocol.errors import ErrorCode
-from cloudagent_protocol.events import Outcome, Reason
+from cloudagent_protocol.events import Outcome, Reason, Steered
 from cloudagent_protocol.frames import (
     Ack,
     AgentsChanged,
@@ -43,7 +43,14 @@ from cloudagent_protocol.frames import (
     LiveRun,
     UnknownFrame,
 )
-from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, RunId, new_message_id
+from cloudagent_protocol.ids import (
+    AgentId,
+    ConversationId,
+    DeliveryId,
+    MessageId,
+    RunId,
+    new_message_id,
+)
 from cloudagent_protocol.resources import DeliveryMode, RungName, Runtime
 from fakes.desk import Desk, Run, add_host, hello, open_desk
 
@@ -230,6 +237,35 @@ async def test_a_machine_says_why_a_message_waits(tmp_path: Path) -> None:
         assert len(await desk.log()) > len(log)
         other, _ = await _stranger(desk)
         assert (await desk.service.apply(other, [note])).error is not None
+
+
+async def test_a_message_that_was_put_into_a_turn_is_of_that_run_to_its_end(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        first = await desk.say()
+        second = await desk.say(mode=DeliveryMode.STEER)
+        other = await desk.say("elsewhere", agent_id=await desk.add_agent("backend"))
+        await desk.receive_all()
+        run, [row] = Run(first), await desk.rows(second)
+        at = clock.at(clock.now_us())
+        taken = Steered(seq=5, at=at, delivery_id=row.id, message_id=second.id)
+        await desk.report(run.started(), run.report(taken), run.report(taken))
+        assert await desk.rungs(second) == ["stored", "waiting", "sent", "received", "started"]
+        [row] = await desk.rows(second)
+        assert (row.state, row.run_id) == ("running", run.id)
+        assert json.loads(row.rungs)[-1]["detail"] == "put into the turn under way"
+        await desk.report(run.finished())
+        assert [await desk.state(m) for m in (first, second)] == ["done", "done"]
+        assert (await desk.rungs(second))[-1] == "replied"
+        # Nothing of a run that is over, of another agent, or of nobody.
+        gone = Steered(seq=9, at=at, delivery_id=DeliveryId("dlv_gone"), message_id=second.id)
+        assert (await desk.report(run.report(gone))).error is None
+        again = Run(await desk.say())
+        await desk.receive_all()
+        [theirs] = await desk.rows(other)
+        wrong = Steered(seq=2, at=at, delivery_id=theirs.id, message_id=other.id)
+        applied = await desk.report(again.started(), again.report(wrong))
+        assert applied.error is not None
+        assert await desk.state(other) == "received"
 
 
 async def test_an_ack_puts_the_message_on_the_machine_even_before_it_was_noted_as_sent(

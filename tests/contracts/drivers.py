@@ -13,13 +13,15 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import anyio
 
 from cloudagent_daemon.process import find_tree
-from cloudagent_daemon.runs.ports import Said, StopSignal
+from cloudagent_daemon.runs.ports import Ride, Said, StopSignal
+from cloudagent_daemon.runs.warm import Warm
 from cloudagent_daemon.runs.workspace import Workspace
 from cloudagent_protocol.events import Outcome, Reason, Retry, Text, ToolCall
 from cloudagent_protocol.frames import RunReport
@@ -54,6 +56,11 @@ class Kit:
     tells_input: bool = True
     #: It loads no sessions: the history is handed to a new one.
     resumes: bool = True
+    #: Its process stays for the next message; a message can be put into its turn.
+    warm: bool = False
+    steers: bool = False
+    #: Is at work until a message is put in, or for long enough.
+    hold: str = "@@pause"
 
 
 def fake(name: str, driver: str, script: str, **kit: Any) -> Kit:
@@ -100,11 +107,11 @@ def _call_send(text: str) -> str:
 
 CLAUDE_ERRORS: Final = {401: "authentication_failed", 429: "rate_limit", 529: "overloaded"}
 FAKE_CLAUDE: Final = fake(
-    "claude_code", "claude_code", "agent_cli.py",
+    "claude_code", "claude_code", "agent_cli.py", warm=True, steers=True,
     error=lambda status: f"@@error {status} {CLAUDE_ERRORS[status]}",
     limit="@@limit {}\n@@error 429 rate_limit".format,
 )  # fmt: skip
-FAKE_CODEX: Final = fake("codex", "codex", "codex_app_server.py", stopped=0,
+FAKE_CODEX: Final = fake("codex", "codex", "codex_app_server.py", steers=True, stopped=0,
     limit="@@limit {}\n@@error 429".format,
 )  # fmt: skip
 FAKE_ACP: Final = fake("acp", "acp", "acp_agent.py", stopped=0)
@@ -235,6 +242,43 @@ async def two_at_once(kit: Kit, home: Path) -> None:
     assert uplinks[0].end.session_id != uplinks[1].end.session_id
 
 
+@behaviour("the next message in the same process")
+async def stays_warm(kit: Kit, home: Path) -> None:
+    async with kit.world(home, warm=Warm(600.0, 3)) as world:
+        first = await world.run(kit.reply("one"))
+        second = await world.run(kit.reply("two"))
+        pids = {launch.pid for seen in (first, second) for launch in seen.launches}
+        assert {pid: alive(pid) for pid in pids} == dict.fromkeys(pids, kit.warm)
+        assert len(pids) == (1 if kit.warm else 2)
+    assert [send.text for seen in (first, second) for send in seen.sends] == ["one", "two"]
+    assert [send.run_id for send in second.sends] == [second.end_report.run_id]
+    assert {first.end.outcome, second.end.outcome} == {Outcome.REPLIED}
+    assert "ready" in second.types
+    assert_nothing_left(first)
+
+
+@behaviour("a message put into its turn")
+async def is_steered(kit: Kit, home: Path) -> None:
+    uplink, rides = RecordedUplink(), list[Ride | None]()
+    async with kit.world(home, warm=Warm(600.0, 3)) as world:
+        orders = f"{kit.reply('on it')}\n{kit.hold}" if kit.steers else kit.reply("on it")
+        first, second = world.deliver(orders), world.deliver(kit.reply("that too"))
+        runner = world.runner_for(uplink)
+        uplink.deadline_s = world.deadline_s
+        with anyio.fail_after(world.deadline_s):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(runner.run, first, attempt=1, stop=StopSignal()))
+                await uplink.until(is_result)
+                rides.append(await runner.steer(first.delivery_id, second, attempt=1))
+    [ride] = rides
+    assert (ride is not None) == kit.steers
+    assert ride is None or ride.taken
+    assert [send.text for send in uplink.sends] == ["on it", "that too"][: 1 + kit.steers]
+    assert len(uplink.end_report.delivery_ids) == 1 + kit.steers
+    assert uplink.end.outcome is Outcome.REPLIED
+    assert_nothing_left(uplink)
+
+
 # --- ends ---
 
 
@@ -257,6 +301,26 @@ async def stops(kit: Kit, home: Path) -> None:
     assert not any(map(alive, children))
     assert_nothing_left(uplink)
     assert again.end.outcome is Outcome.REPLIED
+
+
+@behaviour("a stop that its process survives")
+async def survives_a_stop(kit: Kit, home: Path) -> None:
+    stop, uplink = StopSignal(), RecordedUplink()
+    orders = "\n".join(filter(None, [kit.child, kit.reply("on it"), kit.hang]))
+    async with kit.world(home, warm=Warm(600.0, 3)) as world:
+        uplink.deadline_s = world.deadline_s
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: world.run(orders, stop=stop, uplink=uplink))
+            await uplink.until(is_result)
+            stop.request("Ana")
+        children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
+        assert not any(map(alive, children))
+        assert alive(uplink.launches[0].pid) == kit.warm
+        after = await world.run(kit.reply("back"))
+    assert (uplink.end.outcome, uplink.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
+    assert (after.launches[0].pid == uplink.launches[0].pid) == kit.warm
+    assert after.end.outcome is Outcome.REPLIED
+    assert_nothing_left(after)
 
 
 @behaviour("a process that is killed")
@@ -347,6 +411,10 @@ def _cell(kit: Kit, words: str) -> str:
         return "no time told"
     if "session" in words and not kit.resumes:
         return "new, with the history"
+    if ("same process" in words or "survives" in words) and not kit.warm:
+        return "a process per message"
+    if "put into" in words and not kit.steers:
+        return "queued"
     if "all that it started" in words and kit.child is None:
         return "yes; starts nothing"
     return "yes"

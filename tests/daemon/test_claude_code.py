@@ -229,8 +229,8 @@ def test_a_message_that_was_put_in_is_part_of_the_run_until_its_result(
     job: Job, folded: bool
 ) -> None:
     session = CLAUDE_CODE.open(job)
-    session.prompt(Turn("x", id="t-1"))
     assert session.steer(Turn("too soon", id="t-0")) == b""
+    session.prompt(Turn("x", id="t-1"))
     heard(session, INIT, replay("t-1"))
     assert json.loads(session.steer(Turn("y", id="t-2")))["uuid"] == "t-2"
     if folded:

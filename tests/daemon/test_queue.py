@@ -18,7 +18,7 @@ from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.tables import Leftover
 from cloudagent_daemon.runs.breaker import CRASHES, Breaker
 from cloudagent_daemon.runs.limits import Limit, Limits
-from cloudagent_daemon.runs.ports import Launch, Said, StopSignal
+from cloudagent_daemon.runs.ports import Launch, Ride, Said, StopSignal
 from cloudagent_daemon.runs.queue import MAX_ATTEMPTS, RunQueue
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import (
@@ -96,6 +96,9 @@ class World:
         #: How runs end, where not with a reply.
         self.verdicts: dict[str, Finished] = {}
         self.queue = RunQueue(spool, self, self, max_runs=max_runs, breaker=breaker, **more)
+        #: Whether what is under way takes a message in, and those that were.
+        self.steers = False
+        self.rides: list[Ride] = []
         self._ends: dict[str, anyio.Event] = {}
         self._news = anyio.Event()
 
@@ -103,6 +106,15 @@ class World:
         if verdict:
             self.verdicts[f"dlv_{number}"] = verdict
         self._ends[f"dlv_{number}"].set()
+
+    async def steer(self, into: DeliveryId, deliver: Deliver, *, attempt: int) -> Ride | None:
+        if not self.steers:
+            return None
+        self.rides.append(Ride(deliver))
+        return self.rides[-1]
+
+    async def gone(self, launch_id: str) -> None:
+        raise NotImplementedError
 
     async def until(self, *started: int) -> None:
         wanted = [f"dlv_{number}" for number in started]
@@ -135,16 +147,17 @@ class World:
             await self._ends[deliver.delivery_id].wait()
             tasks.cancel_scope.cancel()
         finished = self.verdicts.get(deliver.delivery_id) or _ending(Outcome.REPLIED)
-        await self.finish(
-            RunReport(
-                run_id=new_run_id(),
-                agent_id=deliver.agent.id,
-                conversation_id=deliver.message.conversation_id,
-                delivery_ids=[deliver.delivery_id],
-                event=finished,
-            )
-        )
+        await self.finish(self.a_report(deliver, finished, [deliver.delivery_id]))
         return finished
+
+    def a_report(self, deliver: Deliver, ending: Finished, ids: list[DeliveryId]) -> RunReport:
+        return RunReport(
+            run_id=new_run_id(),
+            agent_id=deliver.agent.id,
+            conversation_id=deliver.message.conversation_id,
+            delivery_ids=ids,
+            event=ending,
+        )
 
     # --- the uplink ---
 
@@ -328,6 +341,46 @@ async def test_a_message_that_is_to_steer_is_queued_and_its_trace_says_so() -> N
         assert frame.detail == "queued: scripted cannot be steered while it works"
         world.end(1)
         await world.until(1, 2)
+
+
+async def test_a_message_that_was_put_into_a_turn_has_no_run_of_its_own() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        world.steers = True
+        await spool.receive([delivery(1)], 1)
+        await world.until(1)
+        await spool.receive([delivery(2, mode=DeliveryMode.STEER), delivery(3)], 3)
+        with anyio.fail_after(5):
+            while not world.rides:
+                await world.queue.changed.wait()
+        world.rides[0].taken = True
+        both = [DeliveryId("dlv_1"), DeliveryId("dlv_2")]  # as the run does
+        await spool.finish(world.a_report(delivery(1), _ending(Outcome.REPLIED), both))
+        world.end(1)
+        await world.until(1, 3)
+        assert await spool.frames_after(0, 10)  # and nothing says that it had to be queued
+        assert not any("not_steerable" in text for _, text in await spool.frames_after(0, 10))
+
+
+async def test_what_was_put_in_and_not_taken_up_has_its_turn_next_and_a_stop_is_for_both() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        world.steers = True
+        await spool.receive([delivery(1)], 1)
+        await world.until(1)
+        await spool.receive([delivery(2, mode=DeliveryMode.STEER)], 2)
+        with anyio.fail_after(5):
+            while not world.rides:
+                await world.queue.changed.wait()
+        world.end(1)
+        await world.until(1, 2)
+        await spool.receive([delivery(3, mode=DeliveryMode.STEER)], 3)
+        with anyio.fail_after(5):
+            while len(world.rides) < 2:
+                await world.queue.changed.wait()
+        await spool.receive([Interrupt(seq=4, delivery_id=DeliveryId("dlv_3"), actor="Ana")], 4)
+        with anyio.fail_after(5):
+            while not world.stopped:
+                await world.queue.changed.wait()
+        assert world.stopped[0][:2] == ("dlv_2", "Ana")
 
 
 async def test_what_the_backend_drops_is_not_run() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from cloudagent_daemon.drivers.base import Decision, PermissionAsked, Reported, 
 from cloudagent_daemon.process import find_tree
 from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.launching import Held
-from cloudagent_daemon.runs.ports import Launch, StopSignal
+from cloudagent_daemon.runs.ports import Launch, Ride, Said, StopSignal
 from cloudagent_daemon.runs.warm import Shelf, Warm
-from cloudagent_protocol.events import Outcome, Reason, Retry, Text
+from cloudagent_protocol.events import Outcome, Reason, Retry, Steered, Text
+from cloudagent_protocol.frames import Deliver
 from cloudagent_protocol.ids import AgentId, ConversationId, new_conversation_id
 from contracts.drivers import is_result
 from fakes.runs import RecordedUplink, World, a_world, alive
@@ -218,6 +220,100 @@ async def test_a_failed_turn_leaves_none(tmp_path: Path) -> None:
     async with a_warm_world(tmp_path) as world:
         first = await world.run("@@error 429 rate_limit")
         assert not alive(first.launches[0].pid)
+
+
+# --- a message that is put into a turn ---
+
+
+async def steered(
+    world: World, orders: str, more: str, uplink: RecordedUplink, *, until: Callable[[Said], bool]
+) -> tuple[Deliver, Ride | None]:
+    """Runs `orders`, and puts `more` into them."""
+    first, second = world.deliver(orders), world.deliver(more)
+    runner = world.runner_for(uplink)
+    rides: list[Ride | None] = []
+    with anyio.fail_after(DEADLINE_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(runner.run, first, attempt=1, stop=StopSignal()))
+            await uplink.until(until)
+            rides.append(await runner.steer(first.delivery_id, second, attempt=1))
+    return second, rides[0]
+
+
+async def test_a_message_folded_into_a_turn_is_answered_by_its_run(tmp_path: Path) -> None:
+    seen = RecordedUplink()
+    async with a_warm_world(tmp_path) as world:
+        orders = "@@reply one\n@@pause\n@@reply three"
+        second, ride = await steered(world, orders, "@@reply two", seen, until=is_result)
+        after = await world.run("@@reply four")
+    assert ride
+    assert ride.taken
+    assert [send.text for send in seen.sends] == ["one", "two", "three"]
+    last = seen.sends[-1]
+    assert last.in_reply_to == second.message.id != seen.sends[0].in_reply_to
+    [taken] = [event for event in seen.events if isinstance(event, Steered)]
+    assert (taken.delivery_id, taken.message_id) == (second.delivery_id, second.message.id)
+    # One end, of both.
+    [end] = seen.finished
+    assert len(end.delivery_ids) == 2
+    assert second.delivery_id in end.delivery_ids
+    assert [launch.delivery_id for launch in seen.launches] == end.delivery_ids
+    assert pids(seen)[0] == pids(seen)[1] == pids(after)[0]
+
+
+async def test_a_message_that_gets_a_turn_of_its_own_belongs_to_the_run_all_the_same(
+    tmp_path: Path,
+) -> None:
+    seen = RecordedUplink()
+    async with a_warm_world(tmp_path) as world:
+        orders = "@@reply one\n@@gate"
+        opened = tmp_path / "fake" / "gate"
+        first, second = world.deliver(orders), world.deliver("@@reply two")
+        runner, ride = world.runner_for(seen), None
+        with anyio.fail_after(DEADLINE_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(runner.run, first, attempt=1, stop=StopSignal()))
+                await seen.until(is_result)
+                ride = await runner.steer(first.delivery_id, second, attempt=1)
+                opened.touch()
+    assert ride
+    assert ride.taken
+    assert [send.text for send in seen.sends] == ["one", "two"]
+    assert len(seen.end_report.delivery_ids) == 2
+    assert seen.end.outcome is Outcome.REPLIED
+
+
+async def test_what_was_put_in_and_not_taken_up_is_left_for_a_turn_of_its_own(
+    tmp_path: Path,
+) -> None:
+    seen = RecordedUplink()
+    async with a_warm_world(tmp_path) as world:
+        orders = "@@reply one\n@@gate\n@@crash"
+        opened = tmp_path / "fake" / "gate"
+        first, second = world.deliver(orders), world.deliver("@@reply two")
+        runner, ride = world.runner_for(seen), None
+        with anyio.fail_after(DEADLINE_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(runner.run, first, attempt=1, stop=StopSignal()))
+                await seen.until(is_result)
+                ride = await runner.steer(first.delivery_id, second, attempt=1)
+                opened.touch()
+        assert ride
+        assert not ride.taken
+        assert seen.end_report.delivery_ids == [first.delivery_id]
+        assert seen.end.reason is Reason.CRASHED
+        own = await world.run(second)
+    assert [send.text for send in own.sends] == ["two"]
+    assert "interrupted" not in [e.text for e in own.events if isinstance(e, Text)]
+
+
+async def test_nothing_is_put_into_what_is_over_or_another_agent_s(tmp_path: Path) -> None:
+    async with a_warm_world(tmp_path) as world:
+        first = world.deliver("@@reply one")
+        runner = world.runner_for(RecordedUplink())
+        assert await runner.steer(first.delivery_id, world.deliver("x"), attempt=1) is None
+        await runner.run(first, attempt=1, stop=StopSignal())
+        assert await runner.steer(first.delivery_id, world.deliver("x"), attempt=1) is None
 
 
 # --- permissions, at the seam ---

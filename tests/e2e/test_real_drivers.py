@@ -113,10 +113,11 @@ def codex_settings(home: Path, model: StubModel) -> None:
 REAL = {
     "claude": scripted(
         "claude", "claude_code", lambda model: claude_environment(model, CLAUDE_CODE_MAX_RETRIES="1"),
-        patience_s=10.0, deadline_s=60.0,
+        patience_s=10.0, deadline_s=60.0, warm=True, steers=True, hold="@@stream 20 0.1",
     ),
     "codex": scripted(
-        "codex", "codex", codex_environment, codex_settings, patience_s=5.0, deadline_s=60.0
+        "codex", "codex", codex_environment, codex_settings, patience_s=5.0, deadline_s=60.0,
+        steers=True, hold="@@stream 20 0.1",
     ),
     "qwen": scripted(
         "qwen", "qwen", qwen_environment, qwen_settings,

@@ -32,6 +32,7 @@ own. Each line of a prompt that begins with `@@` is an order, carried out in tur
 ``@@env NAME``             write a text block with this environment variable
 ``@@may TOOL JSON``        ask whether it may, and write a text block with the answer
 ``@@pause``                wait for a message that is put into this turn
+``@@gate``                 wait until FAKE_STATE/gate is there
 ``@@deaf``                 heed no control request any more
 ``@@later WHAT``           once FAKE_STATE/later is there, with no message: `work`, `garbage`, `crash`
 ``@@untaken WHAT``         as the last of a prompt, its own next message is not begun: `crash`, `hang`
@@ -135,6 +136,10 @@ class Tools:
 
     def kill(self) -> None:
         self._process.kill()
+
+    @property
+    def dead(self) -> bool:
+        return self._process.poll() is not None
 
     def _request(self, method: str, params: Json) -> None:
         self._id += 1
@@ -272,7 +277,7 @@ class Agent:
         self.turns += 1
         earlier = self.remember()
         state = self.tools_state(orders)
-        if state == "connected" and self.tools is None:
+        if state == "connected" and (self.tools is None or self.tools.dead):
             self.tools = configured(self.config)
         if ("mute", "", "") not in orders:
             self.init(state)
@@ -516,6 +521,11 @@ class Agent:
             raise SystemExit("stdin ended in a pause")
         self.inbox.waiting.insert(0, message)
         self.fold()
+
+    def do_gate(self, rest: str, earlier: list[str]) -> None:
+        effect("gate")
+        while not exists(f"{STATE}/gate"):
+            time.sleep(0.02)
 
     def fold(self) -> None:
         """Takes what has come meanwhile into this turn."""

@@ -149,6 +149,18 @@ class CodexAgent(Agent):
                 raise FailedError("interrupted")
         sys.exit(0)
 
+    @override
+    def do_pause(self, rest: str, earlier: list[str]) -> None:
+        for message in lines():
+            if message.get("method") == "turn/steer":
+                params = message["params"]
+                assert (params["threadId"], params["expectedTurnId"]) == (self.session_id, "turn_1")
+                say({"id": message["id"], "result": {"turnId": "turn_1"}})
+                for line in params["input"][0]["text"].splitlines():
+                    order, _, more = line[2:].partition(" ")
+                    getattr(self, f"do_{order}")(more, earlier)
+                return
+
     def do_again(self, rest: str, earlier: list[str]) -> None:
         error = {"message": "Reconnecting... 1/5", "codexErrorInfo": INFOS[int(rest)]}
         self.notify("error", turnId="turn_1", willRetry=True, error=error)

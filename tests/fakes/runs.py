@@ -131,8 +131,13 @@ class RecordedUplink:
         return [frame for frame in self.frames if isinstance(frame, Send)]
 
     @property
-    def end(self) -> Finished:
+    def end_report(self) -> RunReport:
         [report] = self.finished
+        return report
+
+    @property
+    def end(self) -> Finished:
+        report = self.end_report
         assert isinstance(report.event, Finished)
         return report.event
 
@@ -194,14 +199,17 @@ class World:
         """Runs one message; returns what was reported of it."""
         seen = self.uplink = uplink or RecordedUplink()
         deliver = self.deliver(text) if isinstance(text, str) else text
-        masks = Masks(self.settings)
-        runner = Runner(
-            self.settings, self.bridge, seen, masks, relaunch_s=(0.0, 0.0), warm=self.warm
-        )
+        runner = self.runner_for(seen)
         with anyio.fail_after(self.deadline_s):
             finished = await runner.run(deliver, attempt=attempt, stop=stop or StopSignal())
         assert finished == seen.end
         return seen
+
+    def runner_for(self, uplink: RecordedUplink) -> Runner:
+        masks = Masks(self.settings)
+        return Runner(
+            self.settings, self.bridge, uplink, masks, relaunch_s=(0.0, 0.0), warm=self.warm
+        )
 
     @asynccontextmanager
     async def process(self, session_id: str | None = None) -> AsyncGenerator[Held]:
@@ -209,7 +217,9 @@ class World:
         space = Workspace(self.settings.agents_dir, self.agent)
         space.prepare()
         made = (self.settings, self.bridge, Masks(self.settings), Keeper(), Ladder(0.5))
-        wanted = Wanted(space, new_run_id(), uuid.uuid4().hex, session_id)
+        wanted = Wanted(
+            space, new_run_id(), uuid.uuid4().hex, session_id, on_spawn=anyio.lowlevel.checkpoint
+        )
         async with anyio.create_task_group() as tasks:
             held: Held = await tasks.start(Launcher(*made).live, wanted)
             try:

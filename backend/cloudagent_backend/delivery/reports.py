@@ -11,6 +11,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from cloudagent_backend.delivery import approvals, holds, ladder, resuming, sending, states
 from cloudagent_backend.delivery.machine import Machine
@@ -41,6 +42,7 @@ from cloudagent_protocol.events import (
     Reason,
     RunEvent,
     Started,
+    Steered,
     Text,
     ToolCall,
     Usage,
@@ -70,6 +72,10 @@ from cloudagent_protocol.resources import (
 
 #: What can wait in a group. An unknown numbered frame is accepted and otherwise ignored.
 Reported = RunReport | Send | DeliveryReport | HostReport | Ack | Delta | Heartbeat | UnknownFrame
+
+
+#: Of a delivery that has no process and no run of its own.
+_PUT_IN: Final = "put into the turn under way"
 
 
 @dataclass
@@ -288,6 +294,9 @@ def _report(
             events.append(c, run.user_id, EventType.RUN_EVENT, data)
             applied.abandoned += _abandon_earlier(c, run)
             applied.hosts |= _finished(c, machine, run, event, relay)
+        case Steered() as event:
+            events.append(c, run.user_id, EventType.RUN_EVENT, data)
+            applied.abandoned += _steered(c, machine, run, event)
         case event:
             events.append(c, run.user_id, EventType.RUN_EVENT, data)
             _went_on(c, run, event, body)
@@ -351,6 +360,23 @@ def _started(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Starte
             ladder.tell(c, moved)
     events.append(c, run.user_id, EventType.RUN_STARTED, run.resource)
     ladder.show_agent(c, run.user_id, run.agent_id, AgentStatus.WORKING)
+    return abandoned
+
+
+def _steered(c: sqlite3.Connection, machine: Machine, run: RunRow, event: Steered) -> list[RunId]:
+    """The run works on one more delivery; returns the runs of earlier attempts at that."""
+    row = deliveries.load(c, event.delivery_id)
+    if row is None or run.state is RunState.FINISHED or row.id in run.delivery_ids:
+        return []
+    if (row.agent_id, row.conversation_id) != (run.agent_id, run.conversation_id):
+        raise ProtocolError(f"{row.id} is not a delivery to {run.agent_id} there")
+    run = runs.join(c, run, row.id)
+    abandoned = _abandon_earlier(c, run)
+    rung = NewRung(RungName.STARTED, machine.name, _PUT_IN, _time_of(event))
+    row = ladder.receive(c, row, machine.name)
+    if moved := ladder.move(c, row, DeliveryState.RUNNING, rung, run_id=run.id):
+        ladder.tell(c, moved)
+    events.append(c, run.user_id, EventType.RUN_STARTED, run.resource)
     return abandoned
 
 

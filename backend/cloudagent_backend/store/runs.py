@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cloudagent_backend.store import clock
@@ -114,6 +114,13 @@ def has_live(c: sqlite3.Connection, host_id: HostId, agent_id: AgentId) -> bool:
         ).fetchone()
         is not None
     )
+
+
+def join(c: sqlite3.Connection, run: RunRow, delivery_id: DeliveryId) -> RunRow:
+    """The run, which works on this delivery too from now on."""
+    joined = [*run.delivery_ids, delivery_id]
+    c.execute("UPDATE runs SET delivery_ids = ? WHERE id = ?", (json.dumps(joined), run.id))
+    return replace(run, delivery_ids=joined)
 
 
 def see(c: sqlite3.Connection, run_id: RunId) -> bool:

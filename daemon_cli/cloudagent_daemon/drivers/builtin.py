@@ -71,7 +71,7 @@ class BuiltinDriver:
 class BuiltinSession:
     """One process of our agent."""
 
-    capabilities = Capabilities(warm=True)
+    capabilities = Capabilities()
 
     def __init__(self, job: Job, kind: ModelKind | None) -> None:
         self._job = job

@@ -224,7 +224,7 @@ class ClaudeSession:
         return hello + _user(turn)
 
     def steer(self, turn: Turn) -> bytes:
-        if self._ended or not self._initialised:
+        if self._ended:
             return b""
         self._awaited.append(turn.id)
         return _user(turn)

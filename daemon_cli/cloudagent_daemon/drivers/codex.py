@@ -23,6 +23,7 @@ from cloudagent_daemon.drivers.base import (
     DriverSession,
     Job,
     PermissionAsked,
+    TakenUp,
     Turn,
     TurnEnd,
 )
@@ -97,7 +98,7 @@ class CodexSession:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(converses=True, reports_tools=False)
+        return Capabilities(steer=True, converses=True, reports_tools=False)
 
     # --- starting ---
 
@@ -142,7 +143,21 @@ class CodexSession:
         return self._calls.request("initialize", {"clientInfo": client}, self._initialised).data
 
     def steer(self, turn: Turn) -> bytes:
-        return b""
+        if self._turn_id is None or self._ended:
+            return b""
+
+        def then(answer: Answer) -> Iterator[DriverEvent]:
+            # Refused, it is not taken up: its turn comes when this one is over.
+            if answer.error is None:
+                yield TakenUp(turn.id)
+
+        given: Json = {"type": "text", "text": turn.prompt}
+        params: Json = {
+            "threadId": self._thread_id,
+            "expectedTurnId": self._turn_id,
+            "input": [given],
+        }
+        return self._calls.request("turn/steer", params, then).data
 
     def interrupt(self) -> bytes | signal.Signals:
         if self._turn_id is None or self._ended:

@@ -112,10 +112,15 @@ class Attempt:
         self.seen.stderr_tail = self.worker.stderr_tail
         return self.seen
 
+    @property
+    def steerable(self) -> bool:
+        """Whether a message could be put into the turn."""
+        ends = self._over.is_set() or self.seen.end or self.seen.failure or self.stop.requested
+        return not ends and self.worker.session.capabilities.steer
+
     def steer(self, turn: Turn) -> bool:
         """Puts a message into the turn; returns whether it could."""
-        ends = self._over.is_set() or self.seen.end or self.seen.failure or self.stop.requested
-        return not ends and self.worker.steer(turn)
+        return self.steerable and self.worker.steer(turn)
 
     # --- what the process does ---
 

@@ -53,7 +53,10 @@ class RunDesk:
         asking: Asking | None = None,
     ) -> None:
         self._keeper = keeper or Keeper()
+        #: What is worked on: the message that came last.
         self._deliver = deliver
+        #: The deliveries whose turn this is.
+        self._deliveries = [deliver.delivery_id]
         self._run_id = run_id
         self._workspace = workspace
         self._uplink = uplink
@@ -81,12 +84,28 @@ class RunDesk:
         """Sends the agent's last words, which it has not sent itself."""
         await self._send(text, auto=True)
 
+    async def join(self, deliver: Deliver) -> None:
+        """One more message is put into the turn; what was sent so far was no answer to it."""
+        self._deliveries.append(deliver.delivery_id)
+        self.record.worked_since = True
+        await self.keep_record()
+
+    def work_on(self, deliver: Deliver) -> None:
+        """The agent has taken this message up: what it sends from now on answers it."""
+        self._deliver = deliver
+
+    async def part(self, deliver: Deliver) -> None:
+        """This message was not taken up after all."""
+        self._deliveries.remove(deliver.delivery_id)
+        async with self._writing:
+            await self._keeper.in_thread(self._workspace.forget_turn, deliver.delivery_id)
+
     async def keep_record(self) -> None:
-        delivery = self._deliver.delivery_id
         # One at a time: of two threads the later could be the first to finish.
         async with self._writing:
             snapshot = self.record.model_copy(deep=True)
-            await self._keeper.in_thread(self._workspace.keep_turn, delivery, snapshot)
+            for delivery in self._deliveries:
+                await self._keeper.in_thread(self._workspace.keep_turn, delivery, snapshot)
 
     # --- for the tools ---
 

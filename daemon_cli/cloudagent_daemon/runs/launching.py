@@ -47,6 +47,8 @@ class Wanted:
     launch_id: str
     #: The session to resume, or None for a new one.
     session_id: str | None
+    #: Writes down that it is about to be; nothing is started before that is on the disk.
+    on_spawn: Callable[[], Awaitable[None]]
     #: Told once it is gone with all that it started.
     on_gone: Callable[[str], Awaitable[None]] | None = None
 
@@ -108,6 +110,7 @@ class Launcher:
                 task_status.started(Held(worker, place))
 
             crash.point("before_spawn")
+            await wanted.on_spawn()
             try:
                 await worker.run(started)
             except SpawnError as error:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import anyio
 
 from cloudagent_daemon.link.client import LinkClient
-from cloudagent_daemon.runs.ports import Launch, Parked, Said, StopSignal, Uplink
+from cloudagent_daemon.runs.ports import Launch, Parked, Ride, Said, StopSignal, Uplink
 from cloudagent_daemon.runs.queue import Runs
 from cloudagent_protocol.events import Finished, Outcome, Usage, UsageReported
 from cloudagent_protocol.frames import (
@@ -23,6 +23,7 @@ from cloudagent_protocol.frames import (
     RunReport,
     Send,
 )
+from cloudagent_protocol.ids import DeliveryId
 
 #: How long the first connection may take before the backend counts as unreachable.
 CONNECT_S: Final = 60.0
@@ -200,6 +201,9 @@ class _Runs:
             return await self.inner.run(deliver, attempt=attempt, stop=stop)
         finally:
             self.watcher.over()
+
+    async def steer(self, into: DeliveryId, deliver: Deliver, *, attempt: int) -> Ride | None:
+        return None
 
 
 @dataclass(frozen=True)

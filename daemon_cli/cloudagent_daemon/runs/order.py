@@ -38,6 +38,8 @@ class Order:
         self._waiting: dict[AgentId, dict[DeliveryId, Waiting]] = {}
         self._running: dict[DeliveryId, Deliver] = {}
         self._parked: dict[DeliveryId, Waiting] = {}
+        #: Those that were put into another one's turn.
+        self._riding: set[DeliveryId] = set()
         self._served: dict[AgentId, int] = {}
         self._starts = 0
 
@@ -55,7 +57,7 @@ class Order:
 
     def put(self, waiting: Waiting) -> None:
         """A delivery that shall run, or what has changed about one that waits."""
-        if waiting.deliver.delivery_id in self._running:
+        if waiting.deliver.delivery_id in self._running.keys() | self._riding:
             return
         self._parked.pop(waiting.deliver.delivery_id, None)
         line = self._waiting.setdefault(waiting.deliver.agent.id, {})
@@ -78,6 +80,11 @@ class Order:
             line.pop(delivery_id, None)
             if not line:
                 del self._waiting[agent_id]
+
+    def ride(self, delivery_id: DeliveryId) -> None:
+        """It is part of a run that goes on."""
+        self.remove(delivery_id)
+        self._riding.add(delivery_id)
 
     def next(self) -> Waiting | None:
         """The delivery to start now, which counts as running from here on; None: nothing may."""
@@ -120,6 +127,7 @@ class Order:
     def ended(self, delivery_id: DeliveryId) -> None:
         """Its run is over."""
         self._running.pop(delivery_id, None)
+        self._riding.discard(delivery_id)
 
     def _urgency(self, head: Deliver) -> tuple[bool, int]:
         return head.mode is not DeliveryMode.INTERRUPT, self._served.get(head.agent.id, 0)

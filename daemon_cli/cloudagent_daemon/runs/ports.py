@@ -9,6 +9,7 @@ from cloudagent_daemon.link.asked import Asked
 from cloudagent_daemon.link.tables import Watermarks
 from cloudagent_protocol.frames import (
     AgentEntry,
+    Deliver,
     DeliveryReport,
     Delta,
     FindAgent,
@@ -94,6 +95,15 @@ class Uplink(Protocol):
             UplinkError: as `list_messages`; there is no such agent, or it may not be messaged now.
         """
         ...
+
+
+@dataclass
+class Ride:
+    """A message that was put into another one's turn."""
+
+    deliver: Deliver
+    #: Whether the agent took it up; else its own turn is still to come.
+    taken: bool = False
 
 
 class Answers(Protocol):

@@ -19,7 +19,7 @@ from cloudagent_daemon.process import end_leftover
 from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.limits import Limit, Limits
 from cloudagent_daemon.runs.order import Order
-from cloudagent_daemon.runs.ports import Parked, StopSignal, Uplink
+from cloudagent_daemon.runs.ports import Parked, Ride, StopSignal, Uplink
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import Deliver, DeliveryReport, RunReport
 from cloudagent_protocol.ids import AgentId, DeliveryId, new_run_id
@@ -39,6 +39,8 @@ class Runs(Protocol):
     async def run(
         self, deliver: Deliver, *, attempt: int, stop: StopSignal
     ) -> Finished | Parked: ...
+
+    async def steer(self, into: DeliveryId, deliver: Deliver, *, attempt: int) -> Ride | None: ...
 
 
 class RunQueue:
@@ -79,6 +81,9 @@ class RunQueue:
         #: When each agent's last run ended, in this life of the daemon.
         self.ended: dict[AgentId, datetime] = {}
         self._stops: dict[DeliveryId, StopSignal] = {}
+        #: What was put into whose turn, as the backend wants it last.
+        self._rides: dict[DeliveryId, list[Ride]] = {}
+        self._riding: dict[DeliveryId, Waiting] = {}
         self._draining = False
         self._held: set[str] = set()
         self._released = anyio.Event()
@@ -198,6 +203,8 @@ class RunQueue:
     async def _take(self, waiting: Waiting) -> None:
         delivery_id = waiting.deliver.delivery_id
         if stop := self._stops.get(delivery_id):
+            if delivery_id in self._riding:
+                self._riding[delivery_id] = waiting
             if waiting.interrupted_by is not None:
                 stop.request(waiting.interrupted_by)
         elif _waits_for_people(waiting):
@@ -210,21 +217,22 @@ class RunQueue:
                 self.breaker.lift([waiting.deliver.agent.id])
             self.limits.know(waiting.deliver.agent)
             self.order.put(waiting)
-            await self._meet(waiting.deliver)
+            await self._meet(waiting)
         self._notify()
 
-    async def _meet(self, new: Deliver) -> None:
+    async def _meet(self, waiting: Waiting) -> None:
         """What a new delivery means for the one that runs in its conversation.
 
         One that has been launched was marked with the new one's receipt, and is told to stop by that;
         here is met what was not yet.
         """
+        new = waiting.deliver
         running = self.order.running_in(new.message.conversation_id)
         if running is None or running.message.id == new.message.id:
             return
         if new.mode is DeliveryMode.INTERRUPT:
             self._stops[running.delivery_id].request(new.message.author.name)
-        elif new.mode is DeliveryMode.STEER:
+        elif new.mode is DeliveryMode.STEER and not await self._steer(running, waiting):
             await self._uplink.report(
                 DeliveryReport(
                     delivery_id=new.delivery_id,
@@ -233,6 +241,30 @@ class RunQueue:
                     detail=f"queued: {running.agent.driver} cannot be steered while it works",
                 )
             )
+
+    async def _steer(self, running: Deliver, waiting: Waiting) -> bool:
+        """Puts the new one into the turn that is under way; returns whether it could be."""
+        into, delivery_id = running.delivery_id, waiting.deliver.delivery_id
+        attempt = waiting.attempts + 1
+        ride = await self._runner.steer(into, waiting.deliver, attempt=attempt)
+        if ride is None or into not in self._stops:
+            return False
+        self.order.ride(delivery_id)
+        self._riding[delivery_id] = waiting
+        self._rides.setdefault(into, []).append(ride)
+        # They are one run now: who stops one stops both.
+        self._stops[delivery_id] = self._stops[into]
+        return True
+
+    def _alight(self, delivery_id: DeliveryId) -> None:
+        """The run is over; what was put into it and not taken up waits for a turn of its own."""
+        for ride in self._rides.pop(delivery_id, []):
+            other = ride.deliver.delivery_id
+            self.order.ended(other)
+            waiting = self._riding.pop(other)
+            del self._stops[other]
+            if not ride.taken:
+                self.order.put(waiting)
 
     def _forget(self, delivery_id: DeliveryId) -> None:
         self.order.remove(delivery_id)
@@ -287,6 +319,7 @@ class RunQueue:
             await self._uplink.finish(_only_report(deliver, ending))
         finally:
             self.order.ended(deliver.delivery_id)
+            self._alight(deliver.delivery_id)
             self.ended[deliver.agent.id] = datetime.now(UTC)
             del self._stops[deliver.delivery_id], self.working[deliver.delivery_id]
             if parked:

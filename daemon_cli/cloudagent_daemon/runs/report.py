@@ -20,7 +20,7 @@ from cloudagent_protocol.events import (
     UsageReported,
 )
 from cloudagent_protocol.frames import MAX_FRAME_BYTES, Deliver, Delta, RunReport
-from cloudagent_protocol.ids import RunId
+from cloudagent_protocol.ids import DeliveryId, RunId
 
 #: Room that a frame needs beside its event.
 _FRAME_MARGIN_BYTES: Final = 4_096
@@ -39,10 +39,15 @@ class Reporter:
         self._uplink = uplink
         self._deliver = deliver
         self._run_id = run_id
+        self._delivery_ids = [deliver.delivery_id]
         self._in_order = anyio.Lock()
         self._left_out = False
         #: Number of the last event.
         self.last_seq = 0
+
+    def join(self, delivery_id: DeliveryId) -> None:
+        """From now on the run is that delivery's too."""
+        self._delivery_ids.append(delivery_id)
 
     async def event(self, event: RunEvent) -> None:
         """Reports an event; durable when it returns.
@@ -82,7 +87,7 @@ class Reporter:
             run_id=self._run_id,
             agent_id=self._deliver.agent.id,
             conversation_id=self._deliver.message.conversation_id,
-            delivery_ids=[self._deliver.delivery_id],
+            delivery_ids=list(self._delivery_ids),
             event=event,
         )
 

@@ -39,6 +39,7 @@ from cloudagent_daemon.runs.ports import (
     Answers,
     Launch,
     Parked,
+    Ride,
     StopSignal,
     Uplink,
     UplinkError,
@@ -47,9 +48,18 @@ from cloudagent_daemon.runs.report import Reporter, now
 from cloudagent_daemon.runs.warm import Key, Warm
 from cloudagent_daemon.runs.worker import Worker
 from cloudagent_daemon.runs.workspace import NewerRecordError, TurnRecord, Workspace
-from cloudagent_protocol.events import Finished, Outcome, Ready, Reason, Retry, Started, ToolCall
+from cloudagent_protocol.events import (
+    Finished,
+    Outcome,
+    Ready,
+    Reason,
+    Retry,
+    Started,
+    Steered,
+    ToolCall,
+)
 from cloudagent_protocol.frames import Deliver, DeliveryReport, ListMessages
-from cloudagent_protocol.ids import RunId, new_run_id
+from cloudagent_protocol.ids import DeliveryId, RunId, new_run_id
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +102,7 @@ class Runner:
         ladder = ladder or Ladder(settings.limits.term_timeout_s)
         self._launcher = Launcher(settings, bridge, masks, self._keeper, ladder)
         self._warm = warm
+        self._live: dict[DeliveryId, _Run] = {}
 
     async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished | Parked:
         """Does one delivery's work; returns when `finish` has, and its process tree is gone or warm.
@@ -141,6 +152,7 @@ class Runner:
                 self._relaunch_s,
                 self._answers,
             )
+            self._live[deliver.delivery_id] = run
             return await run.go(attempt, stop, earlier)
         except NewerRecordError as error:
             logger.error("%s", error, extra={"action": "newer_record"})  # noqa: TRY400 - the trace tells nothing more
@@ -151,6 +163,16 @@ class Runner:
             logger.exception("a run failed", extra={"action": "run_failed", **about})
             detail = f"The daemon could not do this run ({error!r}); its log has more."
             return await self._give_up(deliver, detail)
+        finally:
+            self._live.pop(deliver.delivery_id, None)
+
+    async def steer(self, into: DeliveryId, deliver: Deliver, *, attempt: int) -> Ride | None:
+        """Puts a message into the turn of that delivery; None: it cannot be.
+
+        What became of it is told by the ride once that run is over.
+        """
+        run = self._live.get(into)
+        return await run.steer(deliver, attempt) if run else None
 
     async def _give_up(self, deliver: Deliver, detail: str) -> Finished:
         finished = Finished(
@@ -213,6 +235,11 @@ class _Run:
         self._resumes_with = ""
         self._launches = 0
         self._attempt: Attempt | None = None
+        #: By the id that the agent knows them by.
+        self._rides: dict[str, Ride] = {}
+        #: Nothing is put in while what was is counted, nor after that.
+        self._steering = anyio.Lock()
+        self._closed = False
 
     async def go(
         self, attempt: int, stop: StopSignal, earlier: TurnRecord | None
@@ -369,6 +396,7 @@ class _Run:
                 hang_timeout_s=self._deliver.agent.hang_timeout_s
                 or self._settings.limits.hang_timeout_s,
                 decide=self._decide,
+                on_taken=self._taken_up,
                 keeps=self._keeps,
                 shut=held.place.shut,
                 spared=held.tool_servers,
@@ -385,12 +413,12 @@ class _Run:
     async def _launch(self, session_id: str | None) -> Held:
         launch_id = uuid.uuid4().hex
         self._desk.record.launch_id = launch_id
-        await self._desk.keep_record()
         wanted = Wanted(
             self._workspace,
             self._run_id,
             launch_id,
             session_id,
+            on_spawn=self._desk.keep_record,
             on_gone=self._uplink.gone if self._keeps else None,
         )
         return await self._tasks.start(self._launcher.live, wanted)
@@ -401,17 +429,7 @@ class _Run:
         if self._desk.record.launch_id != child.launch_id:
             self._desk.record.launch_id = child.launch_id
             await self._desk.keep_record()
-        await self._uplink.launched(
-            Launch(
-                run_id=self._run_id,
-                delivery_id=self._deliver.delivery_id,
-                launch_id=child.launch_id,
-                pid=child.pid,
-                started_at=child.started_at,
-                attempt=attempt,
-                stays=self._keeps,
-            )
-        )
+        await self._uplink.launched(self._launch_record(worker, self._deliver, attempt))
         crash.point("after_spawn")
         if self._launches == 1:
             await self._reporter.event(
@@ -424,6 +442,52 @@ class _Run:
                     resumed=resumed,
                 )
             )
+
+    def _launch_record(self, worker: Worker, deliver: Deliver, attempt: int) -> Launch:
+        child = worker.child
+        return Launch(
+            run_id=self._run_id,
+            delivery_id=deliver.delivery_id,
+            launch_id=child.launch_id,
+            pid=child.pid,
+            started_at=child.started_at,
+            attempt=attempt,
+            stays=self._keeps and worker.session.capabilities.warm,
+        )
+
+    # --- further messages ---
+
+    async def steer(self, deliver: Deliver, attempt: int) -> Ride | None:
+        """Puts a message into the turn; written down first, as a process that is given one is."""
+        async with self._steering:
+            under_way = None if self._closed else self._attempt
+            mine = deliver.agent.id == self._deliver.agent.id
+            if not mine or under_way is None or not under_way.steerable:
+                return None
+            return await self._put_in(under_way, deliver, attempt)
+
+    async def _put_in(self, under_way: Attempt, deliver: Deliver, attempt: int) -> Ride | None:
+        turn, ride = Turn(f"{prompts.origin(deliver.message)}{deliver.message.text}"), Ride(deliver)
+        self._rides[turn.id] = ride
+        await self._desk.join(deliver)
+        await self._uplink.launched(self._launch_record(under_way.worker, deliver, attempt))
+        if under_way.steer(turn):
+            return ride
+        del self._rides[turn.id]
+        await self._desk.part(deliver)
+        return None
+
+    async def _taken_up(self, turn_id: str) -> None:
+        ride = self._rides.get(turn_id)
+        if ride is None:
+            return
+        ride.taken = True
+        deliver = ride.deliver
+        self._reporter.join(deliver.delivery_id)
+        self._desk.work_on(deliver)
+        await self._reporter.event(
+            Steered(at=now(), delivery_id=deliver.delivery_id, message_id=deliver.message.id)
+        )
 
     # --- warm ones ---
 

@@ -43,6 +43,9 @@ class LiveRuns:
         self._runs: dict[RunId, LiveRun] = {}
 
     def add(self, run: LiveRun) -> None:
+        if known := self._runs.get(run.run_id):
+            joined = dict.fromkeys([*known.delivery_ids, *run.delivery_ids])
+            run = LiveRun(run_id=run.run_id, delivery_ids=list(joined))
         self._runs[run.run_id] = run
 
     def remove(self, run_id: RunId) -> None:

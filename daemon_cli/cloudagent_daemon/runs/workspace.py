@@ -148,6 +148,10 @@ class Workspace:
     def keep_turn(self, delivery: DeliveryId, record: TurnRecord) -> None:
         _replace(self._turn_file(delivery), record.model_dump_json(by_alias=True))
 
+    def forget_turn(self, delivery: DeliveryId) -> None:
+        """It has not begun."""
+        self._turn_file(delivery).unlink(missing_ok=True)
+
     def forget_old_turns(self) -> None:
         """Leaves the newest `TURNS_KEPT`, and of older ones those that are not over."""
         # Ids of deliveries begin with the time.
