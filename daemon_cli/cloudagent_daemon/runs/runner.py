@@ -259,6 +259,7 @@ class _Run:
             seen, failure = await self._attempts(note, attempt, stop)
         except DriverError as error:
             seen, failure = Seen(), Failure(error.reason, str(error))
+        await self._let_off()
         if stop.parks:
             return await self._park()
         await self._asking.withdraw()
@@ -472,10 +473,19 @@ class _Run:
         await self._desk.join(deliver)
         await self._uplink.launched(self._launch_record(under_way.worker, deliver, attempt))
         if under_way.steer(turn):
+            self._asking.stay()
             return ride
         del self._rides[turn.id]
         await self._desk.part(deliver)
         return None
+
+    async def _let_off(self) -> None:
+        """Nothing more is put in; what was and was not taken up is none of this run's."""
+        async with self._steering:
+            self._closed = True
+            for ride in self._rides.values():
+                if not ride.taken:
+                    await self._desk.part(ride.deliver)
 
     async def _taken_up(self, turn_id: str) -> None:
         ride = self._rides.get(turn_id)
