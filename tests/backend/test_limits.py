@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
+import h11
 import pytest
 from anyio.abc import SocketStream
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from cloudagent_backend.api.limits import is_address, is_loopback
+from cloudagent_backend.api.limits import OneWrite, is_address, is_loopback
 from fakes.server import Backend, running_backend
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -34,6 +35,31 @@ async def until_closed(stream: SocketStream) -> bytes:
                 said += await stream.receive()
         except (anyio.EndOfStream, anyio.BrokenResourceError):
             return said
+
+
+def answering(request: bytes) -> OneWrite:
+    connection = OneWrite(16_384)
+    connection.receive_data(request + b"\r\n")
+    assert isinstance(connection.next_event(), h11.Request)
+    return connection
+
+
+def test_the_head_and_the_body_of_an_answer_are_written_at_once() -> None:
+    connection = answering(HEAD)
+    head = h11.Response(status_code=200, headers=[("Content-Length", "2")])
+    assert connection.send(head) == b""
+    written = connection.send(h11.Data(data=b"ok")) or b""
+    assert written.startswith(b"HTTP/1.1 200")
+    assert written.endswith(b"\r\n\r\nok")
+    assert connection.send(h11.EndOfMessage()) == b""
+
+
+def test_the_head_of_an_answer_without_a_length_or_a_body_waits_for_nothing() -> None:
+    streamed = h11.Response(status_code=200, headers=[])
+    assert (answering(HEAD).send(streamed) or b"").startswith(b"HTTP/1.1 200")
+    connection = answering(HEAD.replace(b"GET", b"HEAD"))
+    assert connection.send(h11.Response(status_code=200, headers=[("Content-Length", "2")])) == b""
+    assert (connection.send(h11.EndOfMessage()) or b"").startswith(b"HTTP/1.1 200")
 
 
 async def test_a_head_that_never_ends_ends_the_connection(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import ipaddress
 import logging
 from functools import lru_cache
-from typing import Final, cast
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -16,6 +16,7 @@ import h11
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import override
+from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from cloudagent_backend.api.errors import problem
@@ -228,6 +229,32 @@ async def _nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
+class OneWrite(h11.Connection):
+    """Gives the head of an answer whose length is known together with its body.
+
+    uvicorn writes what it is given at once: apart, each is a call to the system, and a packet.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(h11.SERVER, most)
+        self._head: list[bytes] = []
+
+    @override
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes] | None:
+        data = super().send_with_data_passthrough(event)
+        if data is None:
+            return None
+        if isinstance(event, h11.Response) and _has_length(event):
+            self._head = data
+            return []
+        data, self._head = self._head + data, []
+        return data
+
+
+def _has_length(response: h11.Response) -> bool:
+    return any(name == b"content-length" for name, _ in response.headers)
+
+
 class PatientHTTP(WriteDeadline, H11Protocol):
     """uvicorn's connection, with an end to its patience.
 
@@ -237,6 +264,12 @@ class PatientHTTP(WriteDeadline, H11Protocol):
 
     head_deadline_s: float = 10.0
     _head_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, config: Config, *args: Any, **named: Any) -> None:
+        super().__init__(config, *args, **named)
+        most = config.h11_max_incomplete_event_size
+        assert most is not None  # `uvicorn_config` sets it
+        self.conn = OneWrite(most)
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  as uvicorn has it
