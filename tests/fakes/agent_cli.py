@@ -17,6 +17,7 @@ own. Each line of a prompt that begins with `@@` is an order, carried out in tur
 ``@@garbage``              print bytes that are no UTF-8, and lines that are no JSON
 ``@@retry STATUS ERROR``   report that a model request failed and is tried again
 ``@@limit EPOCH``          tell that the account has used up what it may until then
+``@@limited EPOCH``        end the turn for that, if it is so and FAKE_STATE/paid is not there
 ``@@error STATUS ERROR``   end the turn with an error result; the exit is then 1
 ``@@result SUBTYPE``       end the turn with a result of this subtype; the exit is then 1
 ``@@tools STATE [N]``      begin with the tools in this state (`pending`, `failed`); N times
@@ -446,6 +447,11 @@ class Agent:
     def do_limit(self, rest: str, earlier: list[str]) -> None:
         info = {"status": "rejected", "resetsAt": int(rest), "rateLimitType": "five_hour"}
         say({"type": "rate_limit_event", "rate_limit_info": info, "session_id": self.session_id})
+
+    def do_limited(self, rest: str, earlier: list[str]) -> None:
+        if time.time() < int(rest) and not exists(f"{STATE}/paid"):
+            self.do_limit(rest, earlier)
+            self.do_error("429 rate_limit", earlier)
 
     def do_error(self, rest: str, earlier: list[str]) -> None:
         status, _, error = rest.partition(" ")
