@@ -132,7 +132,8 @@ async def test_above_the_budget_messages_wait_for_a_person_who_lets_it_use_as_mu
         with pytest.raises(Refused, match="ana has answered already: continue"):
             await desk.service.decide_budget(desk.user_id, "bo", desk.agent_id, CONTINUE)
         await desk.receive_all()
-        await turn(desk, message)  # 2,250 of 2,000
+        await turn(desk, message)  # 2,250 of 2,500: as much again, from where it was
+        await spend(desk)
         await desk.say("third")
         assert await sent(desk) == []
         again = (await agent(desk)).pause
@@ -200,13 +201,13 @@ async def test_an_agent_that_has_not_paused_has_nothing_to_decide(tmp_path: Path
             await desk.service.decide_budget(desk.user_id, "ana", AgentId("agent_no"), CONTINUE)
 
 
-@given(st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 5), st.integers(1, 10**7))
+@given(st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**7), st.integers(1, 10**7))
 def test_a_budget_is_passed_where_as_much_is_used_as_was_allowed(
-    given_in: int, given_out: int, continues: int, allowed: int
+    given_in: int, given_out: int, before: int, allowed: int
 ) -> None:
-    day = DayRow(AgentId("agent_1"), "2026-11-27", 1, given_in, given_out, continues=continues)
+    day = DayRow(AgentId("agent_1"), "2026-11-27", 1, given_in, given_out, from_tokens=before)
     said = passed(AgentLimits(day_tokens=allowed), day)
-    assert (said is not None) is (given_in + given_out >= allowed * (continues + 1))
+    assert (said is not None) is (given_in + given_out >= allowed + before)
     assert passed(AgentLimits(), day) is None
 
 

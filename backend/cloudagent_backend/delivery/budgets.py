@@ -2,7 +2,7 @@
 
 Looked at where a delivery is leased, and only for agents that have a budget: everybody else's messages
 take their way without it. What a turn uses is known at its end, so a budget may be passed by the turns
-that run when it is reached. A person lets the agent have as much again, or stops what waits; a new day
+that run when it is reached. A person lets the agent have as much again from there on, or stops what waits; a new day
 (UTC), or a larger budget, lets it go on as well. What a pause answers is counted: the first word wins.
 
 All of it runs inside the caller's transaction.
@@ -21,11 +21,12 @@ from cloudagent_protocol.resources import AgentLimits, EventType, RungName
 
 def passed(limits: AgentLimits, day: DayRow) -> str | None:
     """Why an agent may begin no turn on this day; null if it may."""
-    times = day.continues + 1
-    if limits.day_tokens is not None and day.tokens >= limits.day_tokens * times:
-        return f"it has used {day.tokens:,} tokens today, and may use {limits.day_tokens * times:,}"
-    if limits.day_cost_usd is not None and day.cost_usd >= limits.day_cost_usd * times:
-        allowed = limits.day_cost_usd * times
+    tokens = limits.day_tokens
+    if tokens is not None and day.tokens - day.from_tokens >= tokens:
+        return f"it has used {day.tokens:,} tokens today, and may use {day.from_tokens + tokens:,}"
+    cost = limits.day_cost_usd
+    if cost is not None and day.cost_usd - day.from_cost_usd >= cost:
+        allowed = day.from_cost_usd + cost
         return f"it has cost ${day.cost_usd:,.2f} today, and may cost ${allowed:,.2f}"
     return None
 

@@ -104,7 +104,9 @@ def go_on(c: sqlite3.Connection, user_id: UserId, by: str, message_id: MessageId
             next=f"See where it is: cloudagent trace {message_id}",
         )
     for row in held:
-        rung = NewRung(RungName.WAITING, by, "lets it go on when the limit is over", reason=_WHY)
+        rung = NewRung(
+            RungName.WAITING, by, f"{by} lets it go on when the limit is over", reason=_WHY
+        )
         released = deliveries.release(c, row, row.seq)
         ladder.tell(c, deliveries.note(c, released, rung))
     return Submitted(message, {row.host_id for row in held})

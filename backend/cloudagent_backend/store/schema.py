@@ -239,6 +239,12 @@ ALTER TABLE chains ADD COLUMN allowed_tokens INTEGER;  -- null: no limit
 ALTER TABLE chains ADD COLUMN allowed_cost_usd REAL;
 """
 
+_CONTINUED: Final = """
+-- What had been used when a person last let the agent go on that day: from there its budget counts.
+ALTER TABLE usage_days ADD COLUMN from_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE usage_days ADD COLUMN from_cost_usd REAL NOT NULL DEFAULT 0;
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
@@ -255,6 +261,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _RESUMING,
     delivery_schema.IN_FLIGHT,
     _USAGE,
+    _CONTINUED,
 )
 
 

@@ -25,8 +25,10 @@ class DayRow:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
-    #: How often a person has let it go on that day: each time it may have as much again.
+    #: How often a person has let it go on that day, and what had been used then.
     continues: int = 0
+    from_tokens: int = 0
+    from_cost_usd: float = 0.0
     pauses: int = 0
     paused_us: int | None = None
     answers: list[ChainAnswer] = field(default_factory=list[ChainAnswer])
@@ -140,10 +142,16 @@ def answer(c: sqlite3.Connection, row: DayRow, added: ChainAnswer) -> None:
     """Keep what a person has decided about a pause."""
     told = [one.model_dump(mode="json") for one in (*row.answers, added)]
     c.execute(
-        "UPDATE usage_days SET paused_us = NULL, continues = continues + ?, answers = ?"
-        " WHERE agent_id = ? AND day = ?",
-        (added.decision == "continue", json.dumps(told), row.agent_id, row.day),
+        "UPDATE usage_days SET paused_us = NULL, answers = ? WHERE agent_id = ? AND day = ?",
+        (json.dumps(told), row.agent_id, row.day),
     )
+    if added.decision == "continue":
+        c.execute(
+            "UPDATE usage_days SET continues = continues + 1,"
+            " from_tokens = input_tokens + output_tokens, from_cost_usd = cost_usd"
+            " WHERE agent_id = ? AND day = ?",
+            (row.agent_id, row.day),
+        )
 
 
 def lift(c: sqlite3.Connection, agent_id: AgentId) -> None:

@@ -75,5 +75,6 @@ def _show(found: "Agent") -> None:
     terminal.show(f"after a rate limit it {resumes}")
     if found.pause:
         terminal.show(terminal.safe(f"paused: {found.pause.detail}"))
-        waiting = f"{found.pause.waiting} messages wait"
+        count = found.pause.waiting
+        waiting = "1 message waits" if count == 1 else f"{count} messages wait"
         terminal.show(terminal.safe(f"{waiting}: cloudagent budget {found.name} continue|stop"))
