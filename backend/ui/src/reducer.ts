@@ -6,6 +6,7 @@
 import { emptyRun, isLive, withDelta, withEvents, withRun, type RunView } from "./run";
 import type {
   Agent,
+  Approval,
   Chain,
   Conversation,
   Delta,
@@ -61,6 +62,8 @@ export interface State {
   runs: Readonly<Record<string, RunView>>;
   /** Those that have paused, and what the stream has told of others. */
   chains: Readonly<Record<string, Chain>>;
+  /** What waits for a person, and what the stream has told of since. */
+  approvals: Readonly<Record<string, Approval>>;
   outgoing: readonly Outgoing[];
   /** Conversations with something new since they were last in view. */
   unread: ReadonlySet<string>;
@@ -84,6 +87,7 @@ export const initial: State = {
   traces: {},
   runs: {},
   chains: {},
+  approvals: {},
   outgoing: [],
   unread: new Set(),
   openings: {},
@@ -96,7 +100,8 @@ export type Action =
   | { type: "link"; link: Link }
   | { type: "cursor"; cursor: number }
   | { type: "event"; event: LogEvent }
-  | { type: "overview"; since: number; hosts: Host[]; agents: Agent[]; conversations: Conversation[]; chains: Chain[] }
+  | { type: "overview"; since: number; hosts: Host[]; agents: Agent[]; conversations: Conversation[]; chains: Chain[]; approvals: Approval[] }
+  | { type: "approval"; approval: Approval }
   | { type: "hosts"; hosts: Host[] }
   | { type: "agents"; agents: Agent[] }
   | { type: "conversations"; conversations: Conversation[] }
@@ -133,6 +138,7 @@ export function reduce(state: State, action: Action): State {
         agents: fetched(state, state.agents, action.agents, action.since),
         conversations: fetched(state, state.conversations, action.conversations, action.since),
         chains: fetched(state, state.chains, action.chains, action.since),
+        approvals: fetched(state, state.approvals, action.approvals, action.since),
       };
     case "hosts":
       return { ...state, hosts: put(state.hosts, action.hosts) };
@@ -142,6 +148,8 @@ export function reduce(state: State, action: Action): State {
       return { ...state, conversations: put(state.conversations, action.conversations) };
     case "chain":
       return { ...state, chains: put(state.chains, [action.chain]) };
+    case "approval":
+      return { ...state, approvals: put(state.approvals, [further(state.approvals[action.approval.id], action.approval)]) };
     case "messages":
       // Of other conversations: what was fetched here and there is no part of their threads.
       return { ...state, messages: { ...Object.fromEntries(action.messages.map((m) => [m.id, m])), ...state.messages } };
@@ -242,6 +250,12 @@ function applyKept(state: State, event: LogEvent): State {
     case "chain.updated": {
       const next = touch(state, event);
       return { ...next, chains: put(next.chains, [data as unknown as Chain]) };
+    }
+    case "approval.requested":
+    case "approval.resolved": {
+      const next = touch(state, event);
+      const told = data as unknown as Approval;
+      return { ...next, approvals: put(next.approvals, [further(next.approvals[told.id], told)]) };
     }
     case "host.updated": {
       const next = touch(state, event);
@@ -395,6 +409,35 @@ export function pausedIn(state: State, conversation_id: string): Chain[] {
   return Object.values(state.chains).filter(
     (chain) => chain.state === "paused" && chain.conversation_ids.includes(conversation_id),
   );
+}
+
+/** How far a request has come; of two stories the further one is the newer. */
+const PROGRESS = { pending: 0, answered: 1, resolved: 2, expired: 2, cancelled: 2 };
+
+function further(had: Approval | undefined, got: Approval): Approval {
+  return had !== undefined && PROGRESS[had.state] > PROGRESS[got.state] ? had : got;
+}
+
+/** What waits for a person, who has waited longest first. */
+export function pending(state: State): Approval[] {
+  return Object.values(state.approvals)
+    .filter((approval) => approval.state === "pending")
+    .sort((a, b) => compare(a.id, b.id));
+}
+
+/** Those, and what is answered and has not reached its machine. */
+export function unsettled(state: State): Approval[] {
+  const answered = Object.values(state.approvals).filter((approval) => approval.state === "answered");
+  return [...pending(state), ...answered];
+}
+
+/** What a conversation shows of requests: those that wait, are on their way to the machine, or came too late. */
+export function approvalsIn(state: State, conversation_id: string): Approval[] {
+  const shown = (one: Approval) =>
+    one.state === "pending" || one.state === "answered" || (one.state === "cancelled" && one.decided_by != null);
+  return Object.values(state.approvals)
+    .filter((one) => one.conversation_id === conversation_id && shown(one))
+    .sort((a, b) => compare(a.id, b.id));
 }
 
 /** Its agent by the name or id of an address: an id wins, then the exact name. */

@@ -1,5 +1,5 @@
 /** The page's addresses: `/`, `/a/<agent>`, `/a/<agent>/new`, `/a/<agent>/c/<conversation>`,
- *  `/a/<agent>/m/<message>`, `/a/<agent>/settings`, `/agents/new`, `/hosts`, `/hosts/new`, `/device`, `/setup`. */
+ *  `/a/<agent>/m/<message>`, `/a/<agent>/settings`, `/approvals`, `/agents/new`, `/hosts`, `/hosts/new`, `/device`, `/setup`. */
 
 import { useSyncExternalStore } from "react";
 
@@ -8,6 +8,7 @@ export type Route =
   | { view: "chat"; agent: string; conversation: string | null; message: string | null; fresh: boolean }
   | { view: "settings"; agent: string }
   | { view: "new_agent"; host: string | null }
+  | { view: "approvals" }
   | { view: "hosts" }
   | { view: "new_host" }
   | { view: "device"; code: string | null }
@@ -29,6 +30,7 @@ export function parse(path: string, query = ""): Route {
   }
   if (first === "agents" && second === "new")
     return { view: "new_agent", host: new URLSearchParams(query).get("host") };
+  if (first === "approvals") return { view: "approvals" };
   if (first === "hosts") return { view: second === "new" ? "new_host" : "hosts" };
   if (first === "device") return { view: "device", code: new URLSearchParams(query).get("code") };
   if (first === "setup") return { view: "setup" };

@@ -8,6 +8,8 @@ import { Store } from "./store";
 import { Stream } from "./stream";
 import type {
   Agent,
+  Approval,
+  ApprovalDecision,
   Chain,
   Conversation,
   DeliveryTrace,
@@ -152,13 +154,16 @@ export class Session {
   async #overview(): Promise<void> {
     await this.#once("overview", async () => {
       const since = this.store.state.cursor ?? 0;
-      const [hosts, agents, conversations, chains] = await Promise.all([
+      const [hosts, agents, conversations, chains, asked, answered] = await Promise.all([
         all<Host>("/v1/host-machines"),
         all<Agent>("/v1/agents"),
         all<Conversation>("/v1/conversations"),
         all<Chain>("/v1/chains", "state=paused&"),
+        all<Approval>("/v1/approvals", "state=pending&"),
+        all<Approval>("/v1/approvals", "state=answered&"),
       ]);
-      this.store.dispatch({ type: "overview", since, hosts, agents, conversations, chains });
+      const approvals = [...asked, ...answered];
+      this.store.dispatch({ type: "overview", since, hosts, agents, conversations, chains, approvals });
     });
   }
 
@@ -316,6 +321,21 @@ export class Session {
   async decide(chain: Chain, decision: "continue" | "stop"): Promise<void> {
     const body = { decision, pause: chain.pauses };
     this.store.dispatch({ type: "chain", chain: await post<Chain>(`/v1/chains/${chain.id}`, body) });
+  }
+
+  /** Answers what an agent asks. Where somebody else was first, that answer is fetched, and said. */
+  async answer(
+    approval: Approval,
+    body: { decision: ApprovalDecision; reason?: string; answer?: string },
+  ): Promise<void> {
+    const path = `/v1/approvals/${approval.id}`;
+    try {
+      this.store.dispatch({ type: "approval", approval: await post<Approval>(path, body) });
+    } catch (error) {
+      if (error instanceof Problem && error.status === 409)
+        this.store.dispatch({ type: "approval", approval: await get<Approval>(path) });
+      throw error;
+    }
   }
 
   /** Answers the pause of an agent that has used up its budget. */

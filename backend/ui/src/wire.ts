@@ -217,6 +217,38 @@ export interface Chain {
   agent_ids: string[];
 }
 
+/** What an agent asks a person: whether it may, or what to do. */
+export interface Approval {
+  id: string;
+  kind: "permission" | "question";
+  state: "pending" | "answered" | "resolved" | "expired" | "cancelled";
+  agent_id: string;
+  conversation_id: string;
+  delivery_id: string;
+  run_id: string;
+  tool?: string | null;
+  action?: string | null;
+  input?: Record<string, unknown> | null;
+  truncated?: boolean;
+  redacted?: boolean;
+  cwd?: string | null;
+  files?: Record<string, string>;
+  /** What `conversation` and `always` would allow; null: once only. */
+  rule?: string | null;
+  question?: string | null;
+  options?: string[];
+  requested_at: string;
+  expires_at?: string | null;
+  decision?: string | null;
+  reason?: string | null;
+  answer?: string | null;
+  decided_by?: string | null;
+  decided_at?: string | null;
+  detail?: string | null;
+}
+
+export type ApprovalDecision = "once" | "conversation" | "always" | "deny";
+
 export interface Trace {
   message_id: string;
   deliveries: DeliveryTrace[];

@@ -60,6 +60,15 @@ export function until(at: string, now = new Date()): string {
 }
 
 /** "09:12" today, "yesterday 09:12", "3 Nov 09:12". */
+/** Text of somebody else as it really is: what controls, turns or hides text is shown by its code. */
+export function plainly(text: string): string {
+  return text.replace(HIDDEN, (char) => `\\u{${(char.codePointAt(0) ?? 0).toString(16)}}`);
+}
+
+const HIDDEN =
+  // eslint-disable-next-line no-control-regex
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0]|[\u{e0000}-\u{e01ef}]/gu;
+
 export function since(at: string, now = new Date()): string {
   const days = daysAgo(at, now);
   const time = clock(at);
@@ -258,6 +267,7 @@ const RUNGS: Record<string, string> = {
   ready: "its tools answered",
   seen: "began to answer",
   waiting: "waiting",
+  answered: "answered",
   interrupted: "interrupted, tried again",
   replied: "replied",
   silent: "chose not to reply",

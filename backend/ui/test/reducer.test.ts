@@ -1,9 +1,9 @@
 import { describe, expect, test } from "vitest";
 
-import { initial, outgoingIn, reduce, type Action, type Outgoing, type State } from "../src/reducer";
+import { approvalsIn, initial, outgoingIn, pending, reduce, type Action, type Outgoing, type State } from "../src/reducer";
 import { countPoints, skipPoints } from "../src/run";
 import { timeline } from "../src/timeline";
-import { NO_LIMITS, type Agent, type DeliveryTrace, type Host, type Message, type Run } from "../src/wire";
+import { NO_LIMITS, type Agent, type Approval, type DeliveryTrace, type Host, type Message, type Run } from "../src/wire";
 
 const at = (minute: number): string => `2026-01-01T12:${String(minute).padStart(2, "0")}:00Z`;
 
@@ -88,11 +88,36 @@ describe("the cursor", () => {
   });
 });
 
+describe("what an agent asks", () => {
+  const asked = { id: "apr_1", kind: "permission", state: "pending", agent_id: "agent_1", conversation_id: "conv_1" };
+
+  test("waits until it is answered, and never goes back to waiting", () => {
+    const before = after({ type: "cursor", cursor: 1 }, event(2, "approval.requested", asked));
+    expect(pending(before).map((one) => one.id)).toEqual(["apr_1"]);
+    const answered = { ...asked, state: "answered", decided_by: "ana" };
+    const state = reduce(reduce(before, event(3, "approval.resolved", answered)), {
+      type: "approval",
+      approval: asked as unknown as Approval,
+    });
+    expect(pending(state)).toEqual([]);
+    expect(approvalsIn(state, "conv_1").map((one) => one.state)).toEqual(["answered"]);
+    const over = reduce(state, event(4, "approval.resolved", { ...answered, state: "resolved" }));
+    expect(approvalsIn(over, "conv_1")).toEqual([]);
+  });
+
+  test("an answer that came too late stays to be seen", () => {
+    const late = { ...asked, state: "cancelled", decided_by: "ana", detail: "the answer came too late" };
+    const state = after({ type: "cursor", cursor: 1 }, event(2, "approval.resolved", late));
+    expect(approvalsIn(state, "conv_1")).toHaveLength(1);
+    expect(approvalsIn(state, "conv_2")).toEqual([]);
+  });
+});
+
 describe("what is fetched", () => {
   test("does not undo what the stream has said since it was asked for", () => {
     const online = after({ type: "cursor", cursor: 7 }, event(8, "host.updated", host));
     const stale = { ...host, state: "offline" as const };
-    const state = reduce(online, { type: "overview", since: 7, hosts: [stale], agents: [agent], conversations: [], chains: [] });
+    const state = reduce(online, { type: "overview", since: 7, hosts: [stale], agents: [agent], conversations: [], chains: [], approvals: [] });
     expect(state.hosts["host_1"]?.state).toBe("online");
     expect(state.agents["agent_1"]).toEqual(agent);
   });
@@ -103,7 +128,7 @@ describe("what is fetched", () => {
       { type: "hosts", hosts: [old] },
       { type: "cursor", cursor: 7 },
       event(8, "host.updated", host),
-      { type: "overview", since: 7, hosts: [], agents: [], conversations: [], chains: [] },
+      { type: "overview", since: 7, hosts: [], agents: [], conversations: [], chains: [], approvals: [] },
     );
     expect(Object.keys(state.hosts)).toEqual(["host_1"]);
   });

@@ -28,6 +28,7 @@ from cloudagent_protocol.ids import (
     MessageId,
     UserId,
     new_agent_id,
+    new_approval_id,
     new_conversation_id,
     new_delivery_id,
     new_host_id,
@@ -37,6 +38,9 @@ from cloudagent_protocol.ids import (
 from cloudagent_protocol.resources import (
     Agent,
     AgentStatus,
+    Approval,
+    ApprovalKind,
+    ApprovalState,
     Author,
     Chain,
     ChainAnswer,
@@ -109,6 +113,7 @@ class ScriptedBackend:
         self.traces: dict[str, DeliveryTrace] = {}
         self.runs: dict[str, Run] = {}
         self.chains: dict[str, Chain] = {}
+        self.approvals: dict[str, Approval] = {}
         self.run_events: dict[str, list[dict[str, Any]]] = {}
         self.idempotent: dict[str, dict[str, Any]] = {}
         #: Requests as "METHOD /path", in their order.
@@ -307,6 +312,32 @@ class ScriptedBackend:
         self.put_chain(chain)
         return chain
 
+    def ask(self, message: Message, **asked: Any) -> Approval:
+        """The agent asks while it works on a message."""
+        [delivery] = message.deliveries
+        host = next(iter(self.hosts))
+        kind = ApprovalKind.QUESTION if "question" in asked else ApprovalKind.PERMISSION
+        approval = Approval(
+            id=new_approval_id(),
+            kind=kind,
+            state=ApprovalState.PENDING,
+            agent_id=delivery.agent_id,
+            conversation_id=message.conversation_id,
+            host_machine_id=self.hosts[host].id,
+            delivery_id=delivery.id,
+            run_id=new_run_id(),
+            requested_at=datetime.now(UTC),
+            **asked,
+        )
+        self.put_approval(approval)
+        return approval
+
+    def put_approval(self, approval: Approval) -> None:
+        self.approvals[approval.id] = approval
+        waits = approval.state is ApprovalState.PENDING
+        kind = EventType.APPROVAL_REQUESTED if waits else EventType.APPROVAL_RESOLVED
+        self.tell(kind, approval.model_dump(mode="json"))
+
     def put_chain(self, chain: Chain) -> None:
         self.chains[chain.id] = chain
         self.tell(EventType.CHAIN_UPDATED, chain.model_dump(mode="json"))
@@ -491,6 +522,7 @@ class ScriptedBackend:
             "messages": self.messages,
             "runs": self.runs,
             "chains": self.chains,
+            "approvals": self.approvals,
         }[kind]
 
     def _of_conversation(self, request: Request, conversation_id: str, what: str) -> Any:
@@ -526,8 +558,8 @@ class ScriptedBackend:
             case ("POST", "conversations", conversation_id, "messages"):
                 self.modes.append(body.get("mode"))
                 return self._posted(conversation_id, body["text"])
-            case ("POST", "chains", chain_id):
-                return self._decided(self.chains[chain_id], body["decision"])
+            case ("POST", "chains" | "approvals", thing_id):
+                return self._person_says(thing_id, body)
             case ("POST", "runs", run_id, "interrupt"):
                 return self.runs[run_id].model_dump(mode="json")
             case ("DELETE", kind, thing_id):
@@ -559,6 +591,19 @@ class ScriptedBackend:
         data = message.model_dump(mode="json")
         self.tell(EventType.MESSAGE_UPDATED, data)
         return data
+
+    def _person_says(self, thing_id: str, body: Any) -> Any:
+        if approval := self.approvals.get(thing_id):
+            return self._answered(approval, body)
+        return self._decided(self.chains[thing_id], body["decision"])
+
+    def _answered(self, approval: Approval, body: Any) -> Any:
+        if approval.state is not ApprovalState.PENDING:
+            said = f"{approval.decided_by} has answered already: {approval.decision}."
+            return problem(409, "conflict", said, "Look again.")
+        answer = {"state": ApprovalState.ANSWERED, "decided_by": "ana", **body}
+        self.put_approval(approval.model_copy(update=answer))
+        return self.approvals[approval.id].model_dump(mode="json")
 
     def _decided(self, chain: Chain, decision: Any) -> Any:
         if chain.state is not ChainState.PAUSED:

@@ -11,6 +11,7 @@ import type { Agent, Message } from "../wire";
 import { OVER } from "../wire";
 import { agentWords, dayOf, driverName, duration, hostWords, obstacle } from "../words";
 import { Activity } from "./Activity";
+import { Asked } from "./Approvals";
 import { PausedAgent } from "./Budget";
 import { PausedChains } from "./Chains";
 import { Composer, focusComposer } from "./Composer";
@@ -101,6 +102,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
         state={state}
       />
       <div className="dock">
+        <Asked conversation={conversation} />
         <PausedAgent agent={agent} />
         <PausedChains conversation={conversation} />
         <Busy conversation={conversation} agent={agent} state={state} />

@@ -5,6 +5,7 @@ import { useEffect, useState, type ReactNode } from "react";
 import { agentBySlug, agentsByName } from "../reducer";
 import { chatPath, go, type Route } from "../router";
 import { AgentForm } from "./AgentForm";
+import { Approvals } from "./Approvals";
 import { Chat } from "./Chat";
 import { Device } from "./Device";
 import { AddHost, Hosts } from "./Hosts";
@@ -68,6 +69,8 @@ function View({ route, onMenu }: { route: Route; onMenu: (() => void) | null }):
     }
     case "new_agent":
       return <AgentForm agent={null} host={route.host} onMenu={onMenu} />;
+    case "approvals":
+      return <Approvals onMenu={onMenu} />;
     case "hosts":
       return <Hosts onMenu={onMenu} />;
     case "new_host":

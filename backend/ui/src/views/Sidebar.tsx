@@ -2,7 +2,7 @@
 
 import { useEffect, useRef, type ReactNode } from "react";
 
-import { agentBySlug, agentsByName, conversationsOf, hostOf, pausedIn, type State } from "../reducer";
+import { agentBySlug, agentsByName, conversationsOf, hostOf, pausedIn, pending, type State } from "../reducer";
 import { chatPath, type Route } from "../router";
 import type { Agent } from "../wire";
 import { agentWords, since } from "../words";
@@ -31,6 +31,7 @@ export function Sidebar({ route, hidden, onClose, onSwitch }: Props): ReactNode 
   const agents = agentsByName(state);
   const online = Object.values(state.hosts).filter((host) => host.state === "online").length;
   const hosts = Object.keys(state.hosts).length;
+  const waiting = pending(state).length;
   return (
     <nav ref={nav} className="sidebar" aria-label="Agents" inert={hidden}>
       <div className="brand">
@@ -69,6 +70,13 @@ export function Sidebar({ route, hidden, onClose, onSwitch }: Props): ReactNode 
         </ul>
       </div>
       <div className="sidebar-foot">
+        {(waiting > 0 || route.view === "approvals") && (
+          <Link to="/approvals" className="foot-link" current={route.view === "approvals"} {...(done && { onGo: done })}>
+            <Icon name="warn" />
+            <span>Waiting for you</span>
+            {waiting > 0 && <span className="badge">{waiting}</span>}
+          </Link>
+        )}
         <Link
           to="/hosts"
           className="foot-link"
@@ -101,7 +109,8 @@ function AgentRow(props: { agent: Agent; state: State; chosen: boolean; onGo?: (
   const words = agentWords(agent, hostOf(state, agent));
   const own = conversationsOf(state, agent.id);
   const news = own.filter((c) => state.unread.has(c.id)).length;
-  const paused = own.some((c) => pausedIn(state, c.id).length > 0);
+  const asks = pending(state).some((approval) => approval.agent_id === agent.id);
+  const paused = asks || own.some((c) => pausedIn(state, c.id).length > 0);
   return (
     <Link
       to={chatPath(agent.name)}
