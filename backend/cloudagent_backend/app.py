@@ -15,6 +15,7 @@ from cloudagent_backend.api import (
     accounts,
     agents,
     approvals,
+    attachments,
     chains,
     conversations,
     daemon,
@@ -35,6 +36,7 @@ from cloudagent_backend.api.attempts import Attempts, Pacing
 from cloudagent_backend.api.authenticator import Authenticator
 from cloudagent_backend.api.errors import documented
 from cloudagent_backend.api.express import Express
+from cloudagent_backend.api.intake import Intake
 from cloudagent_backend.api.limits import Gate
 from cloudagent_backend.api.links import Links
 from cloudagent_backend.api.metrics import Metered, Metrics
@@ -48,6 +50,7 @@ from cloudagent_backend.delivery.hub import Hub
 from cloudagent_backend.delivery.service import Service
 from cloudagent_backend.store import clock, device_logins, users
 from cloudagent_backend.store import idempotency as answers
+from cloudagent_backend.store.blobs import Blobs, files_beside
 from cloudagent_backend.store.database import open_database
 from cloudagent_protocol.errors import ErrorCode, Problem
 from cloudagent_protocol.version import DISTRIBUTION
@@ -96,6 +99,8 @@ def create_app(settings: Settings, *, page: Path = ui.BUILT) -> FastAPI:
     )  # fmt: skip
     for part in people:
         app.include_router(part.router, responses=_SIGNED_IN)
+    app.include_router(attachments.router, responses=_SIGNED_IN)
+    app.include_router(attachments.machines)
     for part in (link, daemon, accounts, device, health):
         app.include_router(part.router)
     app.router.default = ui.Page(page)
@@ -137,6 +142,7 @@ async def running_world(settings: Settings, metrics: Metrics) -> AsyncGenerator[
             hub=hub,
             links=Links(database, service, hub),
             fanout=fanout,
+            intake=Intake(database, Blobs(files_beside(database.path)), settings),
             authenticator=Authenticator(database, settings, secret),
             passwords=Passwords(
                 at_once=settings.password_hashes_at_once,
@@ -177,7 +183,8 @@ async def _tidy(world: World) -> None:
             await world.database.write(
                 lambda c: users.forget_old_logins(c, world.authenticator.ages)
             )
-        except sqlite3.Error:  # a full disk, a lock: that must not end the server
+            await world.intake.tidy()
+        except (sqlite3.Error, OSError):  # a full disk, a lock: that must not end the server
             logger.exception("tidying failed; it is tried again", extra={"action": "tidy"})
         await anyio.sleep(_TIDY_EVERY_S)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from cloudagent_protocol.attachments import MAX_ATTACHMENT_BYTES
 from cloudagent_protocol.link import HEARTBEAT_S, LEASE_S, SILENCE_S
 
 PREFIX: Final = "CLOUDAGENT_BACKEND_"
@@ -16,6 +17,7 @@ CRASH_VARIABLE: Final = "CLOUDAGENT_CRASH_AT"
 #: What may be set for a limit at most.
 _MOST: Final = 1_000_000
 _MOST_TOKENS: Final = 10**12
+_MB: Final = 1_048_576
 
 
 class ConfigError(ValueError):
@@ -64,6 +66,16 @@ class Settings:
     write_deadline_s: float = 15.0
     max_body_bytes: int = 1_048_576
     body_deadline_s: float = 30.0
+    #: One file, and all the files of one person.
+    attachment_bytes: int = MAX_ATTACHMENT_BYTES
+    attachments_of_user_bytes: int = 5_120 * _MB
+    #: The longest that a file's upload may take in all, and that nothing of it may come.
+    upload_deadline_s: float = 900.0
+    upload_silence_s: float = 30.0
+    #: Uploads that one person may have under way.
+    uploads_at_once: int = 8
+    #: After this time a file that was uploaded and never sent is removed.
+    unsent_s: int = 86_400
     #: Streams of events that one person may have open: pages, and programs that wait for answers.
     followers_per_user: int = 256
     #: How long open requests may go on after a stop was asked for.
@@ -135,6 +147,8 @@ def load(environment: Mapping[str, str] | None = None, **flags: Any) -> Settings
         "public_url": found.get(f"{PREFIX}PUBLIC_URL"),
         "open_signup": _flag(found.get(f"{PREFIX}OPEN_SIGNUP")),
         "backlog_cap": _count(found, "BACKLOG_CAP", 1),
+        "attachment_bytes": _megabytes(found, "ATTACHMENT_MB"),
+        "attachments_of_user_bytes": _megabytes(found, "ATTACHMENTS_OF_USER_MB"),
         "silence_s": (silence_s := _count(found, "SILENCE_S", 2)),
         "heartbeat_s": silence_s and silence_s * HEARTBEAT_S / SILENCE_S,
         "lease_s": _count(found, "LEASE_S", 1),
@@ -169,6 +183,11 @@ def _price(text: str | None) -> float | None:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,4})?", text) or float(text) <= 0:
         raise ConfigError(f"{PREFIX}CHAIN_COST_USD is {text!r}; use dollars, such as 2.50")
     return float(text)
+
+
+def _megabytes(found: Mapping[str, str], name: str) -> int | None:
+    count = _count(found, name, 1)
+    return count and count * _MB
 
 
 def _flag(text: str | None) -> bool | None:

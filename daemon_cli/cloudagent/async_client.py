@@ -11,7 +11,7 @@
 `client.py` is the same without `await`. A change here belongs there too.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import date
 from types import TracebackType
@@ -27,6 +27,7 @@ from cloudagent.config import resolve
 from cloudagent.cursor import Cursor
 from cloudagent.errors import WaitTimeoutError
 from cloudagent.turn import TurnEvent, TurnResult, TurnState, approval_body
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import RunEvent
 from cloudagent_protocol.resources import (
     Agent,
@@ -167,15 +168,16 @@ class AsyncAgentHandle(Agent):
         conversation_id: str | None = None,
         host_machine_id: str | None = None,
         mode: DeliveryMode = DeliveryMode.QUEUE,
+        attachments: Sequence[str] = (),
         idempotency_key: str | None = None,
     ) -> AsyncTurn:
         """Send a message and follow what comes of it.
 
         It takes its place after what was sent before; with `interrupt` before all that has not begun,
         and what runs in its conversation is stopped. With `host_machine_id`, the ephemeral machine of
-        a CI job, it runs there or nowhere.
+        a CI job, it runs there or nowhere. `attachments` are ids of files that were uploaded.
         """
-        body = turn.message_body(text, conversation_id, host_machine_id, mode)
+        body = turn.message_body(text, conversation_id, host_machine_id, mode, attachments)
         return await _send(self.transport, self.id, body, idempotency_key)
 
     async def interrupt(self) -> list[Run]:
@@ -301,6 +303,30 @@ class AsyncMessages:
 
     async def cancel(self, message_id: str) -> None:
         await self._transport.run(calls.cancel_message(message_id))
+
+
+class AsyncAttachments:
+    """Files that go with messages."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def upload(
+        self, name: str, content: bytes, *, idempotency_key: str | None = None
+    ) -> Attachment:
+        """Upload a file; its id then goes with one message, within a day.
+
+        Raises:
+            APIError: it is empty, too large, or your files take all the room that they may have.
+        """
+        return await self._transport.run(calls.upload_attachment(name, content, idempotency_key))
+
+    async def download(self, attachment_id: str) -> bytes:
+        return await self._transport.run(calls.get_attachment(attachment_id))
+
+    async def delete(self, attachment_id: str) -> None:
+        """Remove one that was not sent."""
+        await self._transport.run(calls.delete_attachment(attachment_id))
 
 
 class AsyncChains:
@@ -441,6 +467,7 @@ class AsyncCloudAgent:
         self.hosts = AsyncHosts(self._transport)
         self.conversations = AsyncConversations(self._transport)
         self.messages = AsyncMessages(self._transport)
+        self.attachments = AsyncAttachments(self._transport)
         self.chains = AsyncChains(self._transport)
         self.usage = AsyncUsage(self._transport)
         self.approvals = AsyncApprovals(self._transport)

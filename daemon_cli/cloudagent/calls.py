@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter
 
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import RunEvent
 from cloudagent_protocol.resources import (
     Agent,
@@ -56,11 +57,12 @@ class Call(Generic[T]):
     params: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
     content: bytes | None = None
     idempotency_key: str | None = None
+    content_type: str = "application/json"
 
     def headers(self) -> dict[str, str]:
         headers = {"Accept": "application/json"}
         if self.content is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = self.content_type
         if self.idempotency_key is not None:
             headers["Idempotency-Key"] = self.idempotency_key
         return headers
@@ -235,6 +237,30 @@ def list_usage(
 def decide_budget(agent_id: str, body: ChainDecide, key: str | None = None) -> Call[Agent]:
     path = f"/v1/agents/{_part(agent_id)}/budget"
     return _write("POST", path, Agent.model_validate_json, body, key)
+
+
+# --- attachments ----------------------------------------------------------------------
+
+
+def upload_attachment(name: str, content: bytes, key: str | None = None) -> Call[Attachment]:
+    return Call(
+        "POST",
+        "/v1/attachments",
+        Attachment.model_validate_json,
+        {"name": name},
+        content,
+        key or str(uuid.uuid4()),
+        "application/octet-stream",
+    )
+
+
+def get_attachment(attachment_id: str) -> Call[bytes]:
+    """Its bytes."""
+    return _get(f"/v1/attachments/{_part(attachment_id)}", bytes)
+
+
+def delete_attachment(attachment_id: str) -> Call[None]:
+    return _write("DELETE", f"/v1/attachments/{_part(attachment_id)}", _nothing, None, None)
 
 
 # --- chains ---------------------------------------------------------------------------

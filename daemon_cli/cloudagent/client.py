@@ -11,7 +11,7 @@
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from datetime import date
 from types import TracebackType
@@ -25,6 +25,7 @@ from cloudagent.config import resolve
 from cloudagent.cursor import Cursor
 from cloudagent.transport import Transport
 from cloudagent.turn import TurnEvent, TurnResult, TurnState, approval_body
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import RunEvent
 from cloudagent_protocol.resources import (
     Agent,
@@ -171,15 +172,16 @@ class AgentHandle(Agent):
         conversation_id: str | None = None,
         host_machine_id: str | None = None,
         mode: DeliveryMode = DeliveryMode.QUEUE,
+        attachments: Sequence[str] = (),
         idempotency_key: str | None = None,
     ) -> Turn:
         """Send a message and follow what comes of it.
 
         It takes its place after what was sent before; with `interrupt` before all that has not begun,
         and what runs in its conversation is stopped. With `host_machine_id`, the ephemeral machine of
-        a CI job, it runs there or nowhere.
+        a CI job, it runs there or nowhere. `attachments` are ids of files that were uploaded.
         """
-        body = turn.message_body(text, conversation_id, host_machine_id, mode)
+        body = turn.message_body(text, conversation_id, host_machine_id, mode, attachments)
         return _send(self.transport, self.id, body, idempotency_key)
 
     def interrupt(self) -> list[Run]:
@@ -298,6 +300,30 @@ class Messages:
 
     def cancel(self, message_id: str) -> None:
         self._transport.run(calls.cancel_message(message_id))
+
+
+class Attachments:
+    """Files that go with messages."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def upload(
+        self, name: str, content: bytes, *, idempotency_key: str | None = None
+    ) -> Attachment:
+        """Upload a file; its id then goes with one message, within a day.
+
+        Raises:
+            APIError: it is empty, too large, or your files take all the room that they may have.
+        """
+        return self._transport.run(calls.upload_attachment(name, content, idempotency_key))
+
+    def download(self, attachment_id: str) -> bytes:
+        return self._transport.run(calls.get_attachment(attachment_id))
+
+    def delete(self, attachment_id: str) -> None:
+        """Remove one that was not sent."""
+        self._transport.run(calls.delete_attachment(attachment_id))
 
 
 class Chains:
@@ -437,6 +463,7 @@ class CloudAgent:
         self.hosts = Hosts(self._transport)
         self.conversations = Conversations(self._transport)
         self.messages = Messages(self._transport)
+        self.attachments = Attachments(self._transport)
         self.chains = Chains(self._transport)
         self.usage = Usage(self._transport)
         self.approvals = Approvals(self._transport)

@@ -5,7 +5,7 @@ and the agent's messages. However the stream was cut and resumed, each is shown 
 deltas of a block joined together are its whole text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from cloudagent import calls
 from cloudagent.calls import Flow
 from cloudagent.errors import InvalidRequestError, UnexpectedAnswerError
+from cloudagent_protocol.attachments import MAX_ATTACHMENTS
 from cloudagent_protocol.content import MAX_TEXT_CHARS
 from cloudagent_protocol.errors import ErrorCode, Problem
 from cloudagent_protocol.events import Finished, Outcome, RunEvent, Text, Usage
@@ -279,23 +280,27 @@ def message_body(
     conversation_id: str | None = None,
     host_machine_id: str | None = None,
     mode: DeliveryMode = DeliveryMode.QUEUE,
+    attachments: Sequence[str] = (),
 ) -> AgentMessageCreate:
     """The body of a message to an agent.
 
     Raises:
-        InvalidRequestError: the text is blank or too long, as the server would say too.
+        InvalidRequestError: the text is too long, or blank and there are no files with it; or there
+            are too many; as the server would say too.
     """
     said = {
         "conversation_id": conversation_id,
         "host_machine_id": host_machine_id,
         "mode": None if mode is DeliveryMode.QUEUE else mode,
+        "attachments": list(attachments) or None,
     }
     sent = {"text": text, **{name: value for name, value in said.items() if value is not None}}
     try:
         return AgentMessageCreate.model_validate(sent)
     except ValidationError as error:
         raise _invalid(
-            f"a message needs 1 to {MAX_TEXT_CHARS} characters that are not all blank"
+            f"a message needs 1 to {MAX_TEXT_CHARS} characters that are not all blank, or files; it"
+            f" may have {MAX_ATTACHMENTS}"
         ) from error
 
 

@@ -23,6 +23,8 @@ from pydantic import (
     ValidationError,
 )
 
+from cloudagent_protocol.attachments import MAX_ATTACHMENTS
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.errors import CloseCode, ProtocolError
 from cloudagent_protocol.events import AnyDecision, AnyReason, RunEvent
 from cloudagent_protocol.ids import (
@@ -47,6 +49,8 @@ from cloudagent_protocol.resources import (
 
 #: Bytes of one frame, after any inflation (RFC 6455 leaves the limit to us).
 MAX_FRAME_BYTES: Final = 1_048_576
+#: What goes with a message; null: nothing does.
+Files: TypeAlias = Annotated[list[Attachment], Field(max_length=MAX_ATTACHMENTS)]
 
 
 class _Frame(BaseModel):
@@ -149,6 +153,8 @@ class DeliveredMessage(_Frame):
     #: The conversation that it stands in, if the agent is to work on it in another: another agent's
     #: answer goes to where the question was asked.
     written_in: ConversationId | None = None
+    #: Files that go with it; their bytes are fetched apart, before the work begins.
+    attachments: Files | None = None
 
 
 class Retried(_Frame):
@@ -241,6 +247,8 @@ class Send(Numbered):
     caused_by: MessageId | None = None
     auto_published: bool = False
     sent_at: AwareDatetime
+    #: Files that go with it, whose bytes were brought before; one that was not is left out, and said.
+    attachments: Files | None = None
 
 
 class DeliveryReport(Numbered):

@@ -17,6 +17,7 @@ MessageId = NewType("MessageId", str)
 DeliveryId = NewType("DeliveryId", str)
 RunId = NewType("RunId", str)
 ApprovalId = NewType("ApprovalId", str)
+AttachmentId = NewType("AttachmentId", str)
 
 _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 #: All two letters that ten bits can be: half as many steps for each id.
@@ -76,6 +77,10 @@ def new_run_id() -> RunId:
 
 def new_approval_id() -> ApprovalId:
     return ApprovalId(f"apr_{_ulid()}")
+
+
+def new_attachment_id() -> AttachmentId:
+    return AttachmentId(f"att_{_ulid()}")
 
 
 def new_epoch() -> str:

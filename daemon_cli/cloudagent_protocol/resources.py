@@ -5,15 +5,24 @@ Times are aware UTC.
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
-from cloudagent_protocol.content import Attachment, MessageText
+from cloudagent_protocol.attachments import MAX_ATTACHMENTS
+from cloudagent_protocol.content import Attachment, MaybeText, MessageText
 from cloudagent_protocol.events import AnyDecision, ApprovalDecision, Usage
 from cloudagent_protocol.ids import (
     AgentId,
     ApprovalId,
+    AttachmentId,
     ConversationId,
     DeliveryId,
     HostId,
@@ -404,22 +413,35 @@ class Message(Resource):
     caused_by: MessageId | None = None
 
 
-class AgentMessageCreate(Body):
+class _Said(Body):
+    """What somebody says: a text, files that were uploaded before, or both."""
+
+    text: MaybeText = ""
+    attachments: Annotated[
+        list[Annotated[AttachmentId, _SENT]], Field(max_length=MAX_ATTACHMENTS)
+    ] = Field(default_factory=list[AttachmentId])
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.attachments and not self.text.strip():
+            raise ValueError("a message without attachments needs a text that is not all blank")
+        return self
+
+
+class AgentMessageCreate(_Said):
     """A message to one agent; without `conversation_id` it goes to their latest conversation.
 
     With `host_machine_id` it goes to that machine alone: an ephemeral one that serves the agent.
     """
 
-    text: MessageText
     conversation_id: Annotated[ConversationId, _SENT] | None = None
     host_machine_id: Annotated[HostId, _SENT] | None = None
     mode: DeliveryMode = DeliveryMode.QUEUE
 
 
-class MessageCreate(Body):
+class MessageCreate(_Said):
     """A message into a conversation, for all of its agents or the one named."""
 
-    text: MessageText
     agent_id: Annotated[AgentId, _SENT] | None = None
     mode: DeliveryMode = DeliveryMode.QUEUE
 

@@ -47,6 +47,8 @@ FOR_MACHINES = {
     "GET /v1/daemon/host",
     "DELETE /v1/daemon/host",
     "POST /v1/daemon/ephemeral-hosts",
+    "GET /v1/daemon/attachments/{attachment_id}",
+    "PUT /v1/daemon/attachments/{attachment_id}",
 }
 #: Made or listed for whoever asks; the other routes name an object of somebody's.
 OWN = {
@@ -63,6 +65,7 @@ OWN = {
     "GET /v1/approvals",
     "GET /v1/chains",
     "GET /v1/usage",
+    "POST /v1/attachments",
     "GET /v1/events",
 }
 SOCKETS = {"/v1/daemon/ws", "/v1/events/ws"}
@@ -79,6 +82,7 @@ class Things:
     run_id: str
     token_id: str
     approval_id: str
+    attachment_id: str
 
     @property
     def chain_id(self) -> str:
@@ -89,6 +93,8 @@ class Things:
         return {
             "POST /v1/auth/device/lookup": {"user_code": "BBBBBBBB"},
             "POST /v1/auth/device/approve": {"user_code": "BBBBBBBB"},
+            "POST /v1/attachments": "x",
+            "PUT /v1/daemon/attachments/{attachment_id}": "x",
             "POST /v1/tokens": {"name": "x"},
             "POST /v1/host-machines": {"name": "x"},
             "POST /v1/daemon/ephemeral-hosts": {"name": "x"},
@@ -106,7 +112,7 @@ class Things:
 
 
 NOBODYS = Things(
-    *(f"{kind}_NONE" for kind in ("host", "agent", "conv", "msg", "run", "tok", "apr"))
+    *(f"{kind}_NONE" for kind in ("host", "agent", "conv", "msg", "run", "tok", "apr", "att"))
 )
 
 
@@ -132,6 +138,7 @@ async def things_of(backend: Backend, person: Person) -> Things:
         path = f"/v1/agents/{person.agent.id}/messages"
         message = Message.model_validate((await client.post(path, json={"text": "hi"})).json())
         [token] = (await client.get("/v1/tokens")).json()["data"]
+        file = (await client.post("/v1/attachments", content=b"hers")).json()
     service, host = backend.world.service, person.host
     await backend.world.database.write(lambda c: sending.lease(c, ReadyHost(host.id), 32))
     run = Run(message)
@@ -150,6 +157,7 @@ async def things_of(backend: Backend, person: Person) -> Things:
         run.id,
         token["id"],
         approval_id,
+        file["id"],
     )
 
 

@@ -31,6 +31,7 @@ TEXT: TypeAdapter[str] = TypeAdapter(MessageText)
         (ids.new_delivery_id, "dlv_"),
         (ids.new_run_id, "run_"),
         (ids.new_approval_id, "apr_"),
+        (ids.new_attachment_id, "att_"),
         (ids.new_epoch, "ep_"),
     ],
 )

@@ -43,6 +43,8 @@ _SECURITY_HEADERS: Final = {
 _DRAIN_BYTES: Final = 16_777_216
 _DRAIN_S: Final = 2.0
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+#: Whose body is a file: its route reads it as it comes, once it knows who sends it.
+_FILES: Final = {"POST": "/v1/attachments", "PUT": "/v1/daemon/attachments/"}
 
 
 def is_address(name: str) -> bool:
@@ -102,7 +104,10 @@ class Gate:
                     "Open it under its own address, or start it with --public-url.",
                 )
             elif scope["type"] == "http" and scope["method"] in _WITH_BODY:
-                await self._with_body(scope, headers, receive, answer)
+                if _is_file(scope):
+                    await self._with_file(scope, headers, receive, answer)
+                else:
+                    await self._with_body(scope, headers, receive, answer)
             else:
                 await self._app(scope, receive, answer)
         except Exception:
@@ -151,6 +156,17 @@ class Gate:
             await self._too_large(scope, answer, limit)
         else:
             await self._app(scope, replay(bytes(body), receive), answer)
+
+    async def _with_file(
+        self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer"
+    ) -> None:
+        declared, limit = headers.get("content-length", "0"), self._settings.attachment_bytes
+        if declared.isdecimal() and int(declared) > limit:
+            if "expect" not in headers:
+                await _drain(receive)
+            await self._too_large(scope, answer, limit)
+        else:
+            await self._app(scope, receive, answer)
 
     async def _too_large(self, scope: Scope, answer: "_Answer", limit: int) -> None:
         answer.close = True
@@ -204,6 +220,11 @@ async def _drain(receive: Receive) -> None:
             message = await receive()
             dropped += len(message.get("body", b""))
             more = message.get("more_body", False)
+
+
+def _is_file(scope: Scope) -> bool:
+    path, begins = scope["path"], _FILES.get(scope["method"])
+    return path == begins or (scope["method"] == "PUT" and path.startswith(_FILES["PUT"]))
 
 
 def _head_bytes(scope: Scope) -> int:

@@ -62,6 +62,7 @@ async def send_to_agent(
         body.conversation_id,
         body.host_machine_id,
         body.mode,
+        body.attachments,
     )
     return await world.service.submit(submission, lambda work: once(work, _message_of))
 
@@ -82,6 +83,7 @@ async def send_to_conversation(
         body.agent_id,
         conversation_id,
         mode=body.mode,
+        attachments=body.attachments,
     )
     return await world.service.submit(submission, lambda work: once(work, _message_of))
 

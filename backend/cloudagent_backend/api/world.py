@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 
 from cloudagent_backend.api.attempts import Attempts, Pacing
 from cloudagent_backend.api.authenticator import Authenticator
+from cloudagent_backend.api.intake import Intake
 from cloudagent_backend.api.links import Links
 from cloudagent_backend.api.metrics import Metrics
 from cloudagent_backend.api.passwords import Passwords
@@ -29,6 +30,8 @@ class World:
     links: Links
     #: Who follows which user's event log.
     fanout: Fanout
+    #: Where files come in and lie.
+    intake: Intake
     authenticator: Authenticator
     passwords: Passwords
     metrics: Metrics

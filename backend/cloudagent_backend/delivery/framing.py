@@ -33,6 +33,7 @@ def deliver(
             chain_id=message.chain_id,
             depth=message.depth,
             caused_by=message.caused_by,
+            attachments=message.attachments or None,
             written_in=message.conversation_id if elsewhere else None,
         ),
         retry=retry,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cloudagent_backend.delivery import approvals, holds, ladder, resuming, sending, states
+from cloudagent_backend.delivery.enclosing import enclose_of_agent
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.relay import Relay, linked
 from cloudagent_backend.store import (
@@ -234,11 +235,13 @@ def _send(c: sqlite3.Connection, machine: Machine, frame: Send, relay: Relay) ->
         raise ProtocolError(f"{frame.agent_id} takes no part in {conversation_id}")
     cause = _cause(c, machine, frame)
     link = linked(frame.message_id, cause)
+    files, missing = enclose_of_agent(c, user_id, frame) if frame.attachments else ([], [])
     message = Message(
         id=frame.message_id,
         conversation_id=conversation_id,
         author=Author(type="agent", id=agent.id, name=agent.name),
-        text=frame.text,
+        text=frame.text + "".join(f"\n\n[{name} did not arrive here.]" for name in missing),
+        attachments=files,
         created_at=clock.at(min(clock.to_us(frame.sent_at), clock.now_us())),
         in_reply_to=_reply_to(c, frame, cause),
         run_id=frame.run_id,

@@ -8,6 +8,7 @@ from typing import Final
 from cloudagent_backend.delivery import budgets, chains, ladder, lending, shares, straight
 from cloudagent_backend.delivery.away import away
 from cloudagent_backend.delivery.chains import Limits
+from cloudagent_backend.delivery.enclosing import enclose
 from cloudagent_backend.delivery.errors import Refused, not_found
 from cloudagent_backend.delivery.framing import deliver
 from cloudagent_backend.delivery.machine import Machine
@@ -35,6 +36,7 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.ids import (
     AgentId,
+    AttachmentId,
     ConversationId,
     DeliveryId,
     HostId,
@@ -75,6 +77,8 @@ class Submission:
     #: The ephemeral host that it is meant for; no other machine will do.
     host_id: HostId | None = None
     mode: DeliveryMode = DeliveryMode.QUEUE
+    #: Files that were uploaded before.
+    attachments: Sequence[AttachmentId] = ()
 
 
 @dataclass(frozen=True)
@@ -101,16 +105,18 @@ def submit(
     """Keep the message and a delivery per agent: on its `way` at once where it may be, else queued.
 
     Raises:
-        Refused: nothing of that name, nobody to deliver to, or a host's backlog is full.
+        Refused: nothing of that name, nobody to deliver to, a host's backlog is full, or a file that
+            cannot go with it (`enclosing.enclose`).
     """
     user_id = submission.user_id
     conversation_id, targets = _targets(c, submission)
-    message_id = new_message_id()
+    message_id, files = new_message_id(), submission.attachments
     message = Message(
         id=message_id,
         conversation_id=conversation_id,
         author=submission.author,
         text=submission.text,
+        attachments=enclose(c, user_id, files, message_id) if files else [],
         created_at=clock.at(clock.now_us()),
         chain_id=message_id,
     )

@@ -4,7 +4,10 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Final
 
+from pydantic import TypeAdapter
+
 from cloudagent_backend.store import clock, deliveries
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, UserId
 from cloudagent_protocol.resources import Author, DeliverySummary, Message
 
@@ -36,13 +39,17 @@ class Cause:
     worked_in: ConversationId | None
 
 
+_FILES: Final = TypeAdapter(list[Attachment])
+
+
 def _resource(row: sqlite3.Row, summaries: list[DeliverySummary]) -> Message:
-    auto_published = row["auto_published"]
+    auto_published, files = row["auto_published"], row["attachments"]
     return Message(
         id=row["id"],
         conversation_id=row["conversation_id"],
         author=Author(type=row["author_type"], id=row["author_id"], name=row["author_name"]),
         text=row["text"],
+        attachments=_FILES.validate_json(files) if files else [],
         created_at=clock.at(row["created_us"]),
         deliveries=summaries,
         in_reply_to=row["in_reply_to"],
@@ -68,7 +75,7 @@ def insert(
     stored = c.execute(
         "INSERT INTO messages (id, conversation_id, user_id, author_type, author_id, author_name,"
         " text, created_us, in_reply_to, run_id, auto_published, chain_id, depth, caused_by,"
-        " asked_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " asked_in, attachments) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (id) DO NOTHING",
         (
             message.id,
@@ -86,6 +93,7 @@ def insert(
             message.depth,
             message.caused_by,
             asked_in,
+            _FILES.dump_json(message.attachments).decode() if message.attachments else None,
         ),
     ).rowcount
     if stored:

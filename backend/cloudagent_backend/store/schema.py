@@ -245,6 +245,26 @@ ALTER TABLE usage_days ADD COLUMN from_tokens INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE usage_days ADD COLUMN from_cost_usd REAL NOT NULL DEFAULT 0;
 """
 
+_ATTACHMENTS: Final = """
+CREATE TABLE attachments (      -- files that go with messages; their bytes lie beside this database
+  id TEXT PRIMARY KEY,
+  user_id TEXT NOT NULL,
+  sha256 TEXT NOT NULL,         -- of the bytes, and where they lie
+  name TEXT NOT NULL,
+  media_type TEXT NOT NULL,
+  size_bytes INTEGER NOT NULL,
+  created_us INTEGER NOT NULL,
+  host_id TEXT,                 -- the machine that brought it; null: a person did
+  agent_id TEXT,                -- whose it is then
+  message_id TEXT               -- null: it was not sent yet
+) STRICT, WITHOUT ROWID;
+CREATE INDEX attachments_by_content ON attachments (sha256);
+CREATE INDEX attachments_by_user ON attachments (user_id, size_bytes);
+CREATE INDEX attachments_unsent ON attachments (created_us) WHERE message_id IS NULL;
+
+ALTER TABLE messages ADD COLUMN attachments TEXT;  -- JSON; null: none
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
@@ -262,6 +282,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     delivery_schema.IN_FLIGHT,
     _USAGE,
     _CONTINUED,
+    _ATTACHMENTS,
 )
 
 

@@ -1,5 +1,6 @@
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
@@ -10,7 +11,7 @@ from cloudagent.cli.names import complete_agents
 if TYPE_CHECKING:
     from cloudagent.client import AgentHandle, CloudAgent, Turn
     from cloudagent.turn import TurnEvent, TurnResult
-    from cloudagent_protocol.resources import Message
+    from cloudagent_protocol.resources import AgentMessageCreate, Message
 
 #: How long a job's machine may take to connect, and how often it is looked for.
 _HOST_S: Final = 60.0
@@ -37,6 +38,12 @@ def send(
             "--host", help="The machine of a CI job (name or id); waits up to a minute for it."
         ),
     ] = None,
+    attach: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--attach", exists=True, dir_okay=False, readable=True, help="A file; repeat for more."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Send a message to an agent.
@@ -49,10 +56,12 @@ def send(
     with CloudAgent() as ca:
         handle = ca.agents.get(agent)
         host_id = _job_host(ca, host) if host else None
+        files = _upload(ca, attach or [])
+        wanted = _body(body, host_id, mode, files)
         if wait or timeout is not None:
-            _send_and_wait(handle, body, host_id, mode, timeout, as_json=as_json)
+            _send_and_wait(handle, wanted, timeout, as_json=as_json)
         else:
-            sent = ca.messages.create(handle.id, _body(body, host_id, mode))
+            sent = ca.messages.create(handle.id, wanted)
             _send_only(sent, agent, as_json=as_json)
 
 
@@ -84,17 +93,19 @@ def _send_only(message: "Message", agent: str, *, as_json: bool) -> None:
 
 def _send_and_wait(
     agent: "AgentHandle",
-    text: str,
-    host_id: str | None,
-    mode: str,
+    body: "AgentMessageCreate",
     timeout_s: float | None,
     *,
     as_json: bool,
 ) -> None:
     from cloudagent.errors import WaitTimeoutError
-    from cloudagent_protocol.resources import DeliveryMode
 
-    turn = agent.send(text, host_machine_id=host_id, mode=DeliveryMode(mode))
+    turn = agent.send(
+        body.text,
+        host_machine_id=body.host_machine_id,
+        mode=body.mode,
+        attachments=body.attachments,
+    )
     try:
         result = _follow(turn, timeout_s, quiet=as_json or not sys.stderr.isatty())
     except (WaitTimeoutError, KeyboardInterrupt) as stopped:
@@ -108,6 +119,8 @@ def _send_and_wait(
         terminal.show_json("reply", _reply(result))
     elif result.messages:
         terminal.show(_shown(result.messages[-1].text))
+        for one in result.messages[-1].attachments:
+            terminal.say(terminal.safe(f"attached: {one.name} ({one.id})"))
     if not result.ok:
         terminal.failure(
             f"{agent.name} did not answer: {result.outcome}",
@@ -157,11 +170,32 @@ def _reply(result: "TurnResult") -> dict[str, Any]:
     }
 
 
-def _body(text: str, host_id: str | None, mode: str) -> Any:
+def _upload(ca: "CloudAgent", paths: list[Path]) -> list[str]:
+    """The ids of the files, which are there before the message is sent."""
+    from cloudagent_protocol.attachments import MAX_ATTACHMENT_BYTES, MAX_ATTACHMENTS, size_text
+
+    if len(paths) > MAX_ATTACHMENTS:
+        raise typer.BadParameter(f"{len(paths)} files; a message may have {MAX_ATTACHMENTS}")
+    if any(path.stat().st_size > 20 * MAX_ATTACHMENT_BYTES for path in paths):
+        raise typer.BadParameter("a file is far too large to be sent with a message")
+    ids: list[str] = []
+    for path in paths:
+        size = path.stat().st_size
+        if sys.stderr.isatty():
+            terminal.say(terminal.safe(f"· uploads {path.name} ({size_text(size)})"))
+        ids.append(ca.attachments.upload(path.name, path.read_bytes()).id)
+    return ids
+
+
+def _body(
+    text: str, host_id: str | None, mode: str, attachments: list[str]
+) -> "AgentMessageCreate":
     from cloudagent.turn import message_body
     from cloudagent_protocol.resources import DeliveryMode
 
-    return message_body(text, host_machine_id=host_id, mode=DeliveryMode(mode))
+    return message_body(
+        text, host_machine_id=host_id, mode=DeliveryMode(mode), attachments=attachments
+    )
 
 
 def _shown(text: str) -> str:
