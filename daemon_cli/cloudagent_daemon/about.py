@@ -6,7 +6,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
@@ -29,6 +29,9 @@ from cloudagent_protocol.frames import MAX_HOLDS, Capability, Heartbeat, Hello
 from cloudagent_protocol.ids import AgentId
 from cloudagent_protocol.resources import Hold, Runtime
 from cloudagent_protocol.version import DISTRIBUTION, SUPPORTED
+
+#: Of a hold, and the status of an agent.
+_LACKS: Final = Reason.RUNTIME_MISSING.value
 
 
 @dataclass
@@ -156,7 +159,12 @@ class About:
         """Agents of which nothing is started: after crashes, or for the limit of their account."""
         crashed = [_hold_of(one) for one in self.queue.breaker.paused()]
         limited = self.queue.limits.limited().items()
-        return [*crashed, *(_hold_for(agent_id, limit) for agent_id, limit in limited)]
+        lacking = self.queue.missing.all().items()
+        return [
+            *crashed,
+            *(Hold(reason=_LACKS, detail=repair, agent_id=one) for one, repair in lacking),
+            *(_hold_for(agent_id, limit) for agent_id, limit in limited),
+        ]
 
     def standing_text(self, *, draining: bool) -> str:
         standing, connection = self.client.standing, self.client.connection
@@ -186,7 +194,8 @@ def _status(hold: Hold | None, *, working: bool, waiting: bool) -> str:
         return "waiting"
     if working or hold is None:
         return "working" if working else "idle"
-    return "waiting" if hold.reason == Reason.RATE_LIMIT else "crashed"
+    statuses = {Reason.RATE_LIMIT.value: "waiting", _LACKS: _LACKS}
+    return statuses.get(hold.reason, "crashed")
 
 
 def _log_guard() -> dict[str, Any]:

@@ -62,6 +62,8 @@ NAMED_S: Final = 5.0
 #: What is told of the standing, to the service manager and in the file for `status`, comes no more often.
 STATUS_S: Final = 0.2
 KEY_CHECK_S: Final = 1.0
+#: How often a program is looked for that a message waits for.
+LOOK_S: Final = 30.0
 #: What runs may still take when another version is installed: nobody waits for it, and a run that is
 #: cut off must be resumed.
 UPGRADE_S: Final = 300.0
@@ -190,6 +192,7 @@ class Daemon:
             tasks.start_soon(self.guards.watch)
             tasks.start_soon(self._heed_guards)
             tasks.start_soon(self._heed_pauses)
+            tasks.start_soon(self._heed_missing)
             tasks.start_soon(self._installation.watch)
             tasks.start_soon(self._heed_installation, ending)
             tasks.start_soon(self._obey_people, ending)
@@ -337,6 +340,20 @@ class Daemon:
                 self.client.beat()
             await changed.wait()
 
+    async def _heed_missing(self) -> None:
+        """While a message waits for a program that is not there, it is looked for, now and again."""
+        while True:
+            changed = self.queue.changed
+            waits = any(map(self.queue.order.queued, self.queue.missing.all()))
+            if waits:
+                before = self.about.runtimes
+                await self._look_for_runtimes()
+                if self.about.runtimes != before:
+                    await self._uplink.report(HostReport(runtimes=self.about.runtimes))
+                await anyio.sleep(LOOK_S)  # no event tells of a program that somebody installs
+            else:
+                await changed.wait()
+
     async def _ask_login_shell(self) -> None:
         """A service manager's PATH does not know where people install coding agents."""
         shell = login_path.shell_of(self._environment)
@@ -425,6 +442,7 @@ class Daemon:
             self._say(f"✗ {error}")
         else:
             self.about.runtimes = await detect(self._settings.environment, mask)
+            self.queue.found(self.about.runtimes)
 
     async def _host_id(self) -> str | None:
         with anyio.move_on_after(NAMED_S):

@@ -43,7 +43,7 @@ from cloudagent_protocol.ids import (
     MessageId,
     new_run_id,
 )
-from cloudagent_protocol.resources import AgentSpec, Author, DeliveryMode
+from cloudagent_protocol.resources import AgentSpec, Author, DeliveryMode, Runtime
 
 
 def delivery(
@@ -523,6 +523,22 @@ async def test_what_waits_for_a_paused_agent_can_be_taken_back() -> None:
         await crash(world, 1, 2, 3)
         await spool.receive([Interrupt(seq=5, delivery_id=DeliveryId("dlv_4"), actor="Ana")], 5)
         assert (await world.until_ended(4))[-1].outcome == Outcome.CANCELLED
+
+
+async def test_a_missing_program_fails_one_message_and_the_rest_waits_for_it() -> None:
+    gone = _ending(Outcome.FAILED, Reason.RUNTIME_MISSING)
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        await spool.receive([delivery(n) for n in (1, 2, 3)], 3)
+        await world.until(1)
+        world.end(1, gone)
+        await world.until_ended(1)
+        await spool.receive([delivery(4, "conv_4", "agent_2")], 4)
+        await world.until(1, 4)  # another agent works on
+        world.queue.found([Runtime(name="scripted", problem="still gone")])
+        await anyio.wait_all_tasks_blocked()
+        assert world.queue.order.queued(AgentId("agent_1")) == 2
+        world.queue.found([Runtime(name="scripted")])
+        await world.until(1, 4, 2)
 
 
 async def test_an_account_at_its_limit_keeps_what_waits_in_order_until_the_end_of_that() -> None:

@@ -138,6 +138,7 @@ const HOLDS: Record<string, string> = {
   descriptors_low: "too many open files",
   crash_loop: "paused after crashes",
   rate_limit: "rate limit",
+  runtime_missing: "its program is missing",
   installation_gone: "the daemon's files are missing",
   installation_orphaned: "the daemon's Python is missing",
   installation_broken: "the new version does not start",

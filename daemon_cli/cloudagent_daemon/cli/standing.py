@@ -144,7 +144,7 @@ def _agents(report: Mapping[str, Any], now: float, user_home: str, width: int) -
     agents = report["agents"]
     if not agents:
         return ["  agents    none"] if report["state"] == "connected" else []
-    order = {"crashed": -1, "working": 0, "waiting": 1, "idle": 3}
+    order = {"runtime_missing": -1, "crashed": -1, "working": 0, "waiting": 1, "idle": 3}
     ranked = sorted(agents, key=lambda agent: order.get(agent["status"], 2))
     names = min(_NAME, max(len(flat(str(agent["name"]))) for agent in agents))
     doing = {id(agent): _doing(agent, now) for agent in agents}
@@ -152,7 +152,8 @@ def _agents(report: Mapping[str, Any], now: float, user_home: str, width: int) -
     rows = ["  agents    " + f"{len(agents)} registered"]
     for agent in ranked:
         name = clip(str(agent["name"]), names)
-        row = f"    {agent['status']:9} {name:{names}}  {doing[id(agent)]:{widest}}"
+        status = str(agent["status"]).removeprefix("runtime_")
+        row = f"    {status:9} {name:{names}}  {doing[id(agent)]:{widest}}"
         rows.append(_with_folder(row, _folder(agent, user_home), width))
     return rows
 

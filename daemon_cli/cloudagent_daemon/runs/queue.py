@@ -18,12 +18,13 @@ from cloudagent_daemon.link.tables import Waiting
 from cloudagent_daemon.process import end_leftover
 from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.limits import Limit, Limits
+from cloudagent_daemon.runs.missing import Missing
 from cloudagent_daemon.runs.order import Order
 from cloudagent_daemon.runs.ports import Parked, Ride, StopSignal, Uplink
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import Deliver, DeliveryReport, RunReport
 from cloudagent_protocol.ids import AgentId, DeliveryId, new_run_id
-from cloudagent_protocol.resources import DeliveryMode
+from cloudagent_protocol.resources import DeliveryMode, Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ class RunQueue:
         #: Whose messages wait, because their account has used up what it may.
         self.limits = limits or Limits({}, lambda: datetime.now(UTC), time.monotonic)
         self._keep = keep
+        #: Whose messages wait, because their program is not there.
+        self.missing = Missing()
         self.order = Order(max_runs, self._withholds)
         #: Deliveries whose run is alive, with since when (Unix seconds).
         self.working: dict[DeliveryId, tuple[Deliver, datetime]] = {}
@@ -123,10 +126,20 @@ class RunQueue:
         """Who was left alone after crashes or for a limit is tried at once: a person has had a look."""
         self.breaker.lift()
         self.limits.lift()
+        self.missing.lift()
         self._released.set()
 
+    def found(self, runtimes: Sequence[Runtime]) -> None:
+        """These programs are on the machine: who has waited for one of them goes on."""
+        if self.missing.found(runtimes):
+            self._released.set()
+
     def _withholds(self, agent_id: AgentId, *, at_work: bool) -> bool:
-        return self.breaker.withholds(agent_id, at_work=at_work) or self.limits.withholds(agent_id)
+        return (
+            self.breaker.withholds(agent_id, at_work=at_work)
+            or self.limits.withholds(agent_id)
+            or self.missing.withholds(agent_id)
+        )
 
     @property
     def waits_for(self) -> dict[AgentId, str]:
@@ -215,7 +228,9 @@ class RunQueue:
         else:
             if waiting.deliver.retry and not self.order.waits(waiting.deliver):
                 self.breaker.lift([waiting.deliver.agent.id])
+                self.missing.lift([waiting.deliver.agent.id])
             self.limits.know(waiting.deliver.agent)
+            self.missing.know(waiting.deliver.agent)
             self.order.put(waiting)
             await self._meet(waiting)
         self._notify()
@@ -305,6 +320,7 @@ class RunQueue:
             ended = {"action": "run_ended", **about, "outcome": finished.outcome.value}
             logger.info("%s is done", deliver.agent.name, extra=ended)
             self._judge(deliver, finished)
+            self.missing.ended(deliver.agent, finished)
             if self.limits.ended(deliver.agent, finished):
                 await self._limited(deliver)
         except Exception as error:
