@@ -8,6 +8,7 @@ Give it to an agent as `command: [sys.executable, "-I", "-S", agent.py]`. Orders
 ``@@effect N``        the N-th thing that outlives the process
 ``@@answer TEXT``     reply, if the note of an interruption does not say that it was sent before
 ``@@answer_with N T`` the same, with N characters before the text
+``@@tell JSON``        message the first of ``[[AGENT, PLACE], ...]``, which messages the next in turn
 ``@@hold [deaf]``     say so and do nothing more (deaf to SIGTERM); a later attempt goes on
 ``@@gate NAME``       say so and wait until STATE/NAME.open is there
 ``@@fill FILE MB``    write a file until the disk is full, or so large; a later attempt goes on
@@ -85,6 +86,22 @@ class RecordedAgent(Agent):
     def do_answer_with(self, rest: str, earlier: list[str]) -> None:
         size, _, number = rest.partition(" ")
         self.do_answer(f"{'z' * int(size)} {number}", earlier)
+
+    def do_tell(self, rest: str, earlier: list[str]) -> None:
+        (agent, place), *others = json.loads(rest)
+        # One of its own for each attempt: what is begun again may be told again, and is another message.
+        key = f"{self.key}.{os.environ['CLOUDAGENT_LAUNCH_ID'][-8:]}"
+        lines = [f"@@is {key} {place}", "@@effect 1", "@@silent heard"]
+        if others:
+            lines.insert(2, f"@@tell {json.dumps(others)}")
+        use_id = f"call_{os.urandom(6).hex()}"
+        wanted = {"agent": agent, "text": "\n".join(lines)}
+        self.tool_use(use_id, "message_agent", wanted)
+        assert self.tools
+        answer = self.tools.call("message_agent", wanted, use_id)
+        failed = bool(answer.get("isError"))
+        self.write("untold" if failed else "told", child=key)
+        self.tool_result(use_id, answer["content"], failed)
 
     def do_hold(self, rest: str, earlier: list[str]) -> None:
         mark = f"{STATE}/{self.key}.held"

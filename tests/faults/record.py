@@ -55,12 +55,13 @@ class Recorder:
     def history(self, backend: Backend, frames: Iterable[Seen] = ()) -> list[Record]:
         """All that can be seen of what happened, by time."""
         records: list[Record] = []
-        for post in self.posts:
+        posts = [*self.posts, *_told(backend)]
+        for post in posts:
             name = post.message or post.key
             records.append(Sent(post.at, name, post.agent, post.conversation))
-        for conversation in dict.fromkeys(post.conversation for post in self.posts):
+        for conversation in dict.fromkeys(post.conversation for post in posts):
             records += _from_api(backend, conversation)
-        records += self._from_effects()
+        records += self._from_effects(posts)
         records += _from_frames(frames)
         return sorted(records, key=lambda record: record.at)
 
@@ -71,8 +72,8 @@ class Recorder:
         lines = self.effects.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
-    def _from_effects(self) -> Iterator[Record]:
-        posts = {post.key: post for post in self.posts}
+    def _from_effects(self, sent: Iterable[Post]) -> Iterator[Record]:
+        posts = {post.key: post for post in sent}
         live: dict[str, dict[str, None]] = {}
         for line in self.lines():
             post = posts.get(line["key"])
@@ -107,6 +108,19 @@ def pages(backend: Backend, path: str) -> Iterator[Json]:
             return
 
 
+def _told(backend: Backend) -> Iterator[Post]:
+    """What agents said to agents (`@@tell`), as posts of theirs."""
+    for conversation in pages(backend, "/v1/conversations"):
+        if conversation["kind"] != "agents":
+            continue
+        for message in pages(backend, f"/v1/conversations/{conversation['id']}/messages"):
+            key = message["text"].split()[1]
+            at = _seconds(message["created_at"])
+            for delivery in message["deliveries"]:
+                agent, where = delivery["agent_id"], conversation["id"]
+                yield Post(at, key, agent, where, message["text"], message["id"])
+
+
 def _from_api(backend: Backend, conversation: str) -> Iterator[Record]:
     here = f"/v1/conversations/{conversation}"
     runs = {run["id"]: run for run in pages(backend, f"{here}/runs")}
@@ -118,7 +132,7 @@ def _from_api(backend: Backend, conversation: str) -> Iterator[Record]:
         )
         for delivery in message["deliveries"]:
             yield Acked(at, message["id"], delivery["seq"])
-        if message["author"]["type"] == "agent":
+        if message["author"]["type"] == "agent" and not message["deliveries"]:
             yield _reply(message, at)
     message_of: dict[str, str] = {}
     for trace in pages(backend, f"{here}/traces"):

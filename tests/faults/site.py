@@ -139,12 +139,16 @@ class Site:
         return replace(post, message=answer.json()["id"]) if answer.status_code == 201 else post
 
     def settle(self, deadline_s: float = 60.0) -> None:
-        """Waits until every message that was acknowledged has an outcome."""
+        """Waits until every message that was acknowledged has an outcome, and what agents told agents."""
         open_ = {post.message for post in self.recorder.posts if post.message}
 
         def all_over(event: Json) -> bool:
-            if event["type"] == "delivery.updated" and event["data"]["state"] in ENDS:
-                open_.discard(event["data"]["message_id"])
+            data = event["data"]
+            # It is stored before the end of the run that told it is, so that it is seen in time.
+            if event["type"] == "message.created" and data["author"]["type"] == "agent":
+                open_.update([data["id"]] if data["deliveries"] else [])
+            if event["type"] == "delivery.updated" and data["state"] in ENDS:
+                open_.discard(data["message_id"])
             return not open_
 
         with self.backend.follow(after=0) as events:

@@ -4,17 +4,20 @@ For 20 s; FAULTS_KILLS_S=300 is the run that counts.
 """
 
 import contextlib
+import json
 import os
 import random
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from e2e.harness import Process
-from faults.history import Reply
+from faults.history import Acked, Linked, Record, Reply, maybe_repeated
 from faults.site import Site, count, site
 from faults.sizes import AGENTS, DEADLINE_S, SEEDS
 
@@ -27,13 +30,53 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(FOR_S * 3 + 300)]
 def test_killing_either_side_every_50_to_500_ms_loses_and_doubles_nothing(
     tmp_path: Path, seed: int
 ) -> None:
-    chance = random.Random(seed)
-    with site(tmp_path, AGENTS) as place, contextlib.ExitStack() as stack:
+    with site(tmp_path, AGENTS) as place:
+        history = killed_at_random(place, random.Random(seed), FOR_S, place.post)
+        assert count(history, Reply) <= len(place.recorder.posts)
+
+
+def test_chains_of_agents_survive_kills_at_random_whole_and_each_link_once(tmp_path: Path) -> None:
+    with site(tmp_path, AGENTS) as place:
+
+        def post(count: int, *, acked: bool) -> None:
+            for _ in range(count):
+                number = len(place.recorder.posts)
+                # Two agents further round the ring; of two only one writes to the other.
+                ways = [(n % AGENTS, (n + 1) % AGENTS) for n in (number, number + 1)]
+                hops = [[f"agent {to}", f"place{by}to{to}"] for by, to in ways]
+                orders = f"@@tell {json.dumps(hops)}", f"@@answer about m{number} #1"
+                place.post(1, *orders, acked=acked)
+
+        # Chains are not long: the fewer kills the more of them get through.
+        history = killed_at_random(
+            place, random.Random(7), FOR_S * (0.5 if FOR_S <= 20 else 1), post
+        )
+        links = [one for one in history if isinstance(one, Linked)]
+        told = {line["child"] for line in place.recorder.lines() if line["what"] == "told"}
+        kept = Counter(one.cause for one in links if one.cause and one.message in order_of(history))
+        assert len(kept) > 0
+        # What an agent was told is stored is there; and told again only where that is told too.
+        again = maybe_repeated(history)
+        assert len(told) <= sum(kept.values())
+        assert all(times <= 1 + again.get(cause, 0) for cause, times in kept.items())
+        assert max(one.depth for one in links) == 2
+
+
+def order_of(history: list[Record]) -> set[str]:
+    """Messages that were for an agent."""
+    return {one.message for one in history if isinstance(one, Acked)}
+
+
+def killed_at_random(
+    place: Site, chance: random.Random, for_s: float, post: Callable[..., None]
+) -> list[Record]:
+    """Either side is killed for so long while messages are posted; its history, without a violation."""
+    with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(place.daemon())
-        end = time.monotonic() + FOR_S
+        end = time.monotonic() + for_s
         kills = 0
         while time.monotonic() < end:
-            place.post(chance.randrange(3), acked=False)
+            post(chance.randrange(3), acked=False)
             # The moment is what chance is about; there is nothing to wait for.
             threading.Event().wait(chance.uniform(0.05, 0.5))
             whom = chance.choice(["daemon", "backend", "both"])
@@ -49,9 +92,9 @@ def test_killing_either_side_every_50_to_500_ms_loses_and_doubles_nothing(
         with place.daemon():
             place.settle(deadline_s=DEADLINE_S + FOR_S)
         history = place.judge(repeats=True)
-        assert kills > FOR_S / 4
-        assert count(history, Reply) <= len(place.recorder.posts)
+        assert kills > for_s / 4
         gone_within(place, 5)
+        return history
 
 
 def kill_and_start_again(place: Site, daemon: Process, stack: contextlib.ExitStack) -> Process:

@@ -39,7 +39,7 @@ class Bench:
         return process
 
     def seen(self) -> list[Any]:
-        return list(self.recorder._from_effects())
+        return list(self.recorder._from_effects(self.recorder.posts))
 
 
 def until_holding(process: subprocess.Popen[str]) -> None:
