@@ -284,8 +284,9 @@ class Daemon:
             self.queue.hold("superseded", held=self.client.superseded)
             self.queue.hold("unauthorized", held=self.client.standing.state == "unauthorized")
             self.queue.hold("revoked", held=self.client.revoked)
-            if self.client.superseded or self.client.revoked:
-                self._warm.clear("this daemon has no more to do with its host")
+            barred = self.client.superseded or self.client.revoked
+            # Those that work now, too: their turns end later than this.
+            self._warm.bar("this daemon has no more to do with its host" if barred else None)
             if self.client.revoked:
                 self.queue.stop_all("the backend, where this machine's key was revoked")
             await changed.wait()

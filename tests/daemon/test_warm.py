@@ -124,6 +124,19 @@ async def test_a_stop_leaves_the_process_for_the_next_message(tmp_path: Path) ->
     assert after.end.outcome is Outcome.REPLIED
 
 
+async def test_while_it_is_barred_a_turn_that_ends_leaves_no_process(tmp_path: Path) -> None:
+    async with a_warm_world(tmp_path) as world:
+        assert world.warm
+        first = await world.run("@@reply one")
+        world.warm.bar("the key was revoked")
+        await until_gone(first.launches[0])
+        second = await world.run("@@reply two")
+        assert not any(map(alive, pids(first, second)))
+        world.warm.bar(None)
+        third, fourth = await world.run("@@reply three"), await world.run("@@reply four")
+        assert len(set(pids(third, fourth))) == 1
+
+
 async def test_one_that_does_not_heed_an_interrupt_is_ended(tmp_path: Path) -> None:
     stop, stopped = StopSignal(), RecordedUplink()
     async with a_warm_world(tmp_path, term_timeout_s=0.5) as world:

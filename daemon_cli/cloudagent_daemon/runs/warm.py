@@ -80,6 +80,7 @@ class Warm:
         self._warm_s = warm_s
         self._shelf: Shelf[_Kept] = Shelf(most if warm_s else 0)
         self._keeps = bool(warm_s and most)
+        self._barred = False
         self._leaving: dict[Key, _Kept] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
 
@@ -100,7 +101,7 @@ class Warm:
     @property
     def keeps(self) -> bool:
         """Whether one would be kept now."""
-        return self._keeps
+        return self._keeps and not self._barred
 
     @property
     def waiting(self) -> int:
@@ -109,7 +110,7 @@ class Warm:
 
     def put(self, key: Key, held: Held, print_: Print) -> bool:
         """Keeps a process whose turn is over; returns whether it does. It is then not the caller's."""
-        if not self._keeps or not held.worker.usable:
+        if not self.keeps or not held.worker.usable:
             return False
         kept = _Kept(key, held, print_)
         for other in self._shelf.put(key, kept):
@@ -139,6 +140,12 @@ class Warm:
         """Ends all that wait; returns before they are gone."""
         for kept in self._shelf.clear():
             self._send_off(kept, why)
+
+    def bar(self, why: str | None) -> None:
+        """While there is a reason, ends all that wait, and keeps none of those whose turns end."""
+        self._barred = why is not None
+        if why is not None:
+            self.clear(why)
 
     def close(self) -> None:
         """Keeps nothing any more."""
