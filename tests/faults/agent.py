@@ -113,9 +113,9 @@ class RecordedAgent(Agent):
             self.text("holding")
             self.do_hang("", earlier)
 
-    def do_gate(self, name: str, earlier: list[str]) -> None:
+    def do_gate(self, rest: str, earlier: list[str]) -> None:
         self.text("holding")
-        while not exists(f"{STATE}/{name}.open"):
+        while not exists(f"{STATE}/{rest}.open"):
             time.sleep(0.02)
 
     def do_fill(self, rest: str, earlier: list[str]) -> None:
