@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
+from e2e.forks import forked_run
 from e2e.harness import (
     BIN,
     Backend,
     Process,
+    checked,
     clean_environment,
     running_backend,
     running_daemon,
@@ -28,6 +31,7 @@ from fakes.model import StubModel
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 DEADLINE_MS = 20_000
 FAKE_CLI = Path(__file__).parents[1] / "fakes" / "agent_cli.py"
+ASKING_CLI = FAKE_CLI.with_name("acp_agent.py")
 WORDS = [f"word{n:03}" for n in range(120)]
 
 
@@ -260,3 +264,48 @@ def test_a_person_talks_with_the_real_claude(
             write(page, f"@@say {' '.join(WORDS)}\n@@stream 40 0.02")
             expect(page.get_by_text("on studio · claude started · replied")).to_have_count(2)
             assert words_in(page) == WORDS
+
+
+def test_what_is_allowed_on_a_phone_is_done_though_daemon_and_backend_died_in_between(
+    backend: Backend, home: Path, window: Window
+) -> None:
+    host_id, key = backend.create_host("nas")
+    own, effects = home / "nas", home / "nas-effects"
+    agent = backend.create_agent(
+        host_id,
+        "ops",
+        driver="acp",
+        command=[sys.executable, str(ASKING_CLI)],
+        env={"FAKE_STATE": str(home / "nas-state"), "FAKE_EFFECTS": str(effects)},
+    )
+
+    def done() -> list[str]:
+        return [line for line in effects.read_text().splitlines() if line.startswith("did ")]
+
+    with running_daemon(own, backend.url, key) as daemon, backend.follow() as follower:
+        sent = backend.send(agent, "@@ask execute alembic upgrade head\n@@reply migrated")
+        follower.until(lambda event: event["type"] == "approval.requested")
+        status = [str(BIN / "cloudagent-daemon"), "status"]
+        report, deadline = "", time.monotonic() + 20  # it tells five times a second at most
+        while "1 approval is waiting" not in report and time.monotonic() < deadline:
+            report = checked(forked_run(status, clean_environment(own), own)).stdout
+        assert re.search(r"waiting +ops +approval: alembic upgrade head", report), report
+        daemon.kill()
+        backend.process.kill()
+    backend.start_again()
+    with (
+        running_daemon(own, backend.url, key),
+        window(backend, "/approvals", NARROW) as page,
+    ):
+        card = page.get_by_role("region", name="ops wants to use alembic upgrade head")
+        expect(card).to_contain_text("alembic upgrade head")
+        assert done() == []
+        card.get_by_role("link").click()
+        card.get_by_role("button", name="Allow once").click()
+        expect(page.get_by_text("migrated", exact=True)).to_be_visible()
+        expect(card).to_have_count(0)
+        assert done() == ["did alembic upgrade head"]
+    trace = backend.call("GET", f"/v1/messages/{sent['id']}/trace")["deliveries"][0]
+    assert (trace["state"], trace["outcome"]) == ("done", "replied")
+    rungs = {rung["rung"]: rung for rung in trace["rungs"]}
+    assert (rungs["waiting"]["reason"], rungs["answered"]["detail"]) == ("approval", "once")
