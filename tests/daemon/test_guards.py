@@ -23,6 +23,7 @@ from cloudagent_daemon.runs.ports import StopSignal
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_protocol.events import Finished, Outcome
 from cloudagent_protocol.frames import Deliver
+from cloudagent_protocol.ids import DeliveryId
 from fakes.runs import RecordedUplink, a_delivery
 
 MB = 1_000_000
@@ -184,6 +185,9 @@ async def test_what_is_refused_waits_and_starts_when_there_is_room(tmp_path: Pat
             started.set()
             await stop.wait()
             return Finished(at=datetime.now(UTC), outcome=Outcome.CANCELLED)
+
+        async def steer(self, into: DeliveryId, deliver: Deliver, *, attempt: int) -> None:
+            raise AssertionError("nothing runs")
 
     rounds = Rounds(0.01)
     watched = Guards(LIMITS, [tmp_path], look_own=machine.own, rounds=rounds)
