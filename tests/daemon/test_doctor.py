@@ -132,6 +132,13 @@ def test_a_coding_agent_that_is_not_logged_in_is_named_with_its_program(tmp_path
     assert found["claude_code"].fix.startswith("claude ")
 
 
+def test_what_is_known_against_a_coding_agent_is_told(tmp_path: Path) -> None:
+    warning = "ANTHROPIC_API_KEY is set, and it is logged in"
+    found = told(tmp_path, {"version": "2", "path": "/x/claude", "warning": warning})
+    assert found["claude_code"].state == "warn"
+    assert warning in found["claude_code"].detail
+
+
 def test_tools_that_start_slowly_or_not_at_all_are_told(tmp_path: Path) -> None:
     for tools, state in (
         ({"ms": 248.0, "problem": None}, "ok"),
