@@ -807,6 +807,7 @@ async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
         def work(c: Any) -> list[str]:
             c.set_trace_callback(statements.append)
             deliveries.waiting_agents(c, desk.machine.host_id)
+            deliveries.waiting_hosts(c)
             deliveries.queued(c, desk.machine.host_id, desk.agent_id, 5)
             deliveries.in_flight_by_agent(c, desk.machine.host_id)
             deliveries.open_of_host(c, desk.machine.host_id)

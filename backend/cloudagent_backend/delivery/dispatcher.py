@@ -11,7 +11,7 @@ import anyio
 from cloudagent_backend.delivery.hub import Hub
 from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.delivery.service import Service
-from cloudagent_backend.store import clock, events
+from cloudagent_backend.store import clock, deliveries, events
 from cloudagent_backend.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,24 @@ class Dispatcher:
                     await self._note_left()
                     await self._bury()
                     await self._begin_day()
-                    await self._serve(self._hub.all_ready())
+                    await self._serve(await self._behind())
                 else:
                     found = [self._hub.ready(host_id) for host_id in hinted]
                     await self._serve([one for one in found if one])
+
+    async def _behind(self) -> list[ReadyHost]:
+        """Those that can take work and have some, however many more are here."""
+        try:
+            waiting = await self._database.read(deliveries.waiting_hosts)
+        except sqlite3.Error:
+            logger.exception("the queues were not read", extra={"action": "poll"})
+            return []
+        # An ephemeral one takes from another host's queue.
+        return [
+            one
+            for one in self._hub.all_ready()
+            if one.id in waiting or self._hub.helps(one.id) in waiting
+        ]
 
     async def _note_left(self) -> None:
         try:

@@ -228,6 +228,19 @@ def waiting_agents(c: sqlite3.Connection, host_id: HostId) -> list[AgentId]:
     return [agent_id for (agent_id,) in rows]
 
 
+def waiting_hosts(c: sqlite3.Connection) -> set[HostId]:
+    """Hosts for whom something is queued; one step in the index each."""
+    rows = c.execute(
+        "WITH RECURSIVE waiting (host_id) AS ("
+        " SELECT min(host_id) FROM deliveries WHERE state = 'queued' AND held = 0"
+        " UNION ALL SELECT (SELECT min(host_id) FROM deliveries WHERE state = 'queued'"
+        " AND held = 0 AND host_id > waiting.host_id) FROM waiting"
+        " WHERE waiting.host_id IS NOT NULL)"
+        " SELECT host_id FROM waiting WHERE host_id IS NOT NULL"
+    )
+    return {host_id for (host_id,) in rows}
+
+
 def queued(
     c: sqlite3.Connection, host_id: HostId, agent_id: AgentId, limit: int
 ) -> list[DeliveryRow]:
