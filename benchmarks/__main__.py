@@ -14,6 +14,7 @@ NAMES = (
     "start",
     "bridge",
     "cold_turn",
+    "warm_turn",
     "delivery",
     "one_message",
     "idle_host",

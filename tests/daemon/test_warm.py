@@ -11,17 +11,15 @@ from typing import Any
 import anyio
 import pytest
 
-from cloudagent_daemon.drivers.base import Decision, PermissionAsked, Reported, Turn
+from cloudagent_daemon.drivers.base import Decision, PermissionAsked
 from cloudagent_daemon.process import find_tree
-from cloudagent_daemon.runs.attempt import Attempt, Seen
-from cloudagent_daemon.runs.launching import Held
 from cloudagent_daemon.runs.ports import Launch, Ride, Said, StopSignal
 from cloudagent_daemon.runs.warm import Shelf, Warm
 from cloudagent_protocol.events import Outcome, Reason, Retry, Steered, Text
 from cloudagent_protocol.frames import Deliver
 from cloudagent_protocol.ids import AgentId, ConversationId, new_conversation_id
 from contracts.drivers import is_result
-from fakes.runs import RecordedUplink, World, a_world, alive
+from fakes.runs import RecordedUplink, World, a_turn, a_world, alive
 
 DEADLINE_S = 20.0
 
@@ -330,33 +328,6 @@ async def test_nothing_is_put_into_what_is_over_or_another_agent_s(tmp_path: Pat
 
 
 # --- permissions, at the seam ---
-
-
-async def a_turn(
-    held: Held,
-    prompt: str,
-    decide: Callable[[PermissionAsked], Awaitable[Decision]],
-    stop: StopSignal | None = None,
-) -> tuple[Seen, list[str]]:
-    said: list[str] = []
-
-    async def event(event: Reported) -> None:
-        if isinstance(event, Text):
-            said.append(event.text)
-
-    attempt = Attempt(
-        worker=held.worker,
-        turn=Turn(prompt),
-        on_event=event,
-        stop=stop or StopSignal(),
-        hang_timeout_s=30.0,
-        decide=decide,
-        keeps=True,
-        shut=held.place.shut,
-        spared=held.tool_servers,
-    )
-    with anyio.fail_after(DEADLINE_S):
-        return await attempt.run(), said
 
 
 async def test_who_decides_may_take_its_time_and_its_answer_is_the_program_s(

@@ -1,18 +1,20 @@
 """What the driver takes for granted of the real `claude`: fails when a newer one does otherwise."""
 
+import json
 import shutil
 from pathlib import Path
 
 import anyio
 import pytest
 
+from cloudagent_daemon.drivers.base import Decision, PermissionAsked
 from cloudagent_daemon.process import find_tree
 from cloudagent_daemon.runs.ports import Said, StopSignal
 from cloudagent_protocol.events import Finished, Outcome, Reason, Retry, Text, ToolCall, ToolResult
 from cloudagent_protocol.frames import RunReport
 from e2e.real_cli import claude_environment
 from fakes.model import StubModel
-from fakes.runs import RecordedUplink, World, a_world
+from fakes.runs import RecordedUplink, World, a_turn, a_world
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_cli]
 
@@ -124,6 +126,54 @@ async def test_a_refused_permission_is_told_and_the_turn_goes_on(tmp_path: Path)
     refused = next(event for event in seen.events if isinstance(event, ToolResult))
     assert refused.is_error
     assert seen.end.outcome is Outcome.REPLIED
+
+
+async def test_who_is_asked_allows_denies_and_answers_and_a_stop_takes_a_question_back(
+    tmp_path: Path,
+) -> None:
+    asked: list[PermissionAsked] = []
+    stop, withdrawn = StopSignal(), anyio.Event()
+
+    async def decide(question: PermissionAsked) -> Decision:
+        asked.append(question)
+        if question.kind == "question":
+            answers = {"Pick one?": "B"}
+            return Decision(True, "", input={**question.input, "answers": answers})
+        if "never" in question.input["command"]:
+            stop.request("Ana")
+            with anyio.CancelScope():
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    withdrawn.set()
+        return Decision("yes" in question.input["command"], "the person said no")
+
+    options = [{"label": label, "description": label} for label in "AB"]
+    question = {"question": "Pick one?", "header": "P", "multiSelect": False, "options": options}
+    with StubModel(log=tmp_path / "model.jsonl", log_bodies=True) as model:
+        async with a_world(tmp_path, env=claude_environment(model)) as world:
+            use_claude(world)
+            async with world.process() as held:
+                for order in (
+                    f"@@call Bash {json.dumps({'command': 'touch yes', 'description': 'x'})}",
+                    f"@@call Bash {json.dumps({'command': 'touch no', 'description': 'x'})}",
+                    f"@@call AskUserQuestion {json.dumps({'questions': [question]})}",
+                ):
+                    seen, _ = await a_turn(held, f"{order}\n@@say done", decide)
+                    assert seen.end
+                    assert seen.end.reason is None
+                never = json.dumps({"command": "touch never", "description": "x"})
+                seen, _ = await a_turn(held, f"@@call Bash {never}", decide, stop)
+                assert seen.end
+                assert seen.end.reason is Reason.INTERRUPTED
+                assert held.worker.usable
+            assert [one.name for one in (world.workspace / "workspace").iterdir()] == ["yes"]
+    assert withdrawn.is_set()
+    assert [one.kind for one in asked] == ["execute", "execute", "question", "execute"]
+    assert asked[0].suggestions
+    told = (tmp_path / "model.jsonl").read_text()
+    assert "the person said no" in told
+    assert "Pick one?" in told
 
 
 def is_tool_call(frame: Said) -> bool:

@@ -135,7 +135,22 @@ REAL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", BEHAVIOURS if "REAL_CLIS" in os.environ else SHORT)
-@pytest.mark.parametrize("kit", [REAL[name] for name in WANTED], ids=lambda kit: kit.name)
+#: And of those that can more than take one message after the other.
+MORE = {
+    "claude": (
+        "the next message in the same process",
+        "a message put into its turn",
+        "a stop that its process survives",
+    ),
+    "codex": ("a message put into its turn",),
+}
+LOOKED_AT = [
+    pytest.param(REAL[name], words, id=f"{name}-{words}")
+    for name in WANTED
+    for words in (BEHAVIOURS if "REAL_CLIS" in os.environ else (*SHORT, *MORE.get(name, ())))
+]
+
+
+@pytest.mark.parametrize(("kit", "words"), LOOKED_AT)
 async def test_the_real_program(kit: Kit, words: str, tmp_path: Path) -> None:
     await BEHAVIOURS[words](kit, tmp_path)

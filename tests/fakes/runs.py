@@ -2,7 +2,7 @@
 
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,14 +15,16 @@ import psutil
 from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Limits, Settings
 from cloudagent_daemon.disk import Keeper
+from cloudagent_daemon.drivers.base import Decision, PermissionAsked, Reported, Turn
 from cloudagent_daemon.mask import Masks
 from cloudagent_daemon.process import Ladder
+from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.launching import Held, Launcher, Wanted
 from cloudagent_daemon.runs.ports import Launch, Said, StopSignal, UplinkError
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.warm import Warm
 from cloudagent_daemon.runs.workspace import Workspace
-from cloudagent_protocol.events import Finished
+from cloudagent_protocol.events import Finished, Text
 from cloudagent_protocol.frames import (
     AgentEntry,
     Deliver,
@@ -282,6 +284,34 @@ async def a_world(
         runner = Runner(made, bridge, uplink, Masks(made), warm=warm)
         yield World(home, made, bridge, uplink, runner, agent, warm=warm)
         tasks.cancel_scope.cancel()
+
+
+async def a_turn(
+    held: Held,
+    prompt: str,
+    decide: Callable[[PermissionAsked], Awaitable[Decision]],
+    stop: StopSignal | None = None,
+) -> tuple[Seen, list[str]]:
+    """One turn in a process, without a run; returns what the agent has written, too."""
+    said: list[str] = []
+
+    async def event(event: Reported) -> None:
+        if isinstance(event, Text):
+            said.append(event.text)
+
+    attempt = Attempt(
+        worker=held.worker,
+        turn=Turn(prompt),
+        on_event=event,
+        stop=stop or StopSignal(),
+        hang_timeout_s=30.0,
+        decide=decide,
+        keeps=True,
+        shut=held.place.shut,
+        spared=held.tool_servers,
+    )
+    with anyio.fail_after(60):
+        return await attempt.run(), said
 
 
 def alive(pid: int) -> bool:
