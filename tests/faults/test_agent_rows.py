@@ -36,7 +36,7 @@ def test_row11_an_agent_deaf_to_sigterm_with_30_sessions_is_gone_within_15_s_of_
     with site(tmp_path, AGENTS) as place, place.daemon():
         for _ in range(ROUNDS):
             with place.backend.follow() as events:
-                place.post(AGENTS, "@@ignore TERM", "@@children 30", "@@hold")
+                place.post(AGENTS, "@@deaf", "@@ignore TERM", "@@children 30", "@@hold")
                 place.post(MESSAGES // ROUNDS - AGENTS)
                 place.until_held(events, AGENTS)
             left = place.alive()

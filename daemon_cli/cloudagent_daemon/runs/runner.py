@@ -4,6 +4,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import anyio
@@ -235,6 +236,8 @@ class _Run:
         self._resumes_with = ""
         self._launches = 0
         self._attempt: Attempt | None = None
+        #: The session that the disk knows this conversation by.
+        self._session_kept: str | None = None
         #: By the id that the agent knows them by.
         self._rides: dict[str, Ride] = {}
         #: Nothing is put in while what was is counted, nor after that.
@@ -425,24 +428,32 @@ class _Run:
         return await self._tasks.start(self._launcher.live, wanted)
 
     async def _started(self, worker: Worker, attempt: int, *, resumed: bool) -> None:
+        """Writes down that it is given the message, before it is."""
         self._launches += 1
         child = worker.child
+        launched = partial(
+            self._uplink.launched, self._launch_record(worker, self._deliver, attempt)
+        )
+        started = Started(
+            at=now(),
+            driver=self._deliver.agent.driver,
+            attempt=attempt,
+            launch_id=child.launch_id,
+            pid=child.pid,
+            resumed=resumed,
+        )
         if self._desk.record.launch_id != child.launch_id:
+            # A warm one: nothing was written yet, and who waits for it waits for the disk once.
             self._desk.record.launch_id = child.launch_id
-            await self._desk.keep_record()
-        await self._uplink.launched(self._launch_record(worker, self._deliver, attempt))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._desk.keep_record)
+                tasks.start_soon(launched)
+                tasks.start_soon(self._reporter.event, started)
+            return
+        await launched()
         crash.point("after_spawn")
         if self._launches == 1:
-            await self._reporter.event(
-                Started(
-                    at=now(),
-                    driver=self._deliver.agent.driver,
-                    attempt=attempt,
-                    launch_id=child.launch_id,
-                    pid=child.pid,
-                    resumed=resumed,
-                )
-            )
+            await self._reporter.event(started)
 
     def _launch_record(self, worker: Worker, deliver: Deliver, attempt: int) -> Launch:
         child = worker.child
@@ -574,6 +585,7 @@ class _Run:
             return None, ""
         if not self._workspace.resumable(record) or not self._driver_resumes():
             return None, await self._handoff()
+        self._session_kept = record.session_id
         return record.session_id, ""
 
     def _driver_resumes(self) -> bool:
@@ -593,8 +605,9 @@ class _Run:
             return prompts.handoff(None)
 
     async def _keep_session(self, session_id: str | None) -> None:
-        if session_id is None:
+        if session_id is None or session_id == self._session_kept:
             return
+        self._session_kept = session_id
         conversation = self._deliver.message.conversation_id
         await self._keeper.in_thread(self._workspace.keep_session, conversation, session_id)
 

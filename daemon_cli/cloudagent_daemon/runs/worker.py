@@ -130,7 +130,8 @@ class Worker:
         self._open_pipes = 2
         self._drained = anyio.Event()
         self._enough = anyio.Event()
-        #: Set when a turn has ended that leaves it alive.
+        #: Set when a turn has ended that leaves it alive, and when nothing else of that is left.
+        self._turn_over = anyio.Event()
         self._resting = anyio.Event()
         #: How the end begins: wait a while, send the driver's interrupt, or neither.
         self._linger_s = 0.0
@@ -211,7 +212,7 @@ class Worker:
     def begin(self, listener: Listener, turn: Turn) -> None:
         """Gives it a turn; if it has gone meanwhile, or is to go, `listener` is told when it has."""
         self._listener = listener
-        self._resting = anyio.Event()
+        self._turn_over, self._resting = anyio.Event(), anyio.Event()
         self.stderr_tail = ""
         self.sign_of_life()
         if not self._enough.is_set():  # else it would begin with what it cannot finish
@@ -243,6 +244,7 @@ class Worker:
         for scope in list(self._asking.values()):
             scope.cancel()
         self._listener = None
+        self._turn_over.set()
         await self.child.sweep(spared())
         self._resting.set()
 
@@ -413,9 +415,10 @@ class Worker:
             began = time.monotonic()
             if self._interrupts and child.exit_code is None:
                 await self._interrupt(child)
-            if not self._resting.is_set() or not self._interrupts:
+            if not self._turn_over.is_set() or not self._interrupts:
                 break
             # It has heeded the interrupt, its turn has ended, and it is as good as before.
+            await self._resting.wait()
             self._enough, self._interrupts = anyio.Event(), False
         await child.end(at_once=self._at_once, asked_s=time.monotonic() - began)
 
@@ -426,16 +429,16 @@ class Worker:
         elif how:
             with anyio.move_on_after(INTERRUPT_S):
                 await self._say(how)
-                await self._ended_or_resting(child)
+                await self._gone_or_turn_over(child)
 
-    async def _ended_or_resting(self, child: Child) -> None:
+    async def _gone_or_turn_over(self, child: Child) -> None:
         async with anyio.create_task_group() as tasks:
 
-            async def rested() -> None:
-                await self._resting.wait()
+            async def over() -> None:
+                await self._turn_over.wait()
                 tasks.cancel_scope.cancel()
 
-            tasks.start_soon(rested)
+            tasks.start_soon(over)
             await child.wait()
             tasks.cancel_scope.cancel()
 

@@ -121,7 +121,11 @@ class Workspace:
         with contextlib.suppress(FileExistsError), self.memory.open("x", encoding="utf-8") as file:
             file.write(f"# What {self.agent.name} remembers\n")
         identity = self.agent.model_dump_json(include={"id", "name", "driver", "cwd"}, indent=2)
-        _replace(self._meta / "identity.json", identity)
+        known = self._meta / "identity.json"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if known.read_text("utf-8") == identity:
+                return  # each message comes by here, and a write is a wait for the disk
+        _replace(known, identity)
 
     # --- sessions ---
 
