@@ -52,6 +52,10 @@ WAYS = [
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
+    return make_home(tmp_path)
+
+
+def make_home(tmp_path: Path) -> Path:
     """A `~/.cloudagent` with a secret in every file, and an agent's own folder."""
     mine = tmp_path / "agents" / "mine"
     for folder in ("daemon/run/run-1", "daemon/profiles/fr", "server", "agents/other"):
