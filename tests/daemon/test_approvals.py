@@ -311,11 +311,48 @@ async def test_a_question_is_answered_in_the_turn_or_by_the_next_process(tmp_pat
         assert (asked.question, asked.options) == ("Which port?", ["1", "2"])
         await machine.parked()
         await machine.decide(asked, delivery, "once", answer="2")
-        await machine.event("approval_resolved")
-        again = await machine.event("question")  # the fake asks once more: now it is there
-        await machine.decide(again, delivery, "once", answer="2")
         await machine.event("finished")
+        assert machine.uplink.types.count("question") == 1, "asked once more, it is known"
         [told] = [line for line in machine.world.effects() if line.startswith("told ")]
         assert "Ana answered:\\n> 2" in told
         result = [e for e in machine.uplink.events if e.type == "tool_result"][-1]
         assert result.output == "Ana answered: 2"
+
+
+async def test_a_script_that_was_changed_since_it_was_allowed_is_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    async with a_machine(tmp_path) as machine:
+        script = machine.world.workspace / "workspace" / "deploy.sh"
+        script.parent.mkdir(parents=True)
+        script.write_text("echo deploy")
+        delivery = await machine.say("@@ask execute sh deploy.sh")
+        asked = await machine.event("approval_requested")
+        assert list(asked.files) == [str(script)]
+        await machine.decide(asked, delivery, "always")
+        await machine.event("finished")
+        script.write_text("rm -rf ~")
+        second = await machine.say("@@ask execute sh deploy.sh")
+        again = await machine.event("approval_requested")
+        assert again.files != asked.files
+        await machine.decide(again, second, "deny")
+        await machine.event("finished")
+        assert len(done(machine)) == 1
+
+
+async def test_what_is_shown_has_no_keys_and_says_what_is_left_out(tmp_path: Path) -> None:
+    async with a_machine(tmp_path) as machine:
+        key = "sk-ant-" + "a" * 40
+        delivery = await machine.say(f"@@ask execute curl -H {key} x\n@@ask execute {'y' * 60_000}")
+        first = await machine.event("approval_requested")
+        assert key not in first.model_dump_json()
+        assert (first.redacted, first.truncated, first.rule) == (True, False, None)
+        await machine.decide(first, delivery, "always")
+        second = await machine.event("approval_requested")
+        assert (second.redacted, second.truncated, second.rule) == (False, True, None)
+        assert "10000 more characters are not shown" in second.input["command"]
+        await machine.decide(second, delivery, "deny")
+        await machine.event("finished")
+        where = (delivery.agent.id, delivery.message.conversation_id)
+        assert await machine.spool.rules(*where) == [], "of what was not shown no rule is made"
+        assert len(done(machine)) == 1

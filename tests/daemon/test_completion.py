@@ -40,7 +40,7 @@ def test_commands_and_their_verbs_are_completed(home: Path) -> None:
     assert {"login", "start", "status", "agent", "completion"} <= set(completed(""))
     assert "mcp-bridge" not in completed(""), "it is for programs"
     assert completed("sta") == ["start", "status"]
-    assert set(completed("agent ")) == {"register", "unregister", "list", "clean"}
+    assert set(completed("agent ")) == {"register", "unregister", "list", "clean", "rules"}
     assert completed("--profile fr agent un") == ["unregister"]
     assert completed("completion ") == ["bash", "fish", "zsh"]
 

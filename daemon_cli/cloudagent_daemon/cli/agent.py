@@ -1,4 +1,4 @@
-"""`agent register`, `unregister`, `list`: the local workspaces of agents."""
+"""`agent register`, `unregister`, `list`, `clean`, `rules`: the local workspaces of agents."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cloudagent_daemon.cli import clean
+from cloudagent_daemon.cli import clean, rules
 from cloudagent_daemon.cli.options import USAGE, CommandError, Commands, Here, safe
 from cloudagent_daemon.cli.status import identity_of, look
 from cloudagent_daemon.usage import Size, size_of
@@ -36,6 +36,13 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     cleaning.add_argument("--yes", action="store_true", help="remove what it shows")
     cleaning.add_argument("--json", action="store_true", help="print one JSON object")
     cleaning.set_defaults(run=clean.run)
+    allowed = verbs.add_parser(
+        "rules", parents=[options], help="what agents may do unasked because you said always"
+    )
+    allowed.add_argument("--agent-id", metavar="ID", help="those of one agent")
+    allowed.add_argument("--remove", metavar="RULE", help="have the agent ask again")
+    allowed.add_argument("--json", action="store_true", help="print one JSON object")
+    allowed.set_defaults(run=rules.run)
 
 
 def run_register(arguments: argparse.Namespace) -> int:

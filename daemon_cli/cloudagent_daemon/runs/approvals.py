@@ -20,6 +20,7 @@ import anyio.to_thread
 
 from cloudagent_daemon.config import Limits
 from cloudagent_daemon.drivers.base import Decision, PermissionAsked
+from cloudagent_daemon.drivers.values import as_objects, as_text
 from cloudagent_daemon.link.asked import Asked, waits_for
 from cloudagent_daemon.runs import rules
 from cloudagent_daemon.runs.permission import by_mode
@@ -52,6 +53,8 @@ _FILE_BYTES: Final = 4_194_304
 _LASTING: Final = frozenset({ApprovalDecision.CONVERSATION, ApprovalDecision.ALWAYS})
 _ALLOW: Final = _LASTING | {ApprovalDecision.ONCE}
 _NOBODY: Final = "nobody"
+#: The tool by which claude asks people; runtimes' own word for what `ask_user` does.
+_QUESTIONS: Final = "AskUserQuestion"
 #: How long a program waits for a tool's answer by its own settings, less a margin (docs/drivers.md).
 _TOOL_PATIENCE_S: Final = {"opencode": 45.0, "codex": 240.0, "gemini": 500.0, "qwen": 500.0}
 
@@ -70,6 +73,8 @@ class _Known:
 
     #: Leave that was given, by what it was given for.
     grants: dict[str, Decide] = field(default_factory=dict[str, Decide])
+    #: Answers, by question.
+    answers: dict[str, Decide] = field(default_factory=dict[str, Decide])
     #: Of questions and refusals: said in the note, and known with the next thing that is asked.
     noted: list[ApprovalId] = field(default_factory=list[ApprovalId])
     since: float = field(default_factory=time.monotonic)
@@ -137,6 +142,8 @@ class Asking:
                 self._known.grants[request.digest] = decision
             else:
                 self._known.noted.append(request.approval_id)
+                if isinstance(request, Question):
+                    self._known.answers[request.question] = decision
                 if isinstance(request, ApprovalRequested) and request.digest:
                     self._refused[request.digest] = _refusal(decision)
         self._known.since = time.monotonic()
@@ -160,6 +167,8 @@ class Asking:
 
     async def decide(self, asked: PermissionAsked) -> Decision:
         """Whether the agent may: by its mode, by what people said before, or by asking one."""
+        if asked.tool == _QUESTIONS and self._answers is not None:
+            return await self._put(asked.input)
         decision = by_mode(self._deliver.agent.mode, asked)
         if decision.allow or self._answers is None:
             return decision
@@ -184,6 +193,8 @@ class Asking:
     async def question(self, question: str, options: list[str]) -> Decide:
         """A person's answer to a question of the agent's; a refusal says why there is none."""
         assert self._answers is not None
+        if known := self._known.answers.pop(question, None):
+            return known  # it asks once more what it was just told
         request = Question(
             at=now(),
             approval_id=new_approval_id(),
@@ -192,6 +203,25 @@ class Asking:
             expires_at=self._expiry(),
         )
         return await self._ask(request)
+
+    async def _put(self, given: Mapping[str, Any]) -> Decision:
+        """A program's own questions to people: it is given the answers, or told why there are none."""
+        answers: dict[str, str] = {}
+        for one in as_objects(given.get("questions")):
+            asks = as_text(one.get("question"))
+            labels = [as_text(option.get("label")) for option in as_objects(one.get("options"))]
+            try:
+                said = await self.question(asks, [label for label in labels if label])
+            except ParkedError:
+                await anyio.sleep_forever()  # who asks is gone with its turn
+                raise
+            if said.answer is None:
+                why = f": {said.reason}" if said.reason else "."
+                return Decision(
+                    False, f"{said.actor} gives no answer{why} Go on as you think best."
+                )
+            answers[asks] = said.answer
+        return Decision(True, "It was answered.", input={**given, "answers": answers})
 
     @property
     def can_ask(self) -> bool:
@@ -365,18 +395,19 @@ class Asking:
     ) -> ApprovalRequested:
         shown, cut = _cut(asked.input)
         clean: dict[str, Any] = json.loads(self._redaction_of(json.dumps(shown)))
-        whole = not cut and clean == shown
+        tool = self._redaction.clean(asked.tool)
+        masked = clean != shown or tool != asked.tool
         return ApprovalRequested(
             at=now(),
             approval_id=new_approval_id(),
-            tool=asked.tool,
+            tool=tool,
             action=asked.kind,
             input=clean,
             truncated=cut,
-            redacted=clean != shown,
+            redacted=masked,
             cwd=self._cwd,
             files=files,
-            rule=rule.words if rule and whole else None,
+            rule=rule.words if rule and not (cut or masked) else None,
             digest=digest,
             expires_at=self._expiry(),
         )
