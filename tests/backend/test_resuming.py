@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from cloudagent_backend.delivery import ladder
+from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused
 from cloudagent_backend.delivery.resuming import refusal
-from cloudagent_backend.store import agents
+from cloudagent_backend.store import agents, chains
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import Ack, Deliver, Heartbeat
-from cloudagent_protocol.resources import AgentLimits, DeliveryTrace, Hold, Message
+from cloudagent_protocol.resources import AgentLimits, ChainDecide, DeliveryTrace, Hold, Message
 from fakes.desk import Desk, Run, add_helper, now, open_desk
 
 HOUR = timedelta(hours=1)
@@ -207,3 +208,22 @@ async def test_a_full_queue_leaves_it_failed_so_that_it_can_be_tried_again(tmp_p
         await desk.database.write(lambda c: c.execute("UPDATE links SET backlog = 9"))
         await desk.report(run.report(limited(now() + HOUR)))
         assert [row.state for row in await desk.rows(message)] == ["failed"]
+
+
+async def test_a_word_about_its_chain_is_none_about_its_limit(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await begin(desk)
+        await cut_off(desk, message, now() + HOUR)
+
+        def pause(c: Any) -> None:
+            c.execute("UPDATE deliveries SET chain_id = message_id")
+            chains.begin(c, desk.user_id, message.id, Limits().allowance)
+            chains.pause(c, message.id)
+
+        await desk.database.write(pause)
+        body = ChainDecide(decision="continue")
+        chain = await desk.service.decide(desk.user_id, "ana", message.id, body)
+        assert (chain.state, chain.waiting) == ("active", 0)
+        assert (await desk.rows(message))[-1].held
+        await desk.service.go_on(desk.user_id, "ana", message.id)
+        assert not (await desk.rows(message))[-1].held
