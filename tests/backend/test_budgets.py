@@ -12,6 +12,7 @@ from cloudagent_backend.delivery import ladder
 from cloudagent_backend.delivery.budgets import passed
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused
+from cloudagent_backend.delivery.hub import Session
 from cloudagent_backend.store import agents, chains, usage
 from cloudagent_backend.store.usage import DayRow
 from cloudagent_protocol.events import Usage, UsageReported
@@ -272,3 +273,20 @@ async def test_days_are_listed_by_page_the_newest_first(tmp_path: Path) -> None:
         assert await listed(after=("2026-11-26", "agent_b")) == [days[1], days[0]]
         assert await listed(limit=1) == [days[2]]
         assert await listed("agent_b") == [days[2]]
+
+
+async def test_the_short_way_to_a_machine_that_is_here_leads_past_no_budget(
+    tmp_path: Path,
+) -> None:
+    async with open_desk(tmp_path) as desk:
+        await budget(desk, day_tokens=100)
+        session = Session(desk.machine.host_id, "in_1")
+        desk.hub.attach(session)
+        await desk.greet()
+        session.ready, session.behind = True, False
+        message = await desk.say()
+        assert await desk.state(message) == "leased"
+        await desk.receive_all()
+        await turn(desk, message)
+        late = await desk.say("and this")
+        assert (await trace(desk, late)).reason == "budget"

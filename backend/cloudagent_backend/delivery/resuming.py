@@ -47,11 +47,11 @@ def after_limit(
 ) -> HostId | None:
     """A limit has ended this delivery: another takes its place. Returns whose queue has it."""
     ahead = resets_at - clock.at(clock.now_us())
-    # A job's own machine is gone by then; and a limit that is over needs nobody to wait.
-    if over.lent_by is not None or not timedelta(0) < ahead <= FURTHEST:
+    if not timedelta(0) < ahead <= FURTHEST:
         return None
     agent = agents.load(c, over.user_id, over.agent_id)
     message = messages.load(c, over.user_id, over.message_id)
+    # The machine of a job, which is not the agent's own, is gone by then.
     if agent is None or message is None or agent.host_machine_id != over.host_id:
         return None
     if message.chain_id and chains.stopped_by(c, over.user_id, message.chain_id):
