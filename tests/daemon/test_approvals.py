@@ -1,5 +1,6 @@
 """A run that asks people: it waits, leaves, comes back, and does only what it was allowed."""
 
+import json
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ from cloudagent_protocol.frames import (
 from fakes.runs import RecordedUplink, World, a_world
 
 FAKE = Path(__file__).parent.parent / "fakes" / "acp_agent.py"
+CLAUDE = FAKE.with_name("agent_cli.py")
 
 
 class SpooledUplink(RecordedUplink):
@@ -356,3 +358,24 @@ async def test_what_is_shown_has_no_keys_and_says_what_is_left_out(tmp_path: Pat
         where = (delivery.agent.id, delivery.message.conversation_id)
         assert await machine.spool.rules(*where) == [], "of what was not shown no rule is made"
         assert len(done(machine)) == 1
+
+
+async def test_claude_s_own_questions_are_a_person_s_to_answer_and_so_is_its_leave(
+    tmp_path: Path,
+) -> None:
+    options = [{"label": "A"}, {"label": "B"}]
+    put = json.dumps({"questions": [{"question": "Pick one?", "options": options}]})
+    asks = f'@@may AskUserQuestion {put}\n@@may Bash {{"command": "reboot"}}'
+    async with a_machine(tmp_path) as machine:
+        claude = {"driver": "claude_code", "command": [sys.executable, str(CLAUDE)]}
+        delivery = await machine.say(asks, **claude)
+        asked = await machine.event("question")
+        assert (asked.question, asked.options) == ("Pick one?", ["A", "B"])
+        await machine.decide(asked, delivery, "once", answer="B")
+        leave = await machine.event("approval_requested")
+        assert (leave.tool, leave.action, leave.input) == ("Bash", "execute", {"command": "reboot"})
+        await machine.decide(leave, delivery, "deny", reason="it is in use")
+        await machine.event("finished")
+        texts = [event.text for event in machine.uplink.events if event.type == "text"]
+        assert json.loads(texts[0])["updatedInput"]["answers"] == {"Pick one?": "B"}
+        assert "Ana did not allow it: it is in use" in json.loads(texts[1])["message"]
