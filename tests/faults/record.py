@@ -55,7 +55,7 @@ class Recorder:
     def history(self, backend: Backend, frames: Iterable[Seen] = ()) -> list[Record]:
         """All that can be seen of what happened, by time."""
         records: list[Record] = []
-        posts = [*self.posts, *_told(backend)]
+        posts = [*self.posts, *told_by_agents(backend)]
         for post in posts:
             name = post.message or post.key
             records.append(Sent(post.at, name, post.agent, post.conversation))
@@ -108,7 +108,7 @@ def pages(backend: Backend, path: str) -> Iterator[Json]:
             return
 
 
-def _told(backend: Backend) -> Iterator[Post]:
+def told_by_agents(backend: Backend) -> Iterator[Post]:
     """What agents said to agents (`@@tell`), as posts of theirs."""
     for conversation in pages(backend, "/v1/conversations"):
         if conversation["kind"] != "agents":
