@@ -178,6 +178,33 @@ def test_a_failed_run_is_a_red_card_with_the_programs_last_words(
             page.reload()
 
 
+def test_a_limit_and_a_budget_are_said_with_their_end_and_answered(
+    backend: Backend, mbp: str, window: Window, home: Path
+) -> None:
+    fake: dict[str, Any] = {"driver": "claude_code", "command": [sys.executable, str(FAKE_CLI)]}
+    # An account of its own: the limit is none of the others'.
+    env = {"CLAUDE_CONFIG_DIR": str(home / "limits")}
+    limited = backend.create_agent(mbp, env=env, **fake)
+    with window(backend, f"/a/{limited}", NARROW) as page:
+        write(page, f"@@limit {int(time.time()) + 7_200}\n@@error 429 rate_limit")
+        waits = page.get_by_text(re.compile("rate limit until .*, waits for your word"))
+        expect(waits).to_be_visible()
+        page.get_by_role("button", name="Continue").click()
+        expect(page.get_by_text(re.compile("waits: rate limit, resumes "))).to_be_visible()
+        expect(page.get_by_role("button", name="Continue")).to_have_count(0)
+    thrifty = backend.create_agent(mbp, limits={"day_tokens": 1}, **fake)
+    with window(backend, f"/a/{thrifty}") as page:
+        write(page, "@@reply first")
+        expect(said(page).last).to_contain_text("first")
+        expect(page.get_by_text("claude started · replied")).to_be_visible()
+        write(page, "@@reply second")
+        banner = page.get_by_role("region", name=re.compile("waits for your decision"))
+        expect(banner).to_contain_text("1 message waits")
+        banner.get_by_role("button", name="Continue").click()
+        expect(said(page).last).to_contain_text("second")
+        expect(banner).to_have_count(0)
+
+
 def test_a_program_that_is_not_installed_is_named_before_and_after(
     backend: Backend, mbp: str, window: Window
 ) -> None:
