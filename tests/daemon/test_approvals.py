@@ -18,6 +18,7 @@ from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.ports import Launch, Said
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
+from cloudagent_protocol.events import Finished, Outcome, Question
 from cloudagent_protocol.frames import (
     Decide,
     Deliver,
@@ -26,7 +27,8 @@ from cloudagent_protocol.frames import (
     Numbered,
     RunReport,
 )
-from fakes.runs import RecordedUplink, World, a_world
+from cloudagent_protocol.ids import new_approval_id, new_run_id
+from fakes.runs import RecordedUplink, World, a_delivery, a_world
 
 FAKE = Path(__file__).parent.parent / "fakes" / "acp_agent.py"
 CLAUDE = FAKE.with_name("agent_cli.py")
@@ -379,3 +381,63 @@ async def test_claude_s_own_questions_are_a_person_s_to_answer_and_so_is_its_lea
         texts = [event.text for event in machine.uplink.events if event.type == "text"]
         assert json.loads(texts[0])["updatedInput"]["answers"] == {"Pick one?": "B"}
         assert "Ana did not allow it: it is in use" in json.loads(texts[1])["message"]
+
+
+def report(delivery: Deliver, event: Any) -> RunReport:
+    return RunReport(
+        run_id=new_run_id(),
+        agent_id=delivery.agent.id,
+        conversation_id=delivery.message.conversation_id,
+        delivery_ids=[delivery.delivery_id],
+        event=event,
+    )
+
+
+async def test_the_disk_keeps_the_first_decision_about_what_is_asked_until_it_is_acted_on() -> None:
+    delivery = a_delivery().model_copy(update={"seq": 1})
+    now = datetime.now(UTC)
+    first, other = (
+        Question(seq=1, at=now, approval_id=new_approval_id(), question="?", expires_at=now)
+        for _ in range(2)
+    )
+
+    def decided(seq: int, answer: str, **changed: Any) -> Decide:
+        decide = Decide(
+            seq=seq, approval_id=first.approval_id, delivery_id=delivery.delivery_id,
+            decision="once", answer=answer, actor="Ana", decided_at=now,
+        )  # fmt: skip
+        return decide.model_copy(update=changed)
+
+    async with open_spool(None) as spool:
+        await spool.receive([delivery], 1)
+        await spool.append(report(delivery, first))
+        await spool.append(report(delivery, other))
+        waiting = await spool.waiting(delivery.delivery_id)
+        assert waiting is not None
+        assert (waiting.asks_until, waiting.waits_for) == (now.timestamp(), "question: ?")
+        changes = spool.marks.changes
+        strange = decided(2, "of another", delivery_id="dlv_2")
+        await spool.receive([strange, decided(3, "first"), decided(4, "second")], 4)
+        assert spool.marks.changes == changes + 1, "only the first one is news"
+        known = {
+            one.request.approval_id: one.decided for one in await spool.asked(delivery.delivery_id)
+        }
+        answer = known[first.approval_id]
+        assert answer is not None
+        assert (answer.answer, known[other.approval_id]) == ("first", None)
+
+        await spool.acked(2)
+        await spool.reset_epoch("ep_2")
+        again = [
+            json.loads(body)["event"]["approval_id"] for _, body in await spool.frames_after(0, 9)
+        ]
+        assert again == [first.approval_id, other.approval_id], "what is asked is asked again"
+
+        await spool.acted(first.approval_id)
+        await spool.receive([decided(1, "late")], 1)
+        assert [one.request.approval_id for one in await spool.asked(delivery.delivery_id)] == [
+            other.approval_id
+        ]
+        end = Finished(seq=9, at=now, outcome=Outcome.REPLIED)
+        await spool.finish(report(delivery, end))
+        assert await spool.asked(delivery.delivery_id) == []
