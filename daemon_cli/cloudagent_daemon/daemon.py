@@ -25,6 +25,7 @@ from cloudagent_daemon.ending import FLUSH_S, INTERRUPTED, Ending, longest_s, wh
 from cloudagent_daemon.guards import Guards
 from cloudagent_daemon.installation import Installation, place
 from cloudagent_daemon.link.client import LinkClient
+from cloudagent_daemon.link.files import Files
 from cloudagent_daemon.link.keyfile import KeyFile
 from cloudagent_daemon.link.spool import Spool
 from cloudagent_daemon.link.way import Way
@@ -140,6 +141,11 @@ class Daemon:
             ladder=self._ladder,
             warm=self._warm,
             answers=spool,
+            files=Files(
+                way,
+                self._key.current if self._key else always(key),
+                tunnel.ready if tunnel else None,
+            ),
         )
         self.queue = RunQueue(
             spool,

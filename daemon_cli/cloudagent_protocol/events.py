@@ -64,6 +64,8 @@ class Reason(StrEnum):
     HOST_OFFLINE = "host_offline"
     HOST_DRAINING = "host_draining"  # its machine's daemon is shutting down
     NOT_STEERABLE = "not_steerable"  # its driver takes nothing into a turn that is under way
+    FETCHING = "fetching"  # its files are on their way to its machine
+    ATTACHMENT_MISSING = "attachment_missing"  # a file of it cannot be had
     TOO_LARGE = "too_large"  # the message and its agent's settings do not fit into one frame
     HOST_REMOVED = "host_removed"
     UNLISTED = "unlisted"  # its machine does not say that it works on it, and not that it is over

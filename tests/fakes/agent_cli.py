@@ -579,7 +579,8 @@ def main(agent: type[Agent] = Agent) -> int:
         parser.add_argument(flag, action="store_true")
     for option in ("--input-format", "--output-format", "--mcp-config",
                    "--append-system-prompt-file", "--allowedTools", "--permission-mode",
-                   "--permission-prompt-tool", "--model", "--resume", "--session-id"):  # fmt: skip
+                   "--permission-prompt-tool", "--add-dir", "--model", "--resume",
+                   "--session-id"):  # fmt: skip
         parser.add_argument(option)
     parser.add_argument("--version", action="version", version="0.0.1 (fake)")
     options = parser.parse_args()

@@ -304,6 +304,8 @@ const REASONS: Record<string, string> = {
   agent_unknown: "The machine does not know this agent",
   internal: "Internal error",
   too_large: "It is too large for its machine",
+  fetching: "Its files are on their way to its machine",
+  attachment_missing: "A file of it cannot be had",
   host_removed: "Its machine was removed",
   unlisted: "Its machine does not know how it ended",
   backlog_full: "Too much waits for its machine",

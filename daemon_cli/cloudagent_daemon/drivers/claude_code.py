@@ -192,6 +192,8 @@ class ClaudeSession:
             *("--append-system-prompt-file", str(append)),
             *("--allowedTools", f"mcp__{SERVER}"),
             *("--permission-mode", job.agent.mode),
+            # Files that come with messages may be read without asking.
+            *("--add-dir", str(job.home / "attachments")),
         ]
         if job.agent.model:
             words += ["--model", job.agent.model]

@@ -27,6 +27,7 @@ from cloudagent_daemon.drivers.base import (
     TurnEnd,
 )
 from cloudagent_daemon.drivers.table import DRIVERS
+from cloudagent_daemon.link.files import Files
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Ladder, SpawnError
 from cloudagent_daemon.runs import prompts
@@ -34,6 +35,7 @@ from cloudagent_daemon.runs.approvals import Asking, UnansweredError
 from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.conclusion import conclude, settle
 from cloudagent_daemon.runs.desk import RunDesk
+from cloudagent_daemon.runs.enclosed import Porter, words
 from cloudagent_daemon.runs.launching import OUR_TOOLS, Held, Launcher, Wanted
 from cloudagent_daemon.runs.outcome import Failure, given_up, unlaunched
 from cloudagent_daemon.runs.ports import (
@@ -94,10 +96,12 @@ class Runner:
         ladder: Ladder | None = None,
         warm: Warm | None = None,
         answers: Answers | None = None,
+        files: Files | None = None,
     ) -> None:
         self._settings = settings
         self._keeper = keeper or Keeper()
         self._uplink = uplink
+        self._porter = Porter(files, uplink, self._keeper)
         self._answers = answers
         self._relaunch_s = relaunch_s
         ladder = ladder or Ladder(settings.limits.term_timeout_s)
@@ -152,6 +156,7 @@ class Runner:
                 workspace,
                 self._relaunch_s,
                 self._answers,
+                self._porter,
             )
             self._live[deliver.delivery_id] = run
             return await run.go(attempt, stop, earlier)
@@ -206,6 +211,7 @@ class _Run:
         workspace: Workspace,
         relaunch_s: Sequence[float],
         answers: Answers | None,
+        porter: Porter,
     ) -> None:
         self._settings = settings
         self._relaunch_s = relaunch_s
@@ -234,6 +240,9 @@ class _Run:
         self._toolbox = Toolbox(self._desk)
         #: What is told of decisions that came while nothing ran.
         self._resumes_with = ""
+        self._porter = porter
+        #: Where the files of the message are, in words for the agent.
+        self._enclosed = ""
         self._launches = 0
         self._attempt: Attempt | None = None
         #: The session that the disk knows this conversation by.
@@ -258,15 +267,25 @@ class _Run:
         if earlier:
             self._desk.go_on_from(earlier)
         self._resumes_with = prompts.decided(decided) if decided else ""
-        try:
-            seen, failure = await self._attempts(note, attempt, stop)
-        except DriverError as error:
-            seen, failure = Seen(), Failure(error.reason, str(error))
+        brought = await self._porter.bring(self._deliver, self._workspace, stop)
+        if isinstance(brought, Failure):
+            seen, failure = Seen(), brought
+        else:
+            self._enclosed = words(brought)
+            seen, failure = await self._worked(note, attempt, stop)
         await self._let_off()
         if stop.parks:
             return await self._park()
         await self._asking.withdraw()
         return await self._conclude(seen, failure, stop)
+
+    async def _worked(
+        self, note: str, attempt: int, stop: StopSignal
+    ) -> tuple[Seen, Failure | None]:
+        try:
+            return await self._attempts(note, attempt, stop)
+        except DriverError as error:
+            return Seen(), Failure(error.reason, str(error))
 
     async def _conclude(self, seen: Seen, failure: Failure | None, stop: StopSignal) -> Finished:
         return await conclude(self._desk, self._reporter, self._workspace, seen, failure, stop)
@@ -326,7 +345,7 @@ class _Run:
         if session_id and self._resumes_with:  # the session has the message already
             return Turn(self._resumes_with)
         message = self._deliver.message
-        prompt = f"{before}{prompts.origin(message)}{message.text}"
+        prompt = f"{before}{prompts.origin(message)}{message.text}{self._enclosed}"
         return Turn(f"{prompt}\n\n{self._resumes_with}" if self._resumes_with else prompt)
 
     async def _try(
@@ -474,6 +493,8 @@ class _Run:
         async with self._steering:
             under_way = None if self._closed else self._attempt
             mine = deliver.agent.id == self._deliver.agent.id
+            if deliver.message.attachments:  # they are brought before a turn begins
+                return None
             if not mine or under_way is None or not under_way.steerable:
                 return None
             return await self._put_in(under_way, deliver, attempt)

@@ -1,6 +1,6 @@
 """An agent's folder on this machine: what it remembers, and what we remember of its sessions.
 
-    <agent id>/  MEMORY.md  notes/  workspace/  .meta/
+    <agent id>/  MEMORY.md  notes/  workspace/  attachments/  .meta/
     .meta/       identity.json  last-spawn.json  sessions/<conversation>.json  turns/<delivery>.json
 
 All functions block; files are replaced whole, so that a reader never sees half of one.
@@ -105,6 +105,8 @@ class Workspace:
         self.memory = self.home / "MEMORY.md"
         self.notes = self.home / "notes"
         self.folder = self.home / "workspace"
+        #: Files that came with messages.
+        self.attachments = self.home / "attachments"
         self._meta = self.home / ".meta"
         self.sessions = self._meta / "sessions"
         self._turns = self._meta / "turns"
@@ -116,7 +118,7 @@ class Workspace:
 
     def prepare(self) -> None:
         """Creates what is missing; what is there stays."""
-        for folder in (self.notes, self.folder, self.sessions, self._turns):
+        for folder in (self.notes, self.folder, self.attachments, self.sessions, self._turns):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError), self.memory.open("x", encoding="utf-8") as file:
             file.write(f"# What {self.agent.name} remembers\n")
