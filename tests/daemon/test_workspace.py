@@ -34,6 +34,7 @@ def test_a_workspace_has_the_places_that_people_know(space: Workspace) -> None:
     assert sorted(path.name for path in space.home.iterdir()) == [
         ".meta",
         "MEMORY.md",
+        "attachments",
         "notes",
         "workspace",
     ]
