@@ -34,7 +34,7 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.link import Link
 from cloudagent_protocol.resources import Message, Trace
-from fakes.daemon import connection
+from fakes.daemon import ScriptedDaemon, connection
 from fakes.desk import Run, hello
 from fakes.server import Backend, running_backend
 
@@ -51,6 +51,16 @@ async def rungs(backend: Backend, message: Message) -> list[str]:
 
 def link_of(backend: Backend, **more: Any) -> Any:
     return connection(backend.socket_url, backend.ana.host.raw_key, **more)
+
+
+@asynccontextmanager
+async def greeted(
+    directory: Path, **settings: Any
+) -> AsyncGenerator[tuple[Backend, ScriptedDaemon]]:
+    """A backend, and the machine's daemon after its welcome."""
+    async with running_backend(directory, **settings) as backend, link_of(backend) as daemon:
+        await daemon.greet()
+        yield backend, daemon
 
 
 async def host_state(backend: Backend) -> str:
@@ -236,8 +246,7 @@ async def test_a_frame_that_is_not_acknowledged_on_a_link_that_lives_is_sent_aga
     tmp_path: Path,
 ) -> None:
     fast = {"heartbeat_s": 0.1, "lease_s": 0.3}
-    async with running_backend(tmp_path, **fast) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path, **fast) as (backend, daemon):
         message = await backend.post()
         first = await daemon.expect(Deliver)
         assert await daemon.deliver() == first
@@ -250,8 +259,7 @@ async def test_only_the_oldest_frame_is_sent_again_and_none_that_is_acknowledged
     tmp_path: Path,
 ) -> None:
     fast = {"heartbeat_s": 0.1, "lease_s": 0.3}
-    async with running_backend(tmp_path, **fast) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path, **fast) as (backend, daemon):
         await backend.post("one")
         await daemon.deliver()
         await backend.post("two")
@@ -308,8 +316,7 @@ async def test_a_daemon_that_connects_anew_takes_the_place_of_its_own_dead_conne
 
 
 async def test_a_revoked_key_closes_its_connection(tmp_path: Path) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (backend, daemon):
         backend.world.hub.disconnect(backend.ana.host.id, CloseCode.REVOKED)
         assert await daemon.closed() == CloseCode.REVOKED
         await wait_for_state(backend, "offline")
@@ -324,8 +331,7 @@ async def wait_for_state(backend: Backend, state: str) -> None:
 
 
 async def test_a_restart_closes_connections_as_one(tmp_path: Path) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (backend, daemon):
         backend.world.hub.shutdown()
         assert await daemon.closed() == CloseCode.RESTART
 
@@ -362,8 +368,7 @@ async def test_a_bad_frame_closes_and_nothing_else_happens(tmp_path: Path, case:
 
 
 async def test_an_event_nested_too_deeply_to_keep_is_refused(tmp_path: Path) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (backend, daemon):
         message = await backend.post()
         await daemon.deliver()
         frame = json.loads(Run(message).text("x").model_dump_json())
@@ -378,8 +383,7 @@ async def test_an_event_nested_too_deeply_to_keep_is_refused(tmp_path: Path) -> 
 
 
 async def test_a_frame_about_another_hosts_agent_closes_and_stores_nothing(tmp_path: Path) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (backend, daemon):
         bob = await backend.person("bob")
         foreign = await backend.post(person=bob)
         await daemon.send(Run(foreign).send("I am your agent."))
@@ -392,8 +396,7 @@ async def test_a_frame_about_another_hosts_agent_closes_and_stores_nothing(tmp_p
 async def test_what_came_before_a_bad_frame_is_kept_and_only_that_is_acknowledged(
     tmp_path: Path,
 ) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (backend, daemon):
         foreign = await backend.post(person=await backend.person("bob"))
         bad = Run(foreign).send("I am your agent.")
         await daemon.send(HostReport(runtimes=[]), bad, HostReport(runtimes=[]))
@@ -402,8 +405,7 @@ async def test_what_came_before_a_bad_frame_is_kept_and_only_that_is_acknowledge
 
 
 async def test_a_number_of_an_unknown_frame_is_acknowledged(tmp_path: Path) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (_, daemon):
         await daemon.send_raw({"type": "novelty", "seq": 1, "more": "of it"})
         assert (await daemon.expect(Ack)).seq == 1
         await daemon.send_raw({"type": "passing_novelty"})
@@ -477,8 +479,7 @@ async def test_a_host_that_connects_too_often_waits(tmp_path: Path) -> None:
 
 
 async def test_an_agent_can_ask_what_was_said(tmp_path: Path) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (backend, daemon):
         message = await backend.post("one")
         await daemon.deliver()
 
@@ -496,15 +497,13 @@ async def test_an_agent_can_ask_what_was_said(tmp_path: Path) -> None:
 
 
 async def test_changed_agents_are_told_at_once(tmp_path: Path) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (backend, daemon):
         await backend.world.service.agents_changed(backend.ana.host.id)
         assert (await daemon.expect(AgentsChanged)).agents[0].name == "frontend"
 
 
 async def test_a_restarted_backend_knows_what_it_had_sent(tmp_path: Path) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (backend, daemon):
         message = await backend.post()
         await daemon.expect(Deliver)
         # What a new process would find: the frame, still in the outbox, and a host that is away.
@@ -517,8 +516,7 @@ async def test_a_restarted_backend_knows_what_it_had_sent(tmp_path: Path) -> Non
 
 
 async def test_many_frames_at_once_are_kept_in_order(tmp_path: Path) -> None:
-    async with running_backend(tmp_path) as backend, link_of(backend) as daemon:
-        await daemon.greet()
+    async with greeted(tmp_path) as (backend, daemon):
         message = await backend.post()
         await daemon.deliver()
         run = Run(message)
