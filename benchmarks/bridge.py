@@ -60,6 +60,9 @@ class _Desk:
 
     def stay_silent(self, reason: str) -> None: ...
 
+    async def ask_user(self, question: str, options: list[str]) -> str:
+        return ""
+
 
 @contextmanager
 def serving_bridge(folder: Path) -> Generator[Sequence[str]]:

@@ -15,14 +15,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fakes.agent_cli import STATE, main
-from faults.agent import RecordedAgent
+from faults.agent import RecordedAgent, override
 
 
 class GatedAgent(RecordedAgent):
-    def do_gate(self, name: str, earlier: list[str]) -> None:
-        self.text(f"at gate {name}")
-        (Path(STATE) / f"{name}.reached").touch()
-        while not (Path(STATE) / f"{name}.open").exists():
+    @override
+    def do_gate(self, rest: str, earlier: list[str]) -> None:
+        self.text(f"at gate {rest}")
+        (Path(STATE) / f"{rest}.reached").touch()
+        while not (Path(STATE) / f"{rest}.open").exists():
             time.sleep(0.02)
 
     def do_variables(self, rest: str, earlier: list[str]) -> None:

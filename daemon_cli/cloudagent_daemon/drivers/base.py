@@ -3,7 +3,7 @@
 A `DriverSession` serves one child process. The runner writes the command's files, starts it, feeds
 `prompt`, hands every line of standard output to `receive` and acts on what comes out. A session that
 is asked something or has to answer says so by an event too (`Say`, `AwaitTools`, `PermissionAsked`).
-One that can be warm is fed a further `prompt` after a turn's end (decisions/0021).
+One that can be warm is fed a further `prompt` after a turn's end (decisions/0024).
 """
 
 import signal

@@ -1,7 +1,7 @@
 """Processes that stay when their turn is over, each for the next message of its conversation.
 
 `Shelf` is the rule, without I/O: one per agent and conversation, the one used longest ago goes first.
-`Warm` keeps their lives: each ends after its time, or when it is not wanted any more (decisions/0021).
+`Warm` keeps their lives: each ends after its time, or when it is not wanted any more (decisions/0024).
 """
 
 import logging
