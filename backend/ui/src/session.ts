@@ -274,7 +274,7 @@ export class Session {
     if (known.openings[id] !== undefined || known.conversations[id]?.title != null) return;
     await this.#once(`opening ${id}`, async () => {
       const page = await get<Page<Message>>(`/v1/conversations/${id}/messages?limit=1`);
-      this.store.dispatch({ type: "opening", conversation_id: id, text: page.data[0]?.text ?? "" });
+      this.store.dispatch({ type: "opening", conversation_id: id, text: openingOf(page.data[0]) });
     });
   }
 
@@ -375,6 +375,11 @@ export class Session {
 /** Whether a run's events are shown without being asked for: they can be megabytes. */
 function tellsAtOnce(run: Run): boolean {
   return run.state !== "finished" || isFailure(run);
+}
+
+/** What a conversation is called after: the first words, or the first file where there are none. */
+function openingOf(first: Message | undefined): string {
+  return first?.text || (first?.attachments?.[0]?.name ?? "");
 }
 
 function socketUrl(): string {

@@ -150,11 +150,30 @@ export interface DeliverySummary {
   retry_of?: string | null;
 }
 
+/** A file that goes with a message; its bytes are at `fileUrl`. */
+export interface Attachment {
+  id: string;
+  name: string;
+  /** What the backend saw in its first bytes, whatever it is called. */
+  media_type: string;
+  size_bytes: number;
+}
+
+/** What a page may show as a picture (cloudagent_protocol/attachments.py). Everything else is only ever saved. */
+export const PICTURES: ReadonlySet<string> = new Set(["image/png", "image/jpeg", "image/gif", "image/webp"]);
+
+/** Files of one message (cloudagent_protocol/attachments.py). */
+export const MAX_FILES = 20;
+
+export const fileUrl = (id: string): string => `/v1/attachments/${encodeURIComponent(id)}`;
+
 export interface Message {
   id: string;
   conversation_id: string;
   author: { type: "user" | "agent" | "system"; id: string; name: string };
   text: string;
+  /** Absent: none, as a backend says that is older than they are. */
+  attachments?: Attachment[];
   created_at: string;
   deliveries: DeliverySummary[];
   in_reply_to?: string | null;

@@ -92,6 +92,15 @@ export function duration(ms: number): string {
   return `${Math.floor(min / 60)} h ${String(min % 60).padStart(2, "0")} min`;
 }
 
+/** "640 bytes", "3.2 MB": as the commands say it (cloudagent_protocol/attachments.py). */
+export function sizeText(bytes: number): string {
+  const in3 = (n: number) => String(Number(n.toPrecision(3)));
+  if (bytes < 1_000) return `${bytes} bytes`;
+  if (bytes < 999.5e3) return `${in3(bytes / 1e3)} kB`;
+  if (bytes < 999.5e6) return `${in3(bytes / 1e6)} MB`;
+  return `${in3(bytes / 1e9)} GB`;
+}
+
 export const between = (from: string, to: string): number => Date.parse(to) - Date.parse(from);
 
 // --- agents and hosts -------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import {
   plain,
   runSummary,
   since,
+  sizeText,
   toolWords,
   until,
 } from "../src/words";
@@ -190,4 +191,17 @@ test("a code is shown in two groups however it is typed", () => {
   expect(asCode("wdjbm")).toBe("WDJB-M");
   expect(new RegExp(`^${CODE_PATTERN}$`).test("WDJB-MJHT")).toBe(true);
   expect(new RegExp(`^${CODE_PATTERN}$`).test("AEIO-UAEI")).toBe(false);
+});
+
+describe("a size", () => {
+  test.each([
+    [0, "0 bytes"],
+    [999, "999 bytes"],
+    [1_000, "1 kB"],
+    [999_499, "999 kB"],
+    [999_500, "1 MB"],
+    [3_210_000, "3.21 MB"],
+    [26_214_400, "26.2 MB"],
+    [5_368_709_120, "5.37 GB"],
+  ])("%i is %s, as the commands say it", (bytes, words) => expect(sizeText(bytes)).toBe(words));
 });

@@ -5,13 +5,15 @@ What it says is made of the protocol package's models; what it does between requ
 """
 
 import asyncio
+import hashlib
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import uvicorn
@@ -22,6 +24,8 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from cloudagent_protocol.attachments import PICTURES, SNIFFED_BYTES, file_name, media_type_of
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.device import DeviceLogin, DeviceState
 from cloudagent_protocol.events import Finished, Outcome, Reason, Usage
 from cloudagent_protocol.ids import (
@@ -29,6 +33,7 @@ from cloudagent_protocol.ids import (
     UserId,
     new_agent_id,
     new_approval_id,
+    new_attachment_id,
     new_conversation_id,
     new_delivery_id,
     new_host_id,
@@ -114,6 +119,7 @@ class ScriptedBackend:
         self.runs: dict[str, Run] = {}
         self.chains: dict[str, Chain] = {}
         self.approvals: dict[str, Approval] = {}
+        self.files: dict[str, tuple[Attachment, bytes]] = {}
         self.run_events: dict[str, list[dict[str, Any]]] = {}
         self.idempotent: dict[str, dict[str, Any]] = {}
         #: Requests as "METHOD /path", in their order.
@@ -342,7 +348,26 @@ class ScriptedBackend:
         self.chains[chain.id] = chain
         self.tell(EventType.CHAIN_UPDATED, chain.model_dump(mode="json"))
 
-    def say(self, conversation: Conversation, text: str, *, ago: float = 0.0) -> Message:
+    def add_file(self, name: str, content: bytes) -> Attachment:
+        """A file that somebody uploaded."""
+        attachment = Attachment(
+            id=new_attachment_id(),
+            name=file_name(name),
+            media_type=media_type_of(content[:SNIFFED_BYTES]),
+            size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+        self.files[attachment.id] = (attachment, content)
+        return attachment
+
+    def say(
+        self,
+        conversation: Conversation,
+        text: str,
+        *,
+        ago: float = 0.0,
+        files: Sequence[Attachment] = (),
+    ) -> Message:
         """A person's message, stored and on its way; `ago` in seconds."""
         at = datetime.now(UTC) - timedelta(seconds=ago)
         message_id = new_message_id()
@@ -366,6 +391,7 @@ class ScriptedBackend:
             conversation_id=conversation.id,
             author=Author(type="user", id=self.user.id, name=self.user.name),
             text=text,
+            attachments=list(files),
             created_at=at,
             deliveries=deliveries,
         )
@@ -507,12 +533,21 @@ class ScriptedBackend:
                 return {"message_id": message_id, "deliveries": traces}
             case ["runs", run_id, "events"]:
                 return {"data": self.run_events[run_id], "next_cursor": None}
+            case ["attachments", file_id] if file_id in self.files:
+                return self._file(*self.files[file_id])
             case [kind]:
                 return page(reversed(self._all(kind).values()))
             case [kind, thing_id] if thing_id in self._all(kind):
                 return self._all(kind)[thing_id].model_dump(mode="json")
             case _:
                 return problem(404, "not_found", "There is no such thing.")
+
+    def _file(self, attachment: Attachment, content: bytes) -> Response:
+        how = "inline" if attachment.media_type in PICTURES else "attachment"
+        headers = {
+            "Content-Disposition": f"{how}; filename*=UTF-8''{quote(attachment.name, safe='')}"
+        }
+        return Response(content, media_type=attachment.media_type, headers=headers)
 
     def _all(self, kind: str) -> dict[str, Any]:
         return {

@@ -6,6 +6,7 @@ import { waitsHere, type Outgoing, type State } from "../reducer";
 import type { DeliveryTrace, Message, Rung } from "../wire";
 import { between, clock, duration, fullTime, ladder, plain, preciseClock, reasonWords, rungWords, since } from "../words";
 import { Cause, Origin } from "./Chains";
+import { Files } from "./Files";
 import { Markdown } from "./Markdown";
 import { Avatar, Dot, Failure, Icon, Prose } from "./parts";
 import { useAttempt, useSession } from "./use";
@@ -28,7 +29,8 @@ export const OwnMessage = memo(function OwnMessage({ message, state, above }: Ow
         <Edit message={message} onDone={() => setEditing(false)} />
       ) : (
         <div className="bubble" title={fullTime(message.created_at)}>
-          <p className="typed">{plain(message.text)}</p>
+          {message.text !== "" && <p className="typed">{plain(message.text)}</p>}
+          <Files files={message.attachments} />
         </div>
       )}
       <Ladders message={message} state={state}>
@@ -236,6 +238,7 @@ export const AgentMessage = memo(function AgentMessage({ message, head, here, st
         <Origin message={message} here={here} state={state} />
         {message.conversation_id === here && <Cause message={message} state={state} />}
         <Markdown text={message.text} />
+        <Files files={message.attachments} />
         <Ladders message={message} state={state} />
       </div>
     </article>

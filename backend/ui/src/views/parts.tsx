@@ -25,6 +25,9 @@ const ICONS = {
   tool: "m5 7 5 5-5 5m7 0h7",
   pause: "M9 6v12M15 6v12",
   back: "m14 6-6 6 6 6",
+  clip: "m19.5 11.5-7.6 7.6a4.8 4.8 0 0 1-6.8-6.8l8-8a3.2 3.2 0 0 1 4.5 4.5l-7.9 7.9a1.6 1.6 0 0 1-2.2-2.2l7.2-7.2",
+  file: "M13.5 4H7a1.5 1.5 0 0 0-1.5 1.5v13A1.5 1.5 0 0 0 7 20h10a1.5 1.5 0 0 0 1.5-1.5V9zm0 0v5h5",
+  save: "M12 4v11m4.5-4.5L12 15l-4.5-4.5M5 19.5h14",
 } as const;
 
 export function Icon({ name }: { name: keyof typeof ICONS }): ReactNode {
