@@ -1,6 +1,7 @@
 /** What the browser keeps for a person between visits: drafts, and messages not yet sent. */
 
 import type { Outgoing } from "./reducer";
+import type { Attachment } from "./wire";
 
 const PREFIX = "cloudagent";
 
@@ -13,6 +14,19 @@ export class Kept {
 
   keepDraft(thread: string, text: string): void {
     write(this.#name("draft", thread), text === "" ? null : text);
+  }
+
+  /** Files of a draft that are on the server. */
+  draftFiles(thread: string): Attachment[] {
+    try {
+      return JSON.parse(read(this.#name("files", thread)) ?? "[]") as Attachment[];
+    } catch {
+      return [];
+    }
+  }
+
+  keepDraftFiles(thread: string, files: readonly Attachment[]): void {
+    write(this.#name("files", thread), files.length === 0 ? null : JSON.stringify(files));
   }
 
   /** Each message has its own entry: two tabs must not write over each other's. */

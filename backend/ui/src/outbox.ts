@@ -1,5 +1,9 @@
 /** Sends what a person writes: in order, each once, however often the network fails.
  *
+ *  A message comes here when its files are on the server (uploads.ts): what is kept of them is their ids, so
+ *  it is whole after a reload, and trying again sends no file twice. The server keeps files for a day that
+ *  no message names; a message that waits here for longer is refused, and says so.
+ *
  *  A message has its key before the first attempt, and the backend answers the same key with the same
  *  message; so trying again is always safe, after a reload too. */
 
@@ -7,7 +11,7 @@ import { explain, post, Problem, Unreachable } from "./api";
 import type { Kept } from "./kept";
 import type { Outgoing } from "./reducer";
 import type { Store } from "./store";
-import type { Conversation, Message } from "./wire";
+import type { Attachment, Conversation, Message } from "./wire";
 
 const RETRY_MS = [1_000, 2_000, 4_000, 8_000, 15_000];
 
@@ -34,7 +38,13 @@ export class Outbox {
     removeEventListener("online", this.flush);
   }
 
-  send(agent_id: string, conversation_id: string | null, text: string, mode?: "interrupt"): string {
+  send(
+    agent_id: string,
+    conversation_id: string | null,
+    text: string,
+    more: { mode?: "interrupt" | undefined; attachments?: readonly Attachment[] } = {},
+  ): string {
+    const { mode, attachments = [] } = more;
     const key = crypto.randomUUID();
     this.#put({
       key,
@@ -42,6 +52,7 @@ export class Outbox {
       conversation_id,
       text,
       ...(mode && { mode }),
+      ...(attachments.length > 0 && { attachments }),
       written_at: new Date().toISOString(),
       state: "sending",
       problem: null,
@@ -114,7 +125,13 @@ export class Outbox {
       this.#put({ ...out, conversation_id });
     }
     const path = `/v1/conversations/${conversation_id}/messages`;
-    const message = await post<Message>(path, { text: out.text, agent_id: out.agent_id, ...(out.mode && { mode: out.mode }) }, out.key);
+    const body = {
+      text: out.text,
+      agent_id: out.agent_id,
+      ...(out.mode && { mode: out.mode }),
+      ...(out.attachments && { attachments: out.attachments.map((file) => file.id) }),
+    };
+    const message = await post<Message>(path, body, out.key);
     this.store.dispatch({ type: "sent", message });
     this.discard(out.key);
   }

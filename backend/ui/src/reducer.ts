@@ -7,6 +7,7 @@ import { emptyRun, isLive, withDelta, withEvents, withRun, type RunView } from "
 import type {
   Agent,
   Approval,
+  Attachment,
   Chain,
   Conversation,
   Delta,
@@ -33,6 +34,8 @@ export interface Outgoing {
   /** Null: a new conversation, to be made with `conversation_key`. */
   conversation_id: string | null;
   text: string;
+  /** Files that are on the server already. */
+  attachments?: readonly Attachment[];
   /** `interrupt`: stops what runs in the conversation, and goes first. */
   mode?: "interrupt";
   written_at: string;
@@ -40,6 +43,22 @@ export interface Outgoing {
   problem: { detail: string; next: string | null } | null;
   /** The newest event known when it was sent: its message cannot be older. */
   after: number;
+}
+
+/** A file that was chosen for a message that is still being written. */
+export interface Chosen {
+  /** Of its upload: the same again is the same file. */
+  key: string;
+  /** The draft that it belongs to. */
+  thread: string;
+  name: string;
+  size_bytes: number;
+  state: "waiting" | "uploading" | "there" | "failed";
+  /** Bytes that have left. */
+  sent_bytes: number;
+  /** What the server made of it; null before it is there. */
+  attachment: Attachment | null;
+  problem: { detail: string; next: string | null } | null;
 }
 
 export type Session = "unknown" | "signed_out" | "signed_in";
@@ -65,6 +84,7 @@ export interface State {
   /** What waits for a person, and what the stream has told of since. */
   approvals: Readonly<Record<string, Approval>>;
   outgoing: readonly Outgoing[];
+  chosen: readonly Chosen[];
   /** Conversations with something new since they were last in view. */
   unread: ReadonlySet<string>;
   /** First words of conversations without a title. */
@@ -89,6 +109,7 @@ export const initial: State = {
   chains: {},
   approvals: {},
   outgoing: [],
+  chosen: [],
   unread: new Set(),
   openings: {},
   touched: {},
@@ -117,6 +138,8 @@ export type Action =
   | { type: "read"; conversation_id: string }
   | { type: "outgoing"; outgoing: Outgoing }
   | { type: "outgoing_gone"; key: string }
+  | { type: "chosen"; chosen: Chosen }
+  | { type: "chosen_gone"; keys: readonly string[] }
   | { type: "resync"; cursor: number }
   | { type: "reset" };
 
@@ -180,12 +203,14 @@ export function reduce(state: State, action: Action): State {
     case "outgoing":
       return {
         ...state,
-        outgoing: state.outgoing.some((o) => o.key === action.outgoing.key)
-          ? state.outgoing.map((o) => (o.key === action.outgoing.key ? action.outgoing : o))
-          : [...state.outgoing, action.outgoing],
+        outgoing: withKey(state.outgoing, action.outgoing),
       };
     case "outgoing_gone":
       return { ...state, outgoing: state.outgoing.filter((o) => o.key !== action.key) };
+    case "chosen":
+      return { ...state, chosen: withKey(state.chosen, action.chosen) };
+    case "chosen_gone":
+      return { ...state, chosen: state.chosen.filter((one) => !action.keys.includes(one.key)) };
     case "resync":
       // Something was missed: what is running is to be asked for again from its first event.
       return {
@@ -354,6 +379,11 @@ function put<T extends { id: string }>(had: Readonly<Record<string, T>>, things:
   return next;
 }
 
+/** In the place of the one with its key; else at the end. */
+function withKey<T extends { key: string }>(had: readonly T[], one: T): readonly T[] {
+  return had.some((other) => other.key === one.key) ? had.map((other) => (other.key === one.key ? one : other)) : [...had, one];
+}
+
 function without<T>(had: Readonly<Record<string, T>>, id: string): Readonly<Record<string, T>> {
   if (had[id] === undefined) return had;
   const { [id]: _, ...rest } = had;
@@ -463,10 +493,20 @@ export function outgoingIn(state: State, conversation_id: string): Outgoing[] {
   return state.outgoing.filter((out) => {
     if (out.conversation_id !== conversation_id) return false;
     const match = arrived.find(
-      (m) => m.text === out.text && (state.touched[m.id] ?? -1) > out.after && !taken.has(m.id),
+      (m) => m.text === out.text && sameFiles(m, out) && (state.touched[m.id] ?? -1) > out.after && !taken.has(m.id),
     );
     if (match === undefined || out.state === "refused") return true;
     taken.add(match.id);
     return false;
   });
+}
+
+function sameFiles(message: Message, out: Outgoing): boolean {
+  const ids = (files: readonly Attachment[] | undefined) => (files ?? []).map((file) => file.id).join(" ");
+  return ids(message.attachments) === ids(out.attachments);
+}
+
+/** The files of a draft, in the order in which they were chosen. */
+export function chosenIn(state: State, thread: string): Chosen[] {
+  return state.chosen.filter((one) => one.thread === thread);
 }

@@ -6,6 +6,7 @@ import { Outbox } from "./outbox";
 import { isFailure, isLive } from "./run";
 import { Store } from "./store";
 import { Stream } from "./stream";
+import { Uploads } from "./uploads";
 import type {
   Agent,
   Approval,
@@ -32,6 +33,7 @@ export class Session {
   readonly store = new Store();
   kept = new Kept("nobody");
   outbox = new Outbox(this.store, this.kept);
+  uploads = new Uploads(this.store, this.kept);
   #stream: Stream | null = null;
   #open: string | null = null;
   /** What is being fetched, and whether it was asked for again meanwhile. */
@@ -80,14 +82,19 @@ export class Session {
     this.outbox.close();
     this.kept = new Kept(user.id);
     this.outbox = new Outbox(this.store, this.kept);
+    this.uploads.close();
+    this.uploads = new Uploads(this.store, this.kept);
     this.store.dispatch({ type: "session", session: "signed_in", user });
     this.outbox.open();
+    this.uploads.open();
     this.#stream = new Stream(socketUrl(), {
       cursor: () => this.store.state.cursor,
       onEvent: this.#onEvent,
       onLink: (link) => {
         this.store.dispatch({ type: "link", link });
-        if (link === "live") void this.outbox.flush();
+        if (link !== "live") return;
+        void this.outbox.flush();
+        this.uploads.again();
       },
       onRefused: () => void this.#check(),
     });
@@ -100,6 +107,7 @@ export class Session {
     this.#stream?.close();
     this.#stream = null;
     this.outbox.close();
+    this.uploads.close();
     this.#open = null;
     for (const out of this.store.state.outgoing) this.store.dispatch({ type: "outgoing_gone", key: out.key });
     this.store.dispatch({ type: "reset" });

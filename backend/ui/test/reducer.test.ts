@@ -191,6 +191,16 @@ describe("a message that is being sent", () => {
     expect(outgoingIn(state, "conv_1")).toHaveLength(0);
   });
 
+  test("with files is another one than the same text without, or with others", () => {
+    const file = (id: string) => ({ id, name: "a.txt", media_type: "text/plain", size_bytes: 1 });
+    const came = (id: number, attachments: { id: string; name: string; media_type: string; size_bytes: number }[]) =>
+      event(id, "message.created", message(`m${id}`, id, { text: "hello", attachments }));
+    let state = reduce(begun, { type: "outgoing", outgoing: { ...out, attachments: [file("att_1")] } });
+    state = reduce(reduce(state, came(5, [])), came(6, [file("att_2")]));
+    expect(outgoingIn(state, "conv_1")).toHaveLength(1);
+    expect(outgoingIn(reduce(state, came(7, [file("att_1")])), "conv_1")).toHaveLength(0);
+  });
+
   test("two of the same text need two that arrived", () => {
     const twice = reduce(begun, { type: "outgoing", outgoing: { ...out, key: "k2" } });
     const state = reduce(twice, event(5, "message.created", message("new", 2, { text: "hello" })));

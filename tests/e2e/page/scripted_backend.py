@@ -77,6 +77,8 @@ POLICY = (
 PASSWORD = "correct horse battery"
 LINK_KEY = "one-time-key"
 SETUP_KEY = "set-up-key"
+#: The largest file.
+MOST_BYTES = 1_000_000
 MACHINE_KEY = "sk_machine_" + "x" * 46
 
 
@@ -473,8 +475,10 @@ class ScriptedBackend:
         if self.down:
             self._abort(request)
             return Response()
-        body = await request.json() if await request.body() else None
         parts = path.split("/")
+        content = await request.body()
+        uploaded = parts == ["attachments"]
+        body = content if uploaded else await request.json() if content else None
         if parts[0] == "auth" and parts[1] != "device":
             return self._auth(parts[1], body)
         if request.cookies.get("cloudagent_session") != "yes":
@@ -515,6 +519,8 @@ class ScriptedBackend:
         return response
 
     def _answer(self, request: Request, parts: list[str], body: Any) -> Any:
+        if request.method == "POST" and parts == ["attachments"]:
+            return self._taken(request.query_params["name"], body)
         if request.method != "GET" and parts[0] == "messages":
             return self._of_message(request.method, parts[1], body)
         if request.method != "GET":
@@ -558,6 +564,7 @@ class ScriptedBackend:
             "runs": self.runs,
             "chains": self.chains,
             "approvals": self.approvals,
+            "attachments": self.files,
         }[kind]
 
     def _of_conversation(self, request: Request, conversation_id: str, what: str) -> Any:
@@ -592,7 +599,7 @@ class ScriptedBackend:
                 return self.add_conversation(agent, title=None).model_dump(mode="json")
             case ("POST", "conversations", conversation_id, "messages"):
                 self.modes.append(body.get("mode"))
-                return self._posted(conversation_id, body["text"])
+                return self._posted(conversation_id, body["text"], body.get("attachments", []))
             case ("POST", "chains" | "approvals", thing_id):
                 return self._person_says(thing_id, body)
             case ("POST", "runs", run_id, "interrupt"):
@@ -698,12 +705,20 @@ class ScriptedBackend:
         self.asking[code] = asking.model_copy(update=changes)
         return self.asking[code]
 
-    def _posted(self, conversation_id: str, text: str) -> Any:
+    def _taken(self, name: str, content: bytes) -> Any:
+        if len(content) > MOST_BYTES:
+            said = f"The body is larger than {MOST_BYTES} bytes."
+            return problem(413, "too_large", said, "Send less at once.")
+        return self.add_file(name, content).model_dump(mode="json")
+
+    def _posted(self, conversation_id: str, text: str, file_ids: list[str]) -> Any:
         if text == "refuse me":
             return problem(
                 429, "backlog_full", "mbp has 100,000 messages waiting.", "Start its daemon."
             )
-        return self.say(self.conversations[conversation_id], text).model_dump(mode="json")
+        files = [self.files[one][0] for one in file_ids]
+        message = self.say(self.conversations[conversation_id], text, files=files)
+        return message.model_dump(mode="json")
 
     def _messages(self, request: Request, conversation_id: str) -> dict[str, Any]:
         found = [m for m in self.messages.values() if m.conversation_id == conversation_id]

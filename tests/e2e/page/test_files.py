@@ -4,11 +4,11 @@ import struct
 import zlib
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import FilePayload, Page, expect
 
 from cloudagent_protocol.content import Attachment
 from e2e.page.conftest import NARROW, WIDE, Visitor
-from e2e.page.scripted_backend import ScriptedBackend
+from e2e.page.scripted_backend import MOST_BYTES, ScriptedBackend
 from e2e.page.test_accessibility import check
 
 LONG = "what the machine wrote on the day when the basket was wrong " * 2 + ".log"
@@ -62,3 +62,84 @@ def test_a_message_shows_its_files_and_only_pictures_as_pictures(
     assert saving.value.path().read_bytes() == SVG
     assert page.evaluate("() => document.documentElement.scrollWidth") == size[0]
     assert check(page, "files") == []
+
+
+def drop(page: Page, name: str, text: str) -> None:
+    """Drag a file from elsewhere onto the page, and let it go."""
+    page.evaluate(
+        """([name, text]) => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([text], name));
+            for (const kind of ["dragover", "drop"])
+                document.querySelector("#root").dispatchEvent(
+                    new DragEvent(kind, {dataTransfer, bubbles: true, cancelable: true}));
+        }""",
+        [name, text],
+    )
+
+
+def paste(page: Page, name: str, content: bytes) -> None:
+    page.evaluate(
+        """([name, bytes]) => {
+            const clipboardData = new DataTransfer();
+            const file = new File([new Uint8Array(bytes)], name, {type: "image/png"});
+            clipboardData.items.add(file);
+            document.activeElement.dispatchEvent(
+                new ClipboardEvent("paste", {clipboardData, bubbles: true, cancelable: true}));
+        }""",
+        [name, list(content)],
+    )
+
+
+def test_files_are_chosen_dropped_and_pasted_sent_once_and_seen(
+    visitor: Visitor, backend: ScriptedBackend
+) -> None:
+    backend.add_conversation(backend.add_agent("shop", backend.add_host("mbp")))
+    page = visitor.window(NARROW)
+    box = page.get_by_role("textbox", name="Message shop")
+    send = page.get_by_role("button", name="Send", exact=True)
+    chosen = page.get_by_role("list", name="Files to send").get_by_role("listitem")
+    box.fill("Look at these")
+    with page.expect_file_chooser() as choosing:
+        page.get_by_role("button", name="Add files").click()
+    big: FilePayload = {"name": "huge.bin", "mimeType": "", "buffer": bytes(MOST_BYTES + 1)}
+    choosing.value.set_files([big, {"name": "a.txt", "mimeType": "", "buffer": b"kept"}])
+    expect(page.get_by_role("alert")).to_contain_text("It has 1 MB: more than this server takes.")
+    expect(send).to_be_disabled()
+    box.press("Enter")
+    expect(page.get_by_text("A file is not there").first).to_be_visible()
+    page.get_by_role("button", name="Take out huge.bin").click()
+    expect(chosen).to_have_count(1)
+    page.reload()  # what is there stays with the draft
+    expect(chosen.get_by_text("a.txt")).to_be_visible()
+
+    backend.down = True
+    drop(page, "b.log", "boom")
+    expect(page.get_by_role("alert")).to_contain_text("The connection was lost")
+    assert check(page, "files to send") == []
+    backend.down = False
+    page.get_by_role("button", name="Try again: b.log").click()
+    box.focus()
+    paste(page, "c.png", picture(40, 40))
+    expect(chosen).to_have_count(3)
+    expect(send).to_be_enabled()
+    assert page.evaluate("() => document.documentElement.scrollWidth") == NARROW[0]
+
+    backend.lose_answers = 1
+    box.press("Enter")
+    own = page.locator(".message.own")
+    expect(own.locator(".file-name")).to_have_text(["a.txt", "b.log", "c.png"])
+    expect(page.locator(".pending")).to_have_count(0)
+    expect(own).to_have_count(1)
+    expect(chosen).to_have_count(0)
+    expect(own.get_by_role("img", name="Open c.png")).to_be_visible()
+    [message] = backend.messages.values()
+    assert [backend.files[file.id][1] for file in message.attachments][:2] == [b"kept", b"boom"]
+
+    drop(page, "alone.txt", "no words")
+    expect(send).to_be_enabled()
+    send.click()
+    expect(own.last.locator(".file-name")).to_have_text(["alone.txt"])
+    page.reload()
+    expect(own).to_have_count(2)
+    expect(chosen).to_have_count(0)

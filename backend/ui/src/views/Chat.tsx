@@ -7,7 +7,7 @@ import { conversationsOf, hostOf, outgoingIn, runsOf, waitsHere, type State } fr
 import { chatPath, go, type Route } from "../router";
 import { isFailure, isLive } from "../run";
 import { timeline, type Entry } from "../timeline";
-import type { Agent, Message } from "../wire";
+import type { Agent, Attachment, Message } from "../wire";
 import { OVER } from "../wire";
 import { agentWords, dayOf, driverName, duration, hostWords, obstacle } from "../words";
 import { Activity } from "./Activity";
@@ -49,8 +49,8 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
   const news = state.unread.size > 0 ? `(${state.unread.size}) ` : "";
   useTitle(`${news}${agent.name}${working.length > 0 ? " · working" : ""} · cloudagent`);
 
-  const send = (text: string, mode?: "interrupt"): void => {
-    const key = session.outbox.send(agent.id, conversation, text, mode);
+  const send = (text: string, attachments: readonly Attachment[], mode?: "interrupt"): void => {
+    const key = session.outbox.send(agent.id, conversation, text, { mode, attachments });
     if (conversation === null) setBegun(key);
     setSent((count) => count + 1);
   };

@@ -3,8 +3,11 @@
 
 import { useEffect, useLayoutEffect, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
 
+import { chosenIn } from "../reducer";
+import { MAX_FILES, type Attachment } from "../wire";
+import { ChosenFiles, DropZone, FileButton, pastedFiles, waitsFor } from "./Chosen";
 import { Icon } from "./parts";
-import { useSession } from "./use";
+import { useApp, useSession } from "./use";
 
 export function Composer(props: {
   /** Under which the draft is kept. */
@@ -13,24 +16,34 @@ export function Composer(props: {
   hint: string | null;
   /** Whether something runs that a message could stop. */
   busy: boolean;
-  onSend: (text: string, mode?: "interrupt") => void;
+  onSend: (text: string, attachments: readonly Attachment[], mode?: "interrupt") => void;
 }): ReactNode {
-  const { kept } = useSession();
+  const { kept, uploads } = useSession();
   const { thread } = props;
+  const chosen = chosenIn(useApp(), thread);
+  const [leftOut, setLeftOut] = useState(0);
   const [text, setText] = useState(() => kept.draft(thread));
   const area = useRef<HTMLTextAreaElement>(null);
-  const empty = text.trim() === "";
+  const empty = text.trim() === "" && chosen.length === 0;
 
   useEffect(() => kept.keepDraft(thread, text), [kept, thread, text]);
   useLayoutEffect(() => fit(area.current), [text]);
   useEffect(() => {
     focusOn(area.current);
   }, [thread]);
+  useEffect(() => uploads.restore(thread), [uploads, thread]);
 
+  const add = (files: readonly File[]): void => {
+    setLeftOut(uploads.add(thread, files));
+    area.current?.focus();
+  };
   const send = (mode?: "interrupt"): void => {
-    if (empty) return;
-    props.onSend(text.trim(), mode);
+    const attachments = uploads.ready(thread);
+    if (attachments === null || (text.trim() === "" && attachments.length === 0)) return;
+    props.onSend(text.trim(), attachments, mode);
+    uploads.sent(thread);
     setText("");
+    setLeftOut(0);
     area.current?.focus();
   };
   const onKey = (event: KeyboardEvent): void => {
@@ -47,7 +60,15 @@ export function Composer(props: {
         send();
       }}
     >
+      <ChosenFiles chosen={chosen} onGone={() => area.current?.focus()} />
+      {leftOut > 0 && (
+        <p className="left-out" role="alert">
+          A message takes {MAX_FILES} files: {leftOut} {leftOut === 1 ? "was" : "were"} left out. Send them with another one.
+        </p>
+      )}
+      <DropZone name={props.name} onFiles={add} />
       <div className="composer-box">
+        <FileButton onFiles={add} />
         <textarea
           ref={area}
           rows={1}
@@ -58,13 +79,24 @@ export function Composer(props: {
           value={text}
           onChange={(event) => setText(event.target.value)}
           onKeyDown={onKey}
+          onPaste={(event) => {
+            const files = pastedFiles(event.clipboardData);
+            if (files.length === 0) return;
+            event.preventDefault();
+            add(files);
+          }}
         />
-        <button type="submit" className="button primary icon-only send" aria-label="Send" disabled={empty}>
+        <button
+          type="submit"
+          className="button primary icon-only send"
+          aria-label="Send"
+          disabled={empty || chosen.some((one) => one.state !== "there")}
+        >
           <Icon name="send" />
         </button>
       </div>
       <p className="composer-hint">
-        {props.hint ?? (
+        {waitsFor(chosen) ?? props.hint ?? (
           <span className="keys">
             <kbd>Enter</kbd> {props.busy ? "sends, it waits its turn" : "sends"} ·{" "}
             {props.busy && (

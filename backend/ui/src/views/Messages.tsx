@@ -264,7 +264,8 @@ export function Pending({ out, lost }: { out: Outgoing; lost: boolean }): ReactN
   return (
     <article className={`message own pending${refused ? " refused" : ""}`} aria-label="You, being sent">
       <div className="bubble">
-        <p className="typed">{plain(out.text)}</p>
+        {out.text !== "" && <p className="typed">{plain(out.text)}</p>}
+        <Files files={out.attachments} />
       </div>
       {refused ? (
         <div className="failure" role="alert">
