@@ -51,6 +51,21 @@ def test_a_conversation_of_two_agents_has_one_run_at_a_time_too() -> None:
     assert started(order) == [1]
 
 
+def test_a_run_that_waits_for_people_holds_up_its_own_conversation_only() -> None:
+    order = Order(5)
+    order.put(waiting(1, "a", "asking"))
+    assert started(order) == [1]
+    order.ended(DeliveryId("dlv_1"))
+    order.park(waiting(1, "a", "asking"))
+    order.put(waiting(2, "a", "asking"))
+    order.put(waiting(3, "a", "another"))
+    assert started(order) == [3]
+    order.put(waiting(1, "a", "asking"))  # the answer has come
+    assert started(order) == [1]
+    order.ended(DeliveryId("dlv_1"))
+    assert started(order) == [2]
+
+
 def test_the_machine_has_a_cap() -> None:
     order = Order(2)
     for seq in range(1, 5):

@@ -1,7 +1,8 @@
 """Which delivery may run next; a rule without I/O.
 
 Per agent, deliveries start in the order of their seq. Per conversation one run is alive, whoever
-runs it. What is left is fair between agents: what interrupts comes first, then the agent that was
+runs it; where that one waits for people, perhaps for days, what follows in its conversation waits
+too, and lets the agent's other conversations pass. What is left is fair between agents: what interrupts comes first, then the agent that was
 served longest ago; and the last free place goes only to an agent that has none, so that the many
 messages of one never hold up the first message of another.
 """
@@ -109,13 +110,14 @@ class Order:
         if self.running >= self._max_runs:
             return []
         busy = {deliver.message.conversation_id for deliver in self._running.values()}
-        busy |= {waiting.deliver.message.conversation_id for waiting in self._parked.values()}
+        parked = {waiting.deliver.message.conversation_id for waiting in self._parked.values()}
         at_work = {deliver.agent.id for deliver in self._running.values()}
         last_place = self.running == self._max_runs - 1
-        heads = (
-            min(line.values(), key=lambda waiting: waiting.deliver.delivery_seq).deliver
+        lines = (
+            [one.deliver for one in line.values() if _conversation(one) not in parked]
             for line in self._waiting.values()
         )
+        heads = (min(line, key=lambda deliver: deliver.delivery_seq) for line in lines if line)
         return [
             head
             for head in heads
@@ -139,3 +141,7 @@ class Order:
         self.remove(deliver.delivery_id)
         self._running[deliver.delivery_id] = deliver
         return waiting
+
+
+def _conversation(waiting: Waiting) -> ConversationId:
+    return waiting.deliver.message.conversation_id
