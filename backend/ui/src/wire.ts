@@ -81,6 +81,8 @@ export interface Agent {
   command?: string[] | null;
   /** Silence after which a run of it is ended, in seconds; null: what its machine's owner has set. */
   hang_timeout_s?: number | null;
+  /** What becomes of a question that nobody answers: `ask` (or none) parks the run, `deny` refuses. */
+  unattended?: "ask" | "deny" | null;
   cwd: string | null;
   limits: AgentLimits;
   pause?: AgentPause | null;

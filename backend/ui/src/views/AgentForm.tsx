@@ -23,7 +23,7 @@ const DRIVERS = [
   { name: "scripted", about: "Plays an agent without any model: to try things out" },
 ];
 const MODES = [
-  { name: "default", about: "Ask as the program is set up to" },
+  { name: "default", about: "Looks around by itself, asks you for the rest" },
   { name: "acceptEdits", about: "May edit files without asking" },
   { name: "plan", about: "Plans only, changes nothing" },
   { name: "bypassPermissions", about: "May do everything without asking" },
@@ -46,6 +46,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
   const [mode, setMode] = useState(agent?.mode ?? "default");
   const [command, setCommand] = useState(line(agent?.command ?? []));
   const [silence, setSilence] = useState(agent?.hang_timeout_s == null ? "" : `${agent.hang_timeout_s / 60}`);
+  const [unattended, setUnattended] = useState<"ask" | "deny">(agent?.unattended ?? "ask");
   const [limits, setLimits] = useState<AgentLimits>(agent?.limits ?? NO_LIMITS);
   const [asking, setAsking] = useState(false);
   const [key] = useState(() => crypto.randomUUID());
@@ -68,6 +69,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
       mode,
       command: command.trim() === "" ? null : words(command),
       hang_timeout_s: silence === "" ? null : Math.round(Number(silence) * 60),
+      unattended,
       limits,
     };
     void attempt(async () => {
@@ -183,6 +185,16 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                     ))}
                   </select>
                 </label>
+                <label className="field">
+                  <span>When it asks and nobody answers</span>
+                  <select aria-describedby="unattended-hint" value={unattended} onChange={(e) => setUnattended(e.target.value === "deny" ? "deny" : "ask")}>
+                    <option value="ask">It waits for the answer, as long as that takes</option>
+                    <option value="deny">It is refused, and goes on without</option>
+                  </select>
+                </label>
+                <p className="hint" id="unattended-hint">
+                  It shows what it wants in the conversation, and under “Waiting for you”. After ten minutes its process is ended; your answer starts it again.
+                </p>
                 <label className="field">
                   <span>Minutes of silence until it counts as hung</span>
                   <input type="number" inputMode="decimal" min={0.2} max={10_080} step="any" placeholder="as its machine has it" aria-describedby="silence-hint" value={silence} onChange={(e) => setSilence(e.target.value)} />
