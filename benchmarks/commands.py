@@ -1,8 +1,10 @@
 """`status`, `--help` and `doctor` against a bare interpreter: people type them all day.
 
-Without a daemon: `doctor` then looks itself, and starts no other program here.
+Without a daemon: `doctor` then looks itself, and starts no other program here. With `HAPPY` (the path of
+`happy`, of npm's `happy-coder`) also `status` against the same question to another daemon for coding agents.
 """
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -34,4 +36,12 @@ def run() -> list[Figure]:
             figures.append(
                 figure(" ".join(words), "python -c pass", pairs, goal=f"<= {most}x", max_ratio=most)
             )
+        if peer := os.environ.get("HAPPY"):
+            status = [str(BIN / "cloudagent-daemon"), "status"]
+            pairs = paired(
+                lambda: seconds_of(status, env=env, cwd=home),
+                lambda: seconds_of([peer, "daemon", "status"], env=env, cwd=home),
+                runs=RUNS,
+            )
+            figures.append(figure("cloudagent-daemon status", "happy daemon status", pairs))
         return figures
