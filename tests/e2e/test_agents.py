@@ -81,9 +81,9 @@ def volleyers(backend: Backend, home: Path) -> tuple[str, str]:
     return key, backend.create_agent(host, "shop", **fields)
 
 
-def starts(home: Path) -> int:
-    """How many processes of agents there have been."""
-    return (home / "effects").read_text().count("start ")
+def turns(home: Path) -> int:
+    """How many turns agents have taken."""
+    return (home / "effects").read_text().count("volley ")
 
 
 def until_paused(events: Follower) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_two_agents_in_circles_stop_at_the_cap_also_across_restarts_of_both_side
             sent = backend.send(shop, "@@volley shop api")
             chain = until_paused(events)
             assert (chain["id"], chain["turns"], chain["waiting"]) == (sent["id"], 4, 1)
-        assert starts(tmp_path) == 1 + 4
+        assert turns(tmp_path) == 1 + 4
         backend.process.kill()
         port = int(backend.url.rpartition(":")[2])
         home, token = tmp_path / "server", backend.token
@@ -137,7 +137,7 @@ def test_two_agents_in_circles_stop_at_the_cap_also_across_restarts_of_both_side
             until_over(later, again.messages(between)[-2]["id"])
             stopped = again.call("POST", f"/v1/chains/{sent['id']}", {"decision": "stop"})
             assert [answer["decision"] for answer in stopped["answers"]] == ["continue", "stop"]
-            assert starts(tmp_path) == 1 + 8
+            assert turns(tmp_path) == 1 + 8
             # Nothing is lost: each message had its turn, or says who stopped it.
             ends = [d for m in again.messages(between) for d in m["deliveries"]]
             assert [one["state"] for one in ends] == ["done"] * 8 + ["cancelled"]

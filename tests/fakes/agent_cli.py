@@ -403,6 +403,7 @@ class Agent:
 
     def do_volley(self, rest: str, earlier: list[str]) -> None:
         me, other = rest.split()
+        effect(f"volley {me}")
         self.call("message_agent", {"agent": other, "text": f"@@volley {other} {me}"})
 
     def call(self, name: str, arguments: Json) -> None:

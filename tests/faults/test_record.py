@@ -1,5 +1,6 @@
 """The recorder sees what processes and frames really did."""
 
+import json
 import os
 import subprocess
 import sys
@@ -27,14 +28,20 @@ class Bench:
         self.recorder.posts.append(Post(0.0, key, "agent", "conversation", "", key))
         state = {"FAKE_STATE": str(self.folder), "FAKE_EFFECTS": str(self.recorder.effects)}
         process = subprocess.Popen(
-            [sys.executable, AGENT, "-p", "--append-system-prompt-file", self.folder / "prompt"],
+            [
+                *(sys.executable, AGENT, "-p", "--input-format", "stream-json"),
+                *("--append-system-prompt-file", self.folder / "prompt"),
+            ],
             env={**os.environ, **state, "CLOUDAGENT_LAUNCH_ID": launch},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert process.stdin
-        process.stdin.write("\n".join([ALONE, f"@@is {key} place", *orders]))
+        text = "\n".join([ALONE, f"@@is {key} place", *orders])
+        content = [{"type": "text", "text": text}]
+        message = {"type": "user", "message": {"role": "user", "content": content}, "uuid": key}
+        process.stdin.write(f"{json.dumps(message)}\n")
         process.stdin.close()
         return process
 

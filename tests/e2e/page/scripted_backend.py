@@ -565,6 +565,7 @@ class ScriptedBackend:
             "chains": self.chains,
             "approvals": self.approvals,
             "attachments": self.files,
+            "usage": {},
         }[kind]
 
     def _of_conversation(self, request: Request, conversation_id: str, what: str) -> Any:
@@ -578,7 +579,7 @@ class ScriptedBackend:
         """A new one, or the changed one."""
         if not which:
             return self.add_agent(body.pop("name"), self.hosts[body.pop("host_machine_id")], **body)
-        self.put_agent(self.agents[which[0]].model_copy(update=body))
+        self.put_agent(Agent.model_validate({**self.agents[which[0]].model_dump(), **body}))
         return self.agents[which[0]]
 
     def _changed(self, method: str, parts: list[str], body: Any) -> Any:
