@@ -479,6 +479,7 @@ async def test_the_running_daemon_tells_what_it_finds_from_where_it_lives(home: 
         "path": str(claude),
         "logged_in": False,
         "problem": None,
+        "warning": None,
     }
     assert found["path"][0] == str(claude.parent)
     assert (found["tools"]["problem"], found["backend"]["problem"]) == (None, None)

@@ -2,13 +2,15 @@
 
 import argparse
 import json
-import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudagent_daemon.cli.options import USAGE, CommandError, Here, safe
 from cloudagent_daemon.paths import spool_file
+
+if TYPE_CHECKING:
+    import sqlite3
 
 SCHEMA: Final = "cloudagent.rules/1"
 
@@ -38,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def found_in(file: Path) -> list[dict[str, Any]]:
     """The rules that the daemon keeps; none where it has not kept any yet."""
+    import sqlite3
+
     from cloudagent_daemon.link import asked
 
     if not file.exists():
@@ -57,6 +61,8 @@ _SHOWN: Final = {"tool", "action", "words", "by", "made_at"}
 
 
 def _remove(here: Here, rule_id: str) -> None:
+    import sqlite3
+
     from cloudagent_daemon.link import asked
 
     file, removed = _file(here), False
@@ -70,7 +76,7 @@ def _remove(here: Here, rule_id: str) -> None:
     print(f"removed {rule_id}: it is asked for again")
 
 
-def _has_rules(spool: sqlite3.Connection) -> bool:
+def _has_rules(spool: "sqlite3.Connection") -> bool:
     sql = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'rules'"
     return spool.execute(sql).fetchone() is not None
 
