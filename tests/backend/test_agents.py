@@ -29,7 +29,13 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
             cwd="~/src",
             hang_timeout_s=7_200,
             unattended="deny",
-            limits={"auto_resume": True, "resume_times": 2, "resume_within_h": 6.5},
+            limits={
+                "auto_resume": True,
+                "resume_times": 2,
+                "resume_within_h": 6.5,
+                "day_tokens": 1_000,
+                "day_cost_usd": None,
+            },
         )
         made = await client.post("/v1/agents", json=body)
         assert made.status_code == 201
@@ -38,6 +44,7 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
             "id": made.json()["id"],
             "runtime": "local_daemon",
             "status": "offline",
+            "pause": None,
             "created_at": made.json()["created_at"],
         }
         assert (await client.get(f"/v1/agents/{made.json()['id']}")).json() == made.json()
