@@ -17,6 +17,7 @@ from cloudagent_daemon.paths import Paths
 from fakes.backend import KEY, scripted_backend
 from fakes.home import Home
 
+SERVICE = {"manager": "systemd", "name": "cloudagent-daemon.service"}
 GOLDEN = Path(__file__).parents[1] / "golden" / "cli" / "doctor.txt"
 
 
@@ -50,6 +51,47 @@ def example() -> list[Finding]:
 def test_failures_come_first_with_their_fixes_then_each_section() -> None:
     told = "\n".join(findings.lines(example(), where="in the running daemon")) + "\n"
     assert told == GOLDEN.read_text("utf-8")
+
+
+CLAUDE = {"name": "claude_code", "version": "2.1.197", "path": "/usr/bin/claude", "problem": None}
+START = "cloudagent-daemon start"
+
+
+def in_state(state: str) -> list[Finding]:
+    """What the daemon and the coding agents make `doctor` say, but for what is this machine's own."""
+    report: dict[str, Any] | None = {"pid": 4711, "state": "connected", "service": SERVICE}
+    check: dict[str, Any] = {"backend": {"ms": 12.0, "problem": None}}
+    runtimes = [CLAUDE]
+    match state:
+        case "not-running":
+            report = None
+        case "reconnecting":
+            report |= {"state": "connecting", "detail": "502 Bad Gateway; attempt 6, next in 12 s"}
+        case "key-rejected":
+            detail = "https://agents.example.com does not accept this machine's key"
+            report |= {"state": "unauthorized", "detail": detail}
+        case "no-runtime":
+            why = "not found; install it with  npm install -g @anthropic-ai/claude-code"
+            runtimes = [{"name": "claude_code", "problem": why}]
+        case _:
+            raise AssertionError(state)
+    found = asked.service(report, START)
+    found += asked.link(report, check) if report else []
+    in_daemon = report is not None
+    return [*found, *asked.runtimes(runtimes, "", None, in_daemon=in_daemon, restart=START)]
+
+
+STATES = ("not-running", "reconnecting", "key-rejected", "no-runtime")
+
+
+def told_in(state: str) -> str:
+    where = "in this process" if state == "not-running" else "in the running daemon"
+    return "\n".join(findings.lines(in_state(state), where=where)) + "\n"
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_each_state_is_told_in_words_that_lead_on(state: str) -> None:
+    assert told_in(state) == GOLDEN.with_stem(f"doctor-{state}").read_text("utf-8")
 
 
 def test_what_happened_to_the_running_daemons_installation_is_told_with_its_way_out(
@@ -248,9 +290,6 @@ def test_a_key_is_not_sent_over_a_way_that_nobody_checks(home: Home) -> None:
         assert (looked.machine_key, why_not == "") == (KEY if sent else None, sent)
 
 
-SERVICE = {"manager": "systemd", "name": "cloudagent-daemon.service"}
-
-
 @pytest.mark.parametrize(
     ("kept", "expected"),
     [
@@ -313,3 +352,5 @@ async def test_fix_does_what_is_safe_says_it_and_looks_again(home: Home) -> None
 if __name__ == "__main__":
     text = "\n".join(findings.lines(example(), where="in the running daemon")) + "\n"
     GOLDEN.write_text(text, "utf-8")
+    for one in STATES:
+        GOLDEN.with_stem(f"doctor-{one}").write_text(told_in(one), "utf-8")

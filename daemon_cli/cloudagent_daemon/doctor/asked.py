@@ -21,6 +21,12 @@ _PROGRAMS: Final = {
     "opencode": "opencode",
     "qwen": "qwen",
 }
+_PROBE: Final = "cloudagent-daemon probe   (what fails on the way)"
+#: A daemon without a connection, by its state: in words, and what helps.
+_UNCONNECTED: Final = {
+    "connecting": ("not connected, and trying", _PROBE),
+    "unauthorized": ("key rejected", "cloudagent-daemon login"),
+}
 #: For demonstrations; always there.
 _SCRIPTED: Final = "scripted"
 
@@ -80,7 +86,9 @@ def link(report: Mapping[str, Any], check: Mapping[str, Any] | None) -> Iterator
     """How the daemon's own connection stands."""
     state = str(report.get("state"))
     if state != "connected":
-        yield _connection("link", "fail", f"{state}: {report.get('detail') or 'no reason yet'}")
+        what, fix = _UNCONNECTED.get(state, (state, _PROBE))
+        detail = f"{what}: {report.get('detail') or 'no reason yet'}"
+        yield _connection("link", "fail", detail, fix)
     elif check is not None:
         trip: Mapping[str, Any] = check.get("backend") or {}
         if trip.get("problem"):
