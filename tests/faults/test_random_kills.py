@@ -1,6 +1,6 @@
 """Either side is killed again and again, at any moment, and nothing is lost, doubled or left behind.
 
-For 10 s with people's messages, and as long with chains of agents; FAULTS_KILLS_S=300 is the run that counts.
+For 6 s with people's messages, and as long with chains of agents; FAULTS_KILLS_S=300 is the run that counts.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from faults.record import told_by_agents
 from faults.site import Site, count, site
 from faults.sizes import AGENTS, DEADLINE_S, SEEDS
 
-FOR_S = float(os.environ.get("FAULTS_KILLS_S", "10"))
+FOR_S = float(os.environ.get("FAULTS_KILLS_S", "6"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(FOR_S * 3 + 300)]
 
