@@ -127,7 +127,8 @@ def test_two_agents_in_circles_stop_at_the_cap_also_across_restarts_of_both_side
             running_daemon(tmp_path / "laptop", again.url, key),
         ):
             [paused] = again.call("GET", "/v1/chains?state=paused")["data"]
-            assert paused == chain
+            # What its last turn used may have come after the pause.
+            assert {**paused, "usage": None} == {**chain, "usage": None}
             again.call("POST", f"/v1/chains/{sent['id']}", {"decision": "continue"})
             chain = until_paused(later)
             assert (chain["turns"], chain["pauses"]) == (8, 2)
