@@ -78,9 +78,11 @@ def exchange(backend: ScriptedBackend) -> str:
 
 
 #: Each width and each scheme once; `AXE=all` looks at the other two as well.
-LOOKS = [(WIDE, False, "wide-light"), (NARROW, True, "narrow-dark")]
-if os.environ.get("AXE") == "all":
-    LOOKS += [(WIDE, True, "wide-dark"), (NARROW, False, "narrow-light")]
+MORE = [(WIDE, True, "wide-dark"), (NARROW, False, "narrow-light")]
+LOOKS = [
+    *((WIDE, False, "wide-light"), (NARROW, True, "narrow-dark")),
+    *(MORE if os.environ.get("AXE") == "all" else ()),
+]
 
 
 @pytest.mark.parametrize(("size", "dark"), [pytest.param(*look[:2], id=look[2]) for look in LOOKS])
