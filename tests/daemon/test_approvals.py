@@ -97,12 +97,17 @@ class Machine:
         self.seen.add(f"{frame.run_id} {frame.event.seq}")
         return frame.event
 
-    async def parked(self, times: int = 1) -> None:
+    async def leaves(self, times: int = 1) -> None:
+        """A run says that it waits for people, and ends its process."""
+
         def wanted(_: Said) -> bool:
             reports = [one for one in self.uplink.frames if isinstance(one, DeliveryReport)]
             return len(reports) >= times
 
         await self.uplink.until(wanted)
+
+    async def parked(self, times: int = 1) -> None:
+        await self.leaves(times)
         with anyio.fail_after(self.uplink.deadline_s):
             while not self.queue.order.parked:
                 await self.queue.changed.wait()
@@ -279,7 +284,7 @@ async def test_what_nobody_decides_in_time_ends_the_run_without_another_process(
 ) -> None:
     async with a_machine(tmp_path, approval_park_s=0.2, approval_expire_s=1.0) as machine:
         await machine.say("@@ask execute make deploy")
-        await machine.parked()
+        await machine.leaves()  # its time may be over before its process is
         resolved = await machine.event("approval_resolved")
         finished = await machine.event("finished")
         assert (resolved.decision, finished.reason) == ("expired", "unanswered")
