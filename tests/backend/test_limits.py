@@ -278,7 +278,7 @@ async def test_fragments_of_a_message_count_together(tmp_path: Path, path: str) 
         key = backend.ana.host.raw_key if "daemon" in path else backend.ana.token
         headers = {"Authorization": f"Bearer {key}"}
         async with connect(f"{backend.socket_url}{path}", additional_headers=headers) as link:
-            with anyio.fail_after(5), pytest.raises(ConnectionClosed):
+            with anyio.fail_after(20), pytest.raises(ConnectionClosed):
                 await link.send(pieces())
             assert link.close_code == 1009
 
