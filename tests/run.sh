@@ -48,8 +48,8 @@ part agents $real
 # shellcheck disable=SC2046
 part pages tests/e2e $(printf -- '--ignore=%s ' $real)
 part machines tests/faults tests/service
-part drivers tests/contracts tests/architecture
-part backend tests/backend tests/client
+part drivers tests/contracts tests/architecture tests/client
+part backend tests/backend
 # Whatever is in none of these, as it goes.
 tests --ignore=tests/e2e --ignore=tests/faults --ignore=tests/service --ignore=tests/contracts --ignore=tests/architecture \
   --ignore=tests/backend --ignore=tests/client --ignore=tests/protocol && touch "$parts/rest-passed" || true

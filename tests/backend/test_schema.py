@@ -84,7 +84,7 @@ def test_no_request_breaks_it_or_gets_what_the_schema_does_not_tell(
 
     @given(case=good | bad, real=st.booleans())
     @settings(
-        max_examples=8 if path in COSTLY else 50,
+        max_examples=8 if path in COSTLY else 20,
         derandomize=True,
         database=None,
         deadline=None,
