@@ -280,7 +280,8 @@ async def test_fragments_of_a_message_count_together(tmp_path: Path, path: str) 
         async with connect(f"{backend.socket_url}{path}", additional_headers=headers) as link:
             with anyio.fail_after(20), pytest.raises(ConnectionClosed):
                 await link.send(pieces())
-            assert link.close_code == 1009
+            # What is still being sent may reset the connection before its last word is read.
+            assert link.close_code in {1009, 1006}
 
 
 async def test_an_unknown_socket_is_refused(tmp_path: Path) -> None:
