@@ -11,7 +11,7 @@ import { explain, post, Problem, Unreachable } from "./api";
 import type { Kept } from "./kept";
 import type { Outgoing } from "./reducer";
 import type { Store } from "./store";
-import type { Attachment, Conversation, Message } from "./wire";
+import type { Attachment, Conversation, Message, Mode } from "./wire";
 
 const RETRY_MS = [1_000, 2_000, 4_000, 8_000, 15_000];
 
@@ -42,7 +42,7 @@ export class Outbox {
     agent_id: string,
     conversation_id: string | null,
     text: string,
-    more: { mode?: "interrupt" | undefined; attachments?: readonly Attachment[] } = {},
+    more: { mode?: Mode | undefined; attachments?: readonly Attachment[] } = {},
   ): string {
     const { mode, attachments = [] } = more;
     const key = crypto.randomUUID();

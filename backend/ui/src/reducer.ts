@@ -15,6 +15,7 @@ import type {
   Host,
   LogEvent,
   Message,
+  Mode,
   Run,
   RunEvent,
   User,
@@ -36,8 +37,8 @@ export interface Outgoing {
   text: string;
   /** Files that are on the server already. */
   attachments?: readonly Attachment[];
-  /** `interrupt`: stops what runs in the conversation, and goes first. */
-  mode?: "interrupt";
+  /** Of a message that was not to wait for the turn that is under way. */
+  mode?: Mode;
   written_at: string;
   state: "sending" | "waiting" | "refused";
   problem: { detail: string; next: string | null } | null;

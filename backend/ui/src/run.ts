@@ -97,12 +97,12 @@ function width(text: string, at: number): number {
 export type Item =
   | { kind: "text"; key: string; text: string; writing: boolean }
   | { kind: "tool"; key: string; call: ToolCall; result: ToolResult | null; ended: boolean }
-  | { kind: "note"; key: string; event: Extract<RunEvent, { type: "retry" | "stderr" }> };
+  | { kind: "note"; key: string; event: Extract<RunEvent, { type: "retry" | "stderr" | "steered" }> };
 
 export type ToolCall = Extract<RunEvent, { type: "tool_call" }>;
 export type ToolResult = Extract<RunEvent, { type: "tool_result" }>;
 
-/** The run's story in its order: text, tools with their results, retries. */
+/** The run's story in its order: text, tools with their results, retries, messages that were put into it. */
 export function items(view: RunView): Item[] {
   const results = new Map<string, ToolResult>();
   for (const event of view.events)
@@ -116,7 +116,7 @@ export function items(view: RunView): Item[] {
       out.push({ kind: "text", key: `b${event.block}`, text: event.text, writing: false });
     } else if (event.type === "tool_call") {
       out.push({ kind: "tool", key, call: event, result: results.get(event.tool_call_id) ?? null, ended });
-    } else if (event.type === "retry" || event.type === "stderr") {
+    } else if (event.type === "retry" || event.type === "stderr" || event.type === "steered") {
       out.push({ kind: "note", key, event });
     }
   }

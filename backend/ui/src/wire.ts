@@ -310,6 +310,7 @@ export type RunEvent =
   | (At & { type: "usage"; usage: Usage })
   | (At & { type: "retry"; attempt: number; reason: string; delay_s?: number; detail?: string })
   | (At & { type: "stderr"; text: string })
+  | (At & { type: "steered"; delivery_id: string; message_id: string })
   | (At & {
       type: "finished";
       outcome: string;
@@ -329,6 +330,12 @@ export interface Delta {
   offset: number;
   text: string;
 }
+
+/** What a message means for the turn that is under way: into it, or in its place. */
+export type Mode = "steer" | "interrupt";
+
+/** Drivers whose programs take a message into a turn that is under way (docs/drivers.md); of others it waits its turn. */
+export const STEERABLE: ReadonlySet<string> = new Set(["claude_code", "codex"]);
 
 export interface Page<T> {
   data: T[];

@@ -148,6 +148,7 @@ const HOLDS: Record<string, string> = {
   crash_loop: "paused after crashes",
   rate_limit: "rate limit",
   runtime_missing: "its program is missing",
+  not_steerable: "it takes nothing in the middle of a turn",
   installation_gone: "the daemon's files are missing",
   installation_orphaned: "the daemon's Python is missing",
   installation_broken: "the new version does not start",

@@ -59,18 +59,37 @@ def test_a_machine_that_takes_a_message_while_it_is_edited_wins_and_nothing_type
     expect(page.get_by_role("button", name="Edit")).to_have_count(0)
 
 
-def test_ctrl_enter_stops_what_runs_and_goes_first(
+def test_where_nothing_can_be_put_into_a_turn_ctrl_enter_stops_what_runs_and_goes_first(
     visitor: Visitor, backend: ScriptedBackend
 ) -> None:
-    conversation = backend.add_conversation(backend.add_agent("shop", backend.add_host("mbp")))
-    backend.work(backend.say(conversation, "a long task"))
+    agent = backend.add_agent("shop", backend.add_host("mbp"), driver="acp")
+    backend.work(backend.say(backend.add_conversation(agent), "a long task"))
     page = visitor.window()
     expect(page.get_by_text("stops what runs and goes first")).to_be_visible()
     box = page.get_by_role("textbox", name="Message shop")
     box.fill("after it")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Stop it and send")).to_have_count(0)
     box.fill("this first")
     page.keyboard.press("Control+Enter")
     expect(page.locator(".own .typed").last).to_have_text("this first")
     expect(page.locator(".pending")).to_have_count(0)
     assert backend.modes == [None, "interrupt"]
+
+
+def test_what_is_told_in_the_middle_of_a_turn_is_shown_where_it_was_taken_up(
+    visitor: Visitor, backend: ScriptedBackend
+) -> None:
+    conversation = backend.add_conversation(backend.add_agent("shop", backend.add_host("mbp")))
+    work = backend.work(backend.say(conversation, "a long task"))
+    page = visitor.window(NARROW)
+    page.get_by_role("textbox", name="Message shop").fill("only the tests")
+    page.get_by_role("button", name="Tell it now").click()
+    expect(page.locator(".own .typed").last).to_have_text("only the tests")
+    expect(page.locator(".pending")).to_have_count(0)
+    assert backend.modes == ["steer"]
+    taken = backend.message_in(conversation)
+    where = {"delivery_id": taken.deliveries[0].id, "message_id": taken.id}
+    work.event({"type": "steered", **where})
+    expect(page.get_by_text("Took up “only the tests”")).to_be_visible()
+    assert page.evaluate("() => document.documentElement.scrollWidth") == NARROW[0]

@@ -3,11 +3,11 @@
 import { memo, useState, type ReactNode } from "react";
 
 import { finishedEvent, isFailure, isLive, items, type Item, type RunView } from "../run";
-import { driverName, duration, between, plain, reasonWords, runSummary, sendsMessage, toolWords } from "../words";
+import { driverName, duration, between, oneLine, plain, reasonWords, runSummary, sendsMessage, toolWords } from "../words";
 import { Markdown } from "./Markdown";
 import { Head } from "./Messages";
 import { Icon, Spinner } from "./parts";
-import { useSession } from "./use";
+import { useApp, useSession } from "./use";
 
 interface Props {
   view: RunView;
@@ -78,6 +78,7 @@ function Step({ item }: { item: Item }): ReactNode {
     case "tool":
       return <ToolCard item={item} />;
     case "note":
+      if (item.event.type === "steered") return <TakenUp id={item.event.message_id} />;
       if (item.event.type === "stderr") return <pre className="stderr" tabIndex={0} role="group" aria-label="Output of the program">{plain(item.event.text)}</pre>;
       return (
         <p className="note">
@@ -87,6 +88,17 @@ function Step({ item }: { item: Item }): ReactNode {
         </p>
       );
   }
+}
+
+/** A message that was put into the turn: what follows knows of it. */
+function TakenUp({ id }: { id: string }): ReactNode {
+  const text = useApp().messages[id]?.text;
+  return (
+    <p className="note quiet">
+      <Icon name="check" />
+      Took up {text === undefined ? "another message" : `“${oneLine(text, 80)}”`}
+    </p>
+  );
 }
 
 const LONG = 4_000;

@@ -7,8 +7,8 @@ import { conversationsOf, hostOf, outgoingIn, runsOf, waitsHere, type State } fr
 import { chatPath, go, type Route } from "../router";
 import { isFailure, isLive } from "../run";
 import { timeline, type Entry } from "../timeline";
-import type { Agent, Attachment, Message } from "../wire";
-import { OVER } from "../wire";
+import type { Agent, Attachment, Message, Mode } from "../wire";
+import { OVER, STEERABLE } from "../wire";
 import { agentWords, dayOf, driverName, duration, hostWords, obstacle } from "../words";
 import { Activity } from "./Activity";
 import { Asked } from "./Approvals";
@@ -49,7 +49,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
   const news = state.unread.size > 0 ? `(${state.unread.size}) ` : "";
   useTitle(`${news}${agent.name}${working.length > 0 ? " · working" : ""} · cloudagent`);
 
-  const send = (text: string, attachments: readonly Attachment[], mode?: "interrupt"): void => {
+  const send = (text: string, attachments: readonly Attachment[], mode?: Mode): void => {
     const key = session.outbox.send(agent.id, conversation, text, { mode, attachments });
     if (conversation === null) setBegun(key);
     setSent((count) => count + 1);
@@ -121,7 +121,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
                     ? `What ${agent.name} and ${other} say to each other. What you write here goes to ${agent.name}.`
                     : null
           }
-          busy={working.length > 0}
+          urgent={working.length === 0 ? null : STEERABLE.has(agent.driver) ? "steer" : "interrupt"}
           onSend={send}
         />
       </div>

@@ -1,10 +1,10 @@
-/** Where a person writes. Enter sends, Ctrl+Enter stops what runs and sends, Shift+Enter makes a line, and
- *  a draft survives a reload. */
+/** Where a person writes. Enter sends, Ctrl+Enter sends what shall not wait for the end of what runs, Shift+Enter
+ *  makes a line, and a draft survives a reload. */
 
 import { useEffect, useLayoutEffect, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
 
 import { chosenIn } from "../reducer";
-import { MAX_FILES, type Attachment } from "../wire";
+import { MAX_FILES, type Attachment, type Mode } from "../wire";
 import { ChosenFiles, DropZone, FileButton, pastedFiles, waitsFor } from "./Chosen";
 import { Icon } from "./parts";
 import { useApp, useSession } from "./use";
@@ -14,9 +14,9 @@ export function Composer(props: {
   thread: string;
   name: string;
   hint: string | null;
-  /** Whether something runs that a message could stop. */
-  busy: boolean;
-  onSend: (text: string, attachments: readonly Attachment[], mode?: "interrupt") => void;
+  /** What Ctrl+Enter means for what runs; null if nothing runs. */
+  urgent: Mode | null;
+  onSend: (text: string, attachments: readonly Attachment[], mode?: Mode) => void;
 }): ReactNode {
   const { kept, uploads } = useSession();
   const { thread } = props;
@@ -24,7 +24,7 @@ export function Composer(props: {
   const [leftOut, setLeftOut] = useState(0);
   const [text, setText] = useState(() => kept.draft(thread));
   const area = useRef<HTMLTextAreaElement>(null);
-  const empty = text.trim() === "" && chosen.length === 0;
+  const unready = (text.trim() === "" && chosen.length === 0) || chosen.some((one) => one.state !== "there");
 
   useEffect(() => kept.keepDraft(thread, text), [kept, thread, text]);
   useLayoutEffect(() => fit(area.current), [text]);
@@ -37,7 +37,7 @@ export function Composer(props: {
     setLeftOut(uploads.add(thread, files));
     area.current?.focus();
   };
-  const send = (mode?: "interrupt"): void => {
+  const send = (mode?: Mode): void => {
     const attachments = uploads.ready(thread);
     if (attachments === null || (text.trim() === "" && attachments.length === 0)) return;
     props.onSend(text.trim(), attachments, mode);
@@ -50,7 +50,7 @@ export function Composer(props: {
     // While an input method composes, Enter chooses a word.
     if (event.key !== "Enter" || event.shiftKey || event.nativeEvent.isComposing || event.keyCode === 229) return;
     event.preventDefault();
-    send(event.ctrlKey || event.metaKey ? "interrupt" : undefined);
+    send(event.ctrlKey || event.metaKey ? (props.urgent ?? undefined) : undefined);
   };
   return (
     <form
@@ -90,25 +90,40 @@ export function Composer(props: {
           type="submit"
           className="button primary icon-only send"
           aria-label="Send"
-          disabled={empty || chosen.some((one) => one.state !== "there")}
+          disabled={unready}
         >
           <Icon name="send" />
         </button>
       </div>
-      <p className="composer-hint">
-        {waitsFor(chosen) ?? props.hint ?? (
-          <span className="keys">
-            <kbd>Enter</kbd> {props.busy ? "sends, it waits its turn" : "sends"} ·{" "}
-            {props.busy && (
-              <>
-                <kbd>Ctrl</kbd> <kbd>Enter</kbd> stops what runs and goes first ·{" "}
-              </>
-            )}
-            <kbd>Shift</kbd> <kbd>Enter</kbd> new line
-          </span>
+      <div className="composer-hint">
+        <p>{waitsFor(chosen) ?? props.hint ?? <Keys urgent={props.urgent} />}</p>
+        {props.urgent !== null && !unready && (
+          <button type="button" className="text-button" onClick={() => send(props.urgent ?? undefined)}>
+            {URGENT[props.urgent].button}
+          </button>
         )}
-      </p>
+      </div>
     </form>
+  );
+}
+
+const URGENT: Record<Mode, { button: string; keys: string }> = {
+  steer: { button: "Tell it now", keys: "tells it now, in the middle of its turn" },
+  interrupt: { button: "Stop it and send", keys: "stops what runs and goes first" },
+};
+
+/** Not shown where there are no keys. */
+function Keys({ urgent }: { urgent: Mode | null }): ReactNode {
+  return (
+    <span className="keys">
+      <kbd>Enter</kbd> {urgent === null ? "sends" : "sends, it waits its turn"} ·{" "}
+      {urgent !== null && (
+        <>
+          <kbd>Ctrl</kbd> <kbd>Enter</kbd> {URGENT[urgent].keys} ·{" "}
+        </>
+      )}
+      <kbd>Shift</kbd> <kbd>Enter</kbd> new line
+    </span>
   );
 }
 
