@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import secrets
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
@@ -247,7 +246,7 @@ def check_writable(path: Path) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    draft = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.chmod(0o700)
@@ -285,7 +284,7 @@ def write_file(path: Path, stored: Stored) -> None:
         "ca_file": stored.ca_file,
         "ssh_tunnel": stored.ssh_tunnel,
     }
-    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    draft = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
     try:
         _write_private(draft, json.dumps(body, indent=2) + "\n")
         draft.replace(path)

@@ -9,22 +9,25 @@ from pathlib import Path
 import pytest
 
 import cloudagent
+from cloudagent_daemon.cli import completion, dispatch
 from cloudagent_protocol import frames, version
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / "daemon_cli", ROOT / "backend" / "cloudagent_backend"]
 #: What costs more than everything that a quick command does (docs/benchmarks.md).
 HEAVY = {"mcp", "httpx2", "pydantic", "fastapi", "uvicorn", "websockets", "typer", "rich"}
+#: A fifth of a quick command each, for what it does not need.
+NEEDLESS = {"asyncio", "hashlib", "random", "secrets", "socket", "ssl"}
 
 
 def modules_loaded_by(*argv: str) -> set[str]:
-    """The top-level modules that are there after the daemon's command has run."""
+    """The modules that are there after the daemon's command has run."""
     code = (
         "import sys; sys.argv = ['cloudagent-daemon', *sys.argv[1:]]\n"
         "from cloudagent_daemon.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
+        "print('\\n' + ' '.join(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True
@@ -44,7 +47,22 @@ def modules_loaded_by(*argv: str) -> set[str]:
 )
 def test_a_quick_command_imports_nothing_heavy(words: list[str], monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("CLOUDAGENT_HOME", str(tmp_path))
-    assert modules_loaded_by(*words) & HEAVY == set()
+    loaded = {name.partition(".")[0] for name in modules_loaded_by(*words)}
+    assert loaded & (HEAVY | NEEDLESS) == set()
+
+
+def test_a_command_costs_no_import_of_another_one(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("CLOUDAGENT_HOME", str(tmp_path))
+    commands = {f"cloudagent_daemon.cli.{name}" for name in dispatch._COMMANDS}
+    assert modules_loaded_by("--help") & commands == set()
+    assert modules_loaded_by("status") & commands == {"cloudagent_daemon.cli.status"}
+
+
+def test_every_command_is_where_the_list_of_commands_says() -> None:
+    for names in dispatch._COMMANDS.values():
+        for name in names:
+            whole = completion._verbs(dispatch._parser([name]))[name]
+            assert completion._verbs(whole) or whole.get_default("run"), name
 
 
 def test_the_version_is_written_in_two_places_that_agree() -> None:

@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def completed(line: str) -> list[str]:
     """For a line whose last word is the one to complete; empty after a blank."""
     words = ["cloudagent-daemon", *line.split(" ")]
-    return completion.answer(_parser(), [str(len(words) - 1), "--", *words])
+    return completion.answer(_parser(words), [str(len(words) - 1), "--", *words])
 
 
 def test_commands_and_their_verbs_are_completed(home: Path) -> None:
@@ -71,7 +71,7 @@ def test_files_are_the_shells_own_business(home: Path) -> None:
     "words", [[], ["1"], ["x", "--", "a"], ["-1", "--", "a"], ["9", "--", "a"]]
 )
 def test_no_question_of_a_shell_breaks_it(home: Path, words: list[str]) -> None:
-    assert isinstance(completion.answer(_parser(), words), list)
+    assert isinstance(completion.answer(_parser(words), words), list)
 
 
 @pytest.mark.parametrize("shell", SHELLS)

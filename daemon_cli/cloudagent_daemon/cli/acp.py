@@ -13,7 +13,6 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "acp",
         parents=[options],
-        help="the built-in agent for an editor (Agent Client Protocol on stdin and stdout)",
     )
     parser.add_argument("--model", metavar="NAME", help="the model (default: as configured)")
     parser.add_argument(

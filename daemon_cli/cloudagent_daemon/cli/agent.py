@@ -16,7 +16,7 @@ _ARCHIVE: Final = clean.ARCHIVE
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("agent", parents=[options], help="workspaces of agents")
+    parser = commands.add_parser("agent", parents=[options])
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     register = verbs.add_parser("register", parents=[options], help="create a workspace")
     register.add_argument("--agent-id", required=True, metavar="ID")

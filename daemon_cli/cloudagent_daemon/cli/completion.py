@@ -66,7 +66,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser(NAME, parents=[options], help="what Tab completes, for your shell")
+    parser = commands.add_parser(NAME, parents=[options])
     parser.add_argument("shell", metavar="SHELL", choices=sorted(SCRIPTS), help="bash, zsh or fish")
     parser.set_defaults(run=run)
 

@@ -6,7 +6,7 @@ from cloudagent_daemon.cli.options import Commands
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("doctor", parents=[options], help="check what a message needs")
+    parser = commands.add_parser("doctor", parents=[options])
     parser.add_argument("--fix", action="store_true", help="mend what can be mended without harm")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too")
     parser.add_argument(

@@ -43,7 +43,6 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "login",
         parents=[options],
-        help="let this machine in",
         description="Shows a code that you approve in the browser. Or takes a machine key: from a "
         "file, from standard input, or typed without being shown (--api-key-file -).",
     )

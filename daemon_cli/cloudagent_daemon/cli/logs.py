@@ -15,7 +15,7 @@ from cloudagent_daemon.logfiles import Entry, Tail, Wanted
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("logs", parents=[options], help="what the daemon has written down")
+    parser = commands.add_parser("logs", parents=[options])
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it is written")
     parser.add_argument("-n", "--lines", default="50", metavar="N", help="entries to begin with")
     parser.add_argument("--since", metavar="10m", help="only what is newer: 10m, 2h, or a time")

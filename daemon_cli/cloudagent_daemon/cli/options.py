@@ -22,7 +22,7 @@ PROGRAM: Final = "cloudagent-daemon"
 
 
 class Commands(Protocol):
-    """Where a command adds its parser; argparse gives the class no public name."""
+    """Where a command adds its parser; its line in `--help` is in `dispatch.py`."""
 
     def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser: ...
 

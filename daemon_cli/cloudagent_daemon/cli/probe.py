@@ -21,9 +21,7 @@ _SIGNS: Final = {"ok": "✓", "warn": "!", "fail": "✗", "skip": "·"}
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser(
-        "probe", parents=[options], help="what exactly fails on the way to the backend"
-    )
+    parser = commands.add_parser("probe", parents=[options])
     parser.add_argument(
         "--server", metavar="URL", help="the backend's address (default: the profile's)"
     )

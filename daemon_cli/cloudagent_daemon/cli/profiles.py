@@ -11,9 +11,7 @@ from cloudagent_daemon.cli.status import look
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser(
-        "list-profiles", parents=[options], help="the connections of this computer"
-    )
+    parser = commands.add_parser("list-profiles", parents=[options])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 

@@ -38,7 +38,6 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     install = commands.add_parser(
         "install-service",
         parents=[options],
-        help="start the daemon now and at every login",
         description="Installs the daemon as a service of yours (systemd or launchd), starts it, and "
         "has it check itself from inside. Can be repeated: it changes what has changed.",
     )
@@ -52,9 +51,7 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
         help="if this runs from uvx's cache: `uv tool install` first",
     )
     install.set_defaults(run=run_install)
-    uninstall = commands.add_parser(
-        "uninstall-service", parents=[options], help="stop the service and remove it"
-    )
+    uninstall = commands.add_parser("uninstall-service", parents=[options])
     uninstall.set_defaults(run=run_uninstall)
 
 

@@ -34,7 +34,6 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "start",
         parents=[options],
-        help="run the daemon in the foreground",
         description="Runs the daemon with what `login` has kept; or, with --server-url and a key, "
         f"once, without writing anything. The key may also be in ${config.KEY_VARIABLE}.",
     )

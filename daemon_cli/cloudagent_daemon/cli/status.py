@@ -29,7 +29,7 @@ _EXIT: Final = {
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("status", parents=[options], help="how the daemon stands")
+    parser = commands.add_parser("status", parents=[options])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 

@@ -20,7 +20,7 @@ _NOTICE_S: Final = 1.0
 
 
 def add(commands: Commands, options: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("stop", parents=[options], help="end the daemon")
+    parser = commands.add_parser("stop", parents=[options])
     parser.add_argument("--force", action="store_true", help="do not let running work finish")
     parser.set_defaults(run=run)
 
