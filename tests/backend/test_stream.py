@@ -1,6 +1,7 @@
 """Following a person's events: the log, live text, pings and resyncs, over SSE and WebSocket."""
 
 import json
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -232,6 +233,27 @@ async def test_text_of_a_run_that_was_cut_off_is_no_longer_shown(tmp_path: Path)
             await reader.next()
             await desk.say()
             assert (await reader.next()).type == "message.created"
+
+
+async def test_a_piece_of_text_waits_for_nothing_that_is_being_kept(tmp_path: Path) -> None:
+    free = threading.Event()
+    async with open_desk(tmp_path) as desk, following(desk) as reader:
+        await desk.greet()
+        message = await desk.say()
+        await desk.receive_all()
+        run = Run(message)
+        about = {"run_id": run.id, "agent_id": desk.agent_id}
+        await desk.report(run.started())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(desk.database.write, lambda _: free.wait(5))
+            tasks.start_soon(desk.report, delta("Hel", 0).model_copy(update=about))
+            row = await reader.until("run.delta")
+            assert (json.loads(row.data)["text"], free.is_set()) == ("Hel", False)
+            free.set()
+        # But for what comes before it: that decides whether it is a run's.
+        await desk.report(run.text("Hel"), delta("next", 0, block=1).model_copy(update=about))
+        assert (await reader.until("run.event")).type == "run.event"
+        assert json.loads((await reader.until("run.delta")).data)["text"] == "next"
 
 
 async def test_text_of_somebody_elses_run_is_ignored(tmp_path: Path) -> None:

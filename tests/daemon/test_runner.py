@@ -483,11 +483,11 @@ class _HeldUp(Workspace):
     writes = 0
 
     @override
-    def keep_turn(self, delivery: DeliveryId, record: TurnRecord) -> None:
+    def keep_turn(self, delivery: DeliveryId, record: TurnRecord, *, synced: bool = True) -> None:
         self.writes += 1
         if self.writes == 1:
             self.overtaken.wait(0.3)
-        super().keep_turn(delivery, record)
+        super().keep_turn(delivery, record, synced=synced)
         self.overtaken.set()
 
 

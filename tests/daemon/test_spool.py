@@ -72,6 +72,27 @@ async def waiting_ids(spool: Spool) -> list[str]:
     return [c.delivery_id for c in await spool.changes_after(0) if c.waiting]
 
 
+async def test_who_follows_the_inbox_sees_the_same_as_who_looks_into_it(tmp_path: Path) -> None:
+    async with open_spool(tmp_path / "state.db") as spool:
+        await spool.receive([delivery(1)], 1)
+        [first] = await spool.changes_after(0)
+        assert [first] == await spool.changes_after(0)  # not only the first time
+        await spool.receive([delivery(2)], 2)
+        await spool.receive([delivery(3)], 3)  # before anybody has looked
+        assert [c.delivery_id for c in await spool.changes_after(first.number)] == [
+            "dlv_2",
+            "dlv_3",
+        ]
+        await spool.receive([Interrupt(seq=4, delivery_id=DeliveryId("dlv_1"), actor="Ana")], 4)
+        await spool.drop([DeliveryId("dlv_2")])  # and then something else has changed
+        changes = await spool.changes_after(first.number)
+        assert {c.delivery_id: c.waiting is None for c in changes} == {
+            "dlv_1": False,
+            "dlv_2": True,
+            "dlv_3": False,
+        }
+
+
 async def test_what_was_received_is_there_after_a_restart(tmp_path: Path) -> None:
     async with open_spool(tmp_path / "state.db") as spool:
         await spool.receive([delivery(1), delivery(2)], 2)

@@ -5,6 +5,7 @@ What happens inside the transactions: `sending.py` (down), `reports.py` (up), `h
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Final, TypeAlias, TypeVar
 
 from cloudagent_backend import crash
@@ -47,6 +48,7 @@ from cloudagent_protocol.frames import (
     Delta,
     FindAgent,
     FoundAgent,
+    Heartbeat,
     Hello,
     ListAgents,
     ListMessages,
@@ -91,6 +93,10 @@ def _steps(frames: Sequence[Reported]) -> Iterator[crash.Step]:
             yield "end"
         elif not isinstance(frame, Delta):
             yield "report"
+
+
+def _passes(frame: Reported) -> bool:
+    return isinstance(frame, Ack | Delta | Heartbeat)
 
 
 def _changes_nothing(machine: Machine, frames: Sequence[Reported]) -> bool:
@@ -495,8 +501,12 @@ class Service:
     ) -> list[Applied | Exception]:
         """Keep what machines report, in one transaction, then show it to followers, in order.
 
-        A group that failed for a fault of ours is undone alone, and its result is the fault.
+        A group that failed for a fault of ours is undone alone, and its result is the fault. Pieces
+        of text that come before anything that is kept are shown first: they wait for nothing.
         """
+        for machine, frames in groups:
+            for frame in takewhile(_passes, frames):
+                self._show(machine, frame)
         works = [None if _changes_nothing(*one) else self._taking_in(*one) for one in groups]
         kept = iter(await self._database.write_each([work for work in works if work]))
         applied = [

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 import anyio
+from anyio.lowlevel import checkpoint
 from anyio.to_thread import run_sync
 
 from cloudagent_daemon.disk import NotKeptError
@@ -48,6 +49,8 @@ class Committer(Generic[S]):
         self._connection = connection
         self._observe = observe
         self.observed = observed
+        #: Another one after each commit that has written something.
+        self.version = connection.total_changes
         #: Set, and replaced, after each commit.
         self.committed = anyio.Event()
         self._waiting: list[_Job] = []
@@ -74,6 +77,8 @@ class Committer(Generic[S]):
         while not self._closed or self._waiting:
             await self._wake.wait()
             self._wake = anyio.Event()
+            # What is said in the same breath is one commit: who says it may be about to.
+            await checkpoint()
             if batch := self._waiting:
                 self._waiting = []
                 await run_sync(self._commit, batch)
@@ -103,7 +108,7 @@ class Committer(Generic[S]):
                 connection.execute("RELEASE job")
             observed = self._observe(connection)
             connection.execute("COMMIT")
-            self.observed = observed
+            self.observed, self.version = observed, connection.total_changes
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

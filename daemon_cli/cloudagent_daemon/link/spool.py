@@ -8,7 +8,9 @@ import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import anyio
 from anyio.to_thread import run_sync
@@ -31,7 +33,19 @@ from cloudagent_protocol.frames import (
 from cloudagent_protocol.ids import AgentId, ApprovalId, ConversationId, DeliveryId
 from cloudagent_protocol.link import resume
 
+#: Frames of a batch whose changes are read in the transaction that keeps them.
+_FEW: Final = 4
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _News:
+    """All changes after a number."""
+
+    after: int
+    #: The committer's, as long as nothing else is written.
+    version: int
+    changes: list[Change]
 
 
 class Spool:
@@ -44,6 +58,8 @@ class Spool:
         self._committer = committer
         #: What was wrong with the file at the start, for the log and `status`; or None.
         self.note = note
+        #: What came last, as long as nobody has looked.
+        self._news: _News | None = None
 
     @property
     def marks(self) -> Watermarks:
@@ -59,13 +75,17 @@ class Spool:
 
     async def receive(self, frames: Sequence[Numbered], accepted: int) -> None:
         """Keeps a batch of backend frames, of which `accepted` is the last number."""
-        await self._committer.do(lambda c: tables.receive(c, frames, accepted))
+        news = await self._committer.do(lambda c: _received(c, frames, accepted))
+        self._news = news
 
     async def changes_after(self, number: int) -> list[Change]:
         """What the backend wanted since change `number`: the queue follows the inbox by this.
 
         After 0 these are all deliveries without an outcome, so that a start is no special case.
         """
+        news, self._news = self._news, None
+        if news and (news.after, news.version) == (number, self._committer.version):
+            return news.changes  # nothing was written since: the disk need not be asked
         return await self._committer.do(lambda c: tables.changes_after(c, number))
 
     async def changed_beyond(self, number: int) -> None:
@@ -221,6 +241,15 @@ def _prepare(
         except OSError as error:
             note = f"{old_state.name} of an earlier daemon could not be read: {error}"
     return connection, note
+
+
+def _received(c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int) -> _News | None:
+    """Keeps them; of few ones, what they have changed, which is about to be asked for."""
+    before = tables.marks(c).changes
+    tables.receive(c, frames, accepted)
+    if len(frames) > _FEW:
+        return None
+    return _News(before, c.total_changes, tables.changes_after(c, before))
 
 
 def _body(frame: Numbered) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,14 @@ class RunDesk:
         async with self._writing:
             await self._keeper.in_thread(self._workspace.forget_turn, deliver.delivery_id)
 
-    async def keep_record(self) -> None:
+    async def keep_record(self, *, synced: bool = True) -> None:
+        """Writes the record down; not `synced`, it outlives the daemon, not the machine's power."""
         # One at a time: of two threads the later could be the first to finish.
         async with self._writing:
             snapshot = self.record.model_copy(deep=True)
             for delivery in self._deliveries:
-                await self._keeper.in_thread(self._workspace.keep_turn, delivery, snapshot)
+                keep = partial(self._workspace.keep_turn, delivery, snapshot, synced=synced)
+                await self._keeper.in_thread(keep)
 
     # --- for the tools ---
 

@@ -9,7 +9,6 @@ from typing import Final
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 
 from cloudagent_daemon import crash
 from cloudagent_daemon.bridge.server import Bridge
@@ -50,7 +49,12 @@ from cloudagent_daemon.runs.ports import (
 from cloudagent_daemon.runs.report import Reporter, now
 from cloudagent_daemon.runs.warm import Key, Warm
 from cloudagent_daemon.runs.worker import Worker
-from cloudagent_daemon.runs.workspace import NewerRecordError, TurnRecord, Workspace
+from cloudagent_daemon.runs.workspace import (
+    NewerRecordError,
+    SessionRecord,
+    TurnRecord,
+    Workspace,
+)
 from cloudagent_protocol.events import (
     Finished,
     Outcome,
@@ -135,8 +139,7 @@ class Runner:
     ) -> Finished | Parked:
         try:
             workspace = Workspace(self._settings.agents_dir, deliver.agent)
-            await self._keeper.in_thread(workspace.prepare)
-            earlier = await anyio.to_thread.run_sync(workspace.turn_of, deliver.delivery_id)
+            earlier, session = await self._keeper.in_thread(_remembered, workspace, deliver)
             if earlier and (
                 finished := await settle(deliver, workspace, earlier, self._uplink, self._keeper)
             ):
@@ -154,6 +157,7 @@ class Runner:
                 tasks,
                 deliver,
                 workspace,
+                session,
                 self._relaunch_s,
                 self._answers,
                 self._porter,
@@ -209,6 +213,7 @@ class _Run:
         tasks: anyio.abc.TaskGroup,
         deliver: Deliver,
         workspace: Workspace,
+        session: SessionRecord | None,
         relaunch_s: Sequence[float],
         answers: Answers | None,
         porter: Porter,
@@ -222,6 +227,8 @@ class _Run:
         self._tasks = tasks
         self._deliver = deliver
         self._workspace = workspace
+        #: What the disk knew of the conversation's session when the run began.
+        self._known_session = session
         self._run_id: RunId = new_run_id()
         self._reporter = Reporter(uplink, deliver, self._run_id)
         self._asking = Asking(
@@ -258,7 +265,8 @@ class _Run:
     ) -> Finished | Parked:
         self._asking.stop = stop
         try:
-            decided = await self._asking.known()
+            # Of what was never begun nobody was asked anything: that need not be looked up.
+            decided = await self._asking.known() if earlier or attempt > 1 else []
         except UnansweredError as error:
             return await self._conclude(Seen(), Failure(Reason.UNANSWERED, str(error)), stop)
         note = prompts.interrupted(_sent_in(earlier)) if _cut_off(earlier, attempt) else ""
@@ -462,10 +470,11 @@ class _Run:
             resumed=resumed,
         )
         if self._desk.record.launch_id != child.launch_id:
-            # A warm one: nothing was written yet, and who waits for it waits for the disk once.
+            # A warm one: nothing was written yet, and who waits for it waits for the disk once, for
+            # the spool. The record is for a life that has lost that, and then the power has not gone.
             self._desk.record.launch_id = child.launch_id
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._desk.keep_record)
+                tasks.start_soon(partial(self._desk.keep_record, synced=False))
                 tasks.start_soon(launched)
                 tasks.start_soon(self._reporter.event, started)
             return
@@ -600,8 +609,7 @@ class _Run:
 
     async def _session(self) -> tuple[str | None, str]:
         """The session to resume, or None and what to tell a fresh one of an earlier one."""
-        conversation = self._deliver.message.conversation_id
-        record = await anyio.to_thread.run_sync(self._workspace.session_of, conversation)
+        record = self._known_session
         if record is None:
             return None, ""
         if not self._workspace.resumable(record) or not self._driver_resumes():
@@ -635,6 +643,15 @@ class _Run:
 
 #: What is told of a warm process that was gone when the message came to it.
 _GONE: Final = "The warm process had ended before it took the message up; another one is started."
+
+
+def _remembered(
+    workspace: Workspace, deliver: Deliver
+) -> tuple[TurnRecord | None, SessionRecord | None]:
+    """What the disk knows of the delivery and of its conversation. Blocks, once for both."""
+    workspace.prepare()
+    conversation_id = deliver.message.conversation_id
+    return workspace.turn_of(deliver.delivery_id), workspace.session_of(conversation_id)
 
 
 def _cut_off(earlier: TurnRecord | None, attempt: int) -> bool:

@@ -151,8 +151,9 @@ class Workspace:
     def turn_of(self, delivery: DeliveryId) -> TurnRecord | None:
         return _load(self._turn_file(delivery), TurnRecord)
 
-    def keep_turn(self, delivery: DeliveryId, record: TurnRecord) -> None:
-        _replace(self._turn_file(delivery), record.model_dump_json(by_alias=True))
+    def keep_turn(self, delivery: DeliveryId, record: TurnRecord, *, synced: bool = True) -> None:
+        text = record.model_dump_json(by_alias=True)
+        _replace(self._turn_file(delivery), text, synced=synced)
 
     def forget_turn(self, delivery: DeliveryId) -> None:
         """It has not begun."""
@@ -245,13 +246,14 @@ def _refuse_newer(path: Path, body: bytes) -> None:
         )
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, text: str, *, synced: bool = True) -> None:
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
         with open(draft, "x", encoding="utf-8", opener=_private) as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         draft.replace(path)
     except OSError:  # a full disk: no half of it stays behind
         draft.unlink(missing_ok=True)
