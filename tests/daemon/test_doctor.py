@@ -54,7 +54,10 @@ def test_failures_come_first_with_their_fixes_then_each_section() -> None:
 
 
 CLAUDE = {"name": "claude_code", "version": "2.1.197", "path": "/usr/bin/claude", "problem": None}
-START = "cloudagent-daemon start"
+
+
+def ours(words: str) -> str:
+    return f"cloudagent-daemon {words}"
 
 
 def in_state(state: str) -> list[Finding]:
@@ -75,10 +78,10 @@ def in_state(state: str) -> list[Finding]:
             runtimes = [{"name": "claude_code", "problem": why}]
         case _:
             raise AssertionError(state)
-    found = asked.service(report, START)
-    found += asked.link(report, check) if report else []
-    in_daemon = report is not None
-    return [*found, *asked.runtimes(runtimes, "", None, in_daemon=in_daemon, restart=START)]
+    found = asked.service(report, ours)
+    found += asked.link(report, check, ours) if report else []
+    known: dict[str, Any] = {"in_daemon": report is not None, "demo": False, "command": ours}
+    return [*found, *asked.runtimes(runtimes, "", None, **known)]
 
 
 STATES = ("not-running", "reconnecting", "key-rejected", "no-runtime")
@@ -100,7 +103,7 @@ def test_what_happened_to_the_running_daemons_installation_is_told_with_its_way_
     gone = "the Python that runs this daemon is gone (/opt/python was moved or removed)"
     way_out = "uv tool install --reinstall cloudagent-daemon"
     report = {"installation": {"state": "orphaned", "detail": f"{gone}; reinstall it: {way_out}"}}
-    first = next(iter(machine.environment(Paths(tmp_path, "default"), report, "login")))
+    first = next(iter(machine.environment(Paths(tmp_path, "default"), report, ours)))
     assert (first.name, first.state, first.fix) == ("install", "fail", way_out)
     assert first.detail == f"of the running daemon: {gone}"
 
@@ -142,7 +145,13 @@ def program(folder: Path) -> str:
 
 
 def told(tmp_path: Path, runtime: dict[str, Any], **more: Any) -> dict[str, Finding]:
-    known: dict[str, Any] = {"tools": None, "in_daemon": True, "restart": "restart it"} | more
+    known: dict[str, Any] = {
+        "tools": None,
+        "in_daemon": True,
+        "demo": False,
+        "command": ours,
+        **more,
+    }
     seen = [{"name": "claude_code", **runtime}, {"name": "scripted"}]
     found = asked.runtimes(seen, str(tmp_path / "shell"), **known)
     return {one.name: one for one in found}
@@ -155,7 +164,7 @@ def test_a_program_that_only_the_shell_finds_is_a_failure_of_the_daemons_path(
     found = told(tmp_path, {"problem": "not found"})
     assert found["claude_code"].state == "fail"
     assert here in found["claude_code"].detail
-    assert found["claude_code"].fix == "restart it"
+    assert found["claude_code"].fix == "cloudagent-daemon stop, then cloudagent-daemon start"
 
 
 def test_another_program_in_the_shell_is_worth_a_word(tmp_path: Path) -> None:
@@ -194,6 +203,11 @@ def test_without_any_coding_agent_nothing_works(tmp_path: Path) -> None:
     assert told(tmp_path, {"problem": "not found"})["agents"].state == "fail"
 
 
+def test_where_an_agent_is_the_scripted_one_no_other_is_needed(tmp_path: Path) -> None:
+    found = told(tmp_path, {"problem": "not found"}, demo=True)["agents"]
+    assert (found.state, found.detail) == ("warn", "only the scripted demo can be used")
+
+
 @pytest.mark.parametrize(("off_s", "state"), [(0, "ok"), (-120, "warn"), (120, "warn")])
 def test_a_clock_that_is_off_is_told(off_s: int, state: str) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=off_s), usegmt=True)
@@ -216,7 +230,7 @@ def test_a_damaged_queue_is_a_failure_and_one_set_aside_is_told(tmp_path: Path) 
     paths = Paths(tmp_path, "default")
     paths.state_dir.mkdir(parents=True)
     (paths.state_dir / "state.db").write_bytes(b"no database" * 100)
-    assert machine._spool(paths).state == "fail"
+    assert machine._spool(paths, ours).state == "fail"
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -306,25 +320,25 @@ def test_a_key_is_not_sent_over_a_way_that_nobody_checks(home: Home) -> None:
 def test_a_service_is_told_with_what_is_amiss(
     kept: dict[str, Any] | None, expected: list[tuple[str, str]]
 ) -> None:
-    found = asked.service({"pid": 4711, "service": kept}, "cloudagent-daemon start")
+    found = asked.service({"pid": 4711, "service": kept}, ours)
     assert [(one.name, one.state) for one in found] == expected
     assert all(one.fix for one in found if one.state == "warn")
     assert "4711" in found[0].detail
 
 
 def test_without_a_daemon_its_start_is_the_fix() -> None:
-    [found] = asked.service(None, "cloudagent-daemon start --profile fr")
+    [found] = asked.service(None, lambda words: f"{ours(words)} --profile fr")
     assert (found.state, found.fix) == ("fail", "cloudagent-daemon start --profile fr")
 
 
 def test_a_service_that_cannot_run_now_is_told_with_a_way_without_it() -> None:
     why = "nobody is logged in at this computer's screen"
-    [_, session] = asked.service(None, "cloudagent-daemon start", why)
+    [_, session] = asked.service(None, ours, why)
     assert (session.name, session.state) == ("session", "fail")
     assert why in session.detail
     assert session.fix.startswith("cloudagent-daemon start --background")
     report = {"pid": 4711, "service": SERVICE}
-    found = asked.service(report, "cloudagent-daemon start", why)
+    found = asked.service(report, ours, why)
     states = [(one.name, one.state) for one in found]
     assert states == [("daemon", "ok"), ("session", "warn"), ("unit", "ok")]
 

@@ -38,7 +38,9 @@ def usage(
     terminal.columns(rows)
     turns, cost = sum(one.turns for one in found), sum(one.cost_usd for one in found)
     tokens = sum(one.input_tokens + one.output_tokens for one in found)
-    terminal.say(f"{turns} turns, {tokens:,} tokens{f', ${cost:,.2f}' if cost else ''}")
+    terminal.say(
+        f"{turns} {'turn' if turns == 1 else 'turns'}, {tokens:,} tokens{f', ${cost:,.2f}' if cost else ''}"
+    )
 
 
 def _row(day: str, name: str, one: "DayUsage") -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from cloudagent_daemon import config, control, lock, profile, trust
 from cloudagent_daemon.cli import probe
 from cloudagent_daemon.cli.agent import agent_folders
 from cloudagent_daemon.cli.options import FAILED, Here, safe
+from cloudagent_daemon.cli.standing import uses_demo
 from cloudagent_daemon.config import ConfigError
 from cloudagent_daemon.doctor import asked, findings, machine
 from cloudagent_daemon.doctor.findings import Finding
@@ -71,15 +72,14 @@ def _all(
     check: dict[str, Any] | None,
     no_check: str,
 ) -> Iterable[Finding]:
-    login = here.command("login --server URL")
-    yield from _safely("Environment", lambda: machine.environment(here.paths, report, login))
+    yield from _safely("Environment", lambda: machine.environment(here.paths, report, here.command))
     yield from _safely("Connection", lambda: _connection(here, report, check))
     if running and check is None:
         detail = f"the daemon does not answer: {no_check}"
         yield Finding("Service", "answers", "fail", detail, here.command("stop --force"))
     if report is not None or not running:
         yield from _safely("Service", lambda: _service(here, report))
-    yield from _safely("Runtimes", lambda: _runtimes(here, check))
+    yield from _safely("Runtimes", lambda: _runtimes(here, report, check))
     yield from _safely("Agents", lambda: machine.agents(here.paths, agent_folders(here)))
 
 
@@ -95,14 +95,14 @@ def _safely(section: str, look: Callable[[], Iterable[Finding]]) -> Iterable[Fin
 
 def _service(here: Here, report: dict[str, Any] | None) -> Iterable[Finding]:
     no_manager = manager_problem(here.profile, here.environ)
-    return asked.service(report, here.command("start"), no_manager)
+    return asked.service(report, here.command, no_manager)
 
 
 def _connection(
     here: Here, report: dict[str, Any] | None, check: dict[str, Any] | None
 ) -> Iterable[Finding]:
     if report is not None:
-        yield from asked.link(report, check)
+        yield from asked.link(report, check, here.command)
     try:
         settings = profile.settings_of(here.profile, here.environ)
     except ConfigError as error:
@@ -143,12 +143,20 @@ def looked_at(settings: config.Settings) -> tuple[probe.Looked, str]:
     return probe.Looked(server, settings.ca_file, key, tunnel, insecure=False), weak
 
 
-def _runtimes(here: Here, check: dict[str, Any] | None) -> Iterable[Finding]:
-    restart = here.command("stop") + ", then " + here.command("start")
+def _runtimes(
+    here: Here, report: dict[str, Any] | None, check: dict[str, Any] | None
+) -> Iterable[Finding]:
     seen = check["runtimes"] if check else _detected(here)
     tools = check["tools"] if check else None
     path = here.environ.get("PATH", "")
-    yield from asked.runtimes(seen, path, tools, in_daemon=check is not None, restart=restart)
+    yield from asked.runtimes(
+        seen,
+        path,
+        tools,
+        in_daemon=check is not None,
+        demo=report is not None and uses_demo(report),
+        command=here.command,
+    )
 
 
 def _detected(here: Here) -> list[dict[str, Any]]:

@@ -124,9 +124,14 @@ def _service(report: Mapping[str, Any]) -> str:
     return f"{service['manager']} {service['name']}, pid {report['pid']}{counted}"
 
 
+def uses_demo(report: Mapping[str, Any]) -> bool:
+    """Whether an agent is played by the scripted driver."""
+    return any(agent.get("driver") == "scripted" for agent in report.get("agents") or ())
+
+
 def _usable(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What agents can use. The scripted driver is always there: it counts where an agent has it."""
-    demo = any(agent.get("driver") == "scripted" for agent in report["agents"])
+    demo = uses_demo(report)
     return [
         one
         for one in report["runtimes"]

@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cloudagent_daemon.doctor.findings import Finding
+from cloudagent_daemon.doctor.findings import Command, Finding
 
 #: A clock that is further off breaks certificates, and the order of what is shown.
 _MAX_SKEW_S: Final = 30.0
@@ -21,11 +21,11 @@ _PROGRAMS: Final = {
     "opencode": "opencode",
     "qwen": "qwen",
 }
-_PROBE: Final = "cloudagent-daemon probe   (what fails on the way)"
-#: A daemon without a connection, by its state: in words, and what helps.
+_PROBE: Final = ("probe", "   (what fails on the way)")
+#: A daemon without a connection, by its state: in words, and which of our commands helps.
 _UNCONNECTED: Final = {
     "connecting": ("not connected, and trying", _PROBE),
-    "unauthorized": ("key rejected", "cloudagent-daemon login"),
+    "unauthorized": ("key rejected", ("login", "")),
 }
 #: For demonstrations; always there.
 _SCRIPTED: Final = "scripted"
@@ -50,22 +50,22 @@ def clock(date: str) -> Finding:
 
 
 def service(
-    report: Mapping[str, Any] | None, start_command: str, no_manager: str = ""
+    report: Mapping[str, Any] | None, command: Command, no_manager: str = ""
 ) -> list[Finding]:
     """Whether the daemon runs, and who started it.
 
     Args:
         report: what the daemon says of itself, with its `service`; None if none runs.
-        start_command: what a person types to start it.
+        command: gives one of our commands as a person types it.
         no_manager: why the service that is installed cannot run now; empty if it can.
     """
     in_vain: list[Finding] = []
     if no_manager:
         detail = f"the service is installed, but cannot run now: {no_manager}"
-        by_hand = f"{start_command} --background   (until it can)"
+        by_hand = command("start --background") + "   (until it can)"
         in_vain = [Finding("Service", "session", "warn" if report else "fail", detail, by_hand)]
     if report is None:
-        return [Finding("Service", "daemon", "fail", "not running", start_command), *in_vain]
+        return [Finding("Service", "daemon", "fail", "not running", command("start")), *in_vain]
     found = [Finding("Service", "daemon", "ok", f"running, pid {report.get('pid')}"), *in_vain]
     kept: Mapping[str, Any] | None = report.get("service")
     if not kept:
@@ -74,7 +74,7 @@ def service(
     found.append(Finding("Service", "unit", "ok", f"{kept.get('manager')} {kept.get('name')}"))
     if kept.get("same_program") is False:
         detail = f"starts {kept.get('program')}, not the command that you typed"
-        fix = "cloudagent-daemon install-service"
+        fix = command("install-service")
         found.append(Finding("Service", "program", "warn", detail, fix))
     if kept.get("lingers") is False:
         fix = "loginctl enable-linger"
@@ -82,13 +82,15 @@ def service(
     return found
 
 
-def link(report: Mapping[str, Any], check: Mapping[str, Any] | None) -> Iterator[Finding]:
+def link(
+    report: Mapping[str, Any], check: Mapping[str, Any] | None, command: Command
+) -> Iterator[Finding]:
     """How the daemon's own connection stands."""
     state = str(report.get("state"))
     if state != "connected":
-        what, fix = _UNCONNECTED.get(state, (state, _PROBE))
+        what, (words, remark) = _UNCONNECTED.get(state, (state, _PROBE))
         detail = f"{what}: {report.get('detail') or 'no reason yet'}"
-        yield _connection("link", "fail", detail, fix)
+        yield _connection("link", "fail", detail, command(words) + remark)
     elif check is not None:
         trip: Mapping[str, Any] = check.get("backend") or {}
         if trip.get("problem"):
@@ -105,7 +107,8 @@ def runtimes(
     tools: Mapping[str, Any] | None,
     *,
     in_daemon: bool,
-    restart: str,
+    demo: bool,
+    command: Command,
 ) -> Iterator[Finding]:
     """Each coding agent: found, its version, logged in; and the same program as in this shell?
 
@@ -114,12 +117,17 @@ def runtimes(
         path: PATH of this shell.
         in_daemon: whether it was the daemon that looked.
         tools: how the start of an agent's tools went.
-        restart: what a person types to have the daemon start anew.
+        demo: whether an agent uses the scripted one, so that no other is needed.
+        command: gives one of our commands as a person types it.
     """
+    restart = command("stop") + ", then " + command("start")
     others = [one for one in seen if one["name"] != _SCRIPTED]
     if all(one.get("problem") for one in others):
         fix = "install one: npm install -g @anthropic-ai/claude-code"
-        yield Finding("Runtimes", "agents", "fail", "no coding agent can be used", fix)
+        if demo:
+            yield Finding("Runtimes", "agents", "warn", "only the scripted demo can be used", fix)
+        else:
+            yield Finding("Runtimes", "agents", "fail", "no coding agent can be used", fix)
     usable = any(not one.get("problem") for one in others)
     for one in others:
         finding = _runtime(one, path, in_daemon=in_daemon, restart=restart)
@@ -127,7 +135,7 @@ def runtimes(
         if finding.state != "skip" or one.get("path") or not usable:
             yield finding
     if tools is not None:
-        yield _tools(tools)
+        yield _tools(tools, command)
 
 
 def _runtime(one: Mapping[str, Any], path: str, *, in_daemon: bool, restart: str) -> Finding:
@@ -156,9 +164,9 @@ def _runtime(one: Mapping[str, Any], path: str, *, in_daemon: bool, restart: str
     return Finding("Runtimes", name, "ok", told)
 
 
-def _tools(tools: Mapping[str, Any]) -> Finding:
+def _tools(tools: Mapping[str, Any], command: Command) -> Finding:
     if tools.get("problem"):
-        fix = "cloudagent-daemon logs --level warning"
+        fix = command("logs --level warning")
         return Finding("Runtimes", "tools", "fail", f"do not start: {tools['problem']}", fix)
     taken = float(tools.get("ms") or 0)
     if taken > _SLOW_TOOLS_MS:

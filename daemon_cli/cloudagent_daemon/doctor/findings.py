@@ -9,6 +9,8 @@ from cloudagent_daemon.log import visible, without_secrets
 SCHEMA: Final = "cloudagent.doctor/1"
 SECTIONS: Final = ("Environment", "Connection", "Service", "Runtimes", "Agents")
 State: TypeAlias = Literal["ok", "warn", "fail", "skip"]
+#: One of our commands as a person types it: "stop" → "cloudagent-daemon stop --profile fr".
+Command: TypeAlias = Callable[[str], str]
 
 _MARK: Final = {"ok": "✓", "warn": "!", "fail": "✗", "skip": "-"}
 _LONGEST: Final = 300

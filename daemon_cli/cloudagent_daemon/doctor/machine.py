@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloudagent_daemon import config, lock, logfiles
-from cloudagent_daemon.doctor.findings import Finding
+from cloudagent_daemon.doctor.findings import Command, Finding
 from cloudagent_daemon.paths import Paths, spool_file
 
 #: Parts of a path below which `uvx` and `pipx run` keep what may be thrown away at any time.
@@ -25,22 +25,22 @@ _LEFT_BY_A_DEAD_ONE: Final = ("daemon.pid", "status.json", "bridge.sock", "contr
 
 
 def environment(
-    paths: Paths, report: Mapping[str, Any] | None, login_command: str
+    paths: Paths, report: Mapping[str, Any] | None, command: Command
 ) -> Iterator[Finding]:
     """The install, our files, the disk, and what holds the daemon back.
 
     Args:
         paths: of the profile.
         report: what the running daemon says of itself; None if none runs.
-        login_command: what a person types to log in.
+        command: gives one of our commands as a person types it.
     """
     yield _install(Path(sys.prefix), report)
-    yield _config(paths, login_command)
+    yield _config(paths, command("login --server URL"))
     yield _state_dir(paths)
     if report is None:
-        yield _leftovers(paths)
-    yield _spool(paths)
-    yield _logs(paths)
+        yield _leftovers(paths, command)
+    yield _spool(paths, command)
+    yield _logs(paths, command)
     if report is None:
         yield _disk(paths)
     else:
@@ -130,13 +130,13 @@ def _chmod(path: Path, mode: int) -> str:
     return f"set the mode of {path} to {mode:04o}"
 
 
-def _leftovers(paths: Paths) -> Finding:
+def _leftovers(paths: Paths, command: Command) -> Finding:
     left = [paths.state_dir / name for name in _LEFT_BY_A_DEAD_ONE]
     left = [path for path in left if path.exists() or path.is_symlink()]
     if not left:
         return _env("leftovers", "ok", "nothing is left of a daemon that ended")
     names = ", ".join(path.name for path in left)
-    fix = "cloudagent-daemon doctor --fix   (the next start does it, too)"
+    fix = command("doctor --fix") + "   (the next start does it, too)"
 
     def remove() -> str:
         if lock.holder(paths.lock, paths.pid) is not None:
@@ -148,7 +148,7 @@ def _leftovers(paths: Paths) -> Finding:
     return _env("leftovers", "warn", f"a daemon was killed; {names} are left of it", fix, remove)
 
 
-def _spool(paths: Paths) -> Finding:
+def _spool(paths: Paths, command: Command) -> Finding:
     file = spool_file(paths.state_dir)
     aside = sorted(path.name for path in paths.state_dir.glob("state.db.*-*"))
     if not file.exists():
@@ -164,9 +164,8 @@ def _spool(paths: Paths) -> Finding:
         verdict, waiting, unsent = str(error), 0, 0
     if verdict != "ok":
         detail = f"{file} cannot be read: {verdict}"
-        return _env(
-            "queue", "fail", detail, "cloudagent-daemon start   (sets it aside, loses nothing)"
-        )
+        fix = command("start") + "   (sets it aside, loses nothing)"
+        return _env("queue", "fail", detail, fix)
     told = f"state.db is sound; {waiting} messages unfinished, {unsent} reports unsent"
     if aside:
         return _env(
@@ -188,7 +187,7 @@ def _disk(paths: Paths) -> Finding:
     return _env("disk", "ok", f"{free_mb:,} MB free")
 
 
-def _logs(paths: Paths) -> Finding:
+def _logs(paths: Paths, command: Command) -> Finding:
     files = logfiles.files(paths.logs_dir)
     size_mb = sum(path.stat().st_size for path in files) / _MB
     told = f"{len(files)} files, {size_mb:,.1f} MB in {paths.logs_dir}"
@@ -201,7 +200,8 @@ def _logs(paths: Paths) -> Finding:
             path.unlink(missing_ok=True)
         return f"removed the {len(old)} oldest log files"
 
-    return _env("logs", "warn", told, "cloudagent-daemon doctor --fix   (keeps the newest)", remove)
+    fix = command("doctor --fix") + "   (keeps the newest)"
+    return _env("logs", "warn", told, fix, remove)
 
 
 def _guards(report: Mapping[str, Any]) -> Iterator[Finding]:
