@@ -20,7 +20,7 @@ run lint-imports --no-cache || how 'an import goes against the layers: docs/arch
 [ "${1:-all}" = check ] && exit 0
 
 step 'what the tests need'
-sh tests/needs.sh
+sh tests/needs.sh machine
 
 step 'the page: types and reducer'
 (cd backend/ui && { [ -d node_modules ] || npm ci --no-fund --no-audit --loglevel=error; } && npm run --silent check && npm test --silent)
@@ -40,11 +40,11 @@ trap 'rm -rf "$parts"' EXIT
 tests() { run pytest -q -p no:cacheprovider "$@"; }
 part() { # NAME FOLDER...: beside the others; what it says is shown at the end
   name=$1; shift
-  { tests "$@" >"$parts/$name" 2>&1 && touch "$parts/$name-passed"; } &
+  { tests "$@" && touch "$parts/$name-passed"; } >"$parts/$name" 2>&1 &
 }
 real='tests/e2e/test_real_drivers.py tests/e2e/test_real_claude.py tests/e2e/test_claude_contract.py'
 # shellcheck disable=SC2086  # words
-part agents $real
+{ sh tests/needs.sh agents && tests $real && touch "$parts/agents-passed"; } >"$parts/agents" 2>&1 &
 # shellcheck disable=SC2046
 part pages tests/e2e $(printf -- '--ignore=%s ' $real)
 part machines tests/faults tests/service

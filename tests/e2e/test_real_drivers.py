@@ -1,7 +1,7 @@
 """The real coding agents from npm do what every driver has to do; only their model is scripted.
 
-Each takes seconds of CPU per start, so that a default round looks at a few behaviours of the two quickest. All
-of all: `REAL_CLIS="claude codex opencode gemini qwen"`, for `tests/needs.sh` and for this file.
+Each takes seconds of CPU per start, so that a default round looks at a few behaviours of each, and all of those that
+`REAL_CLIS` names: `REAL_CLIS="claude codex opencode gemini qwen"`.
 """
 
 import json
@@ -19,7 +19,7 @@ from fakes.model import StubModel
 pytestmark = [pytest.mark.slow, pytest.mark.real_cli, pytest.mark.timeout(400)]
 
 CLIS = Path(__file__).parent / "clis"
-WANTED = os.environ.get("REAL_CLIS", "claude codex").split()
+WANTED = os.environ.get("REAL_CLIS", "claude codex opencode gemini qwen").split()
 #: What a default round looks at: a reply by our tool, text that is published, and a second process that
 #: goes on. With `REAL_CLIS` set, all is.
 SHORT = ("a session resumed",)
