@@ -42,11 +42,8 @@ part() { # NAME FOLDER...: beside the others; what it says is shown at the end
   name=$1; shift
   { tests "$@" && touch "$parts/$name-passed"; } >"$parts/$name" 2>&1 &
 }
-real='tests/e2e/test_real_drivers.py tests/e2e/test_real_claude.py tests/e2e/test_claude_contract.py'
-# shellcheck disable=SC2086  # words
-{ sh tests/needs.sh agents && tests $real && touch "$parts/agents-passed"; } >"$parts/agents" 2>&1 &
-# shellcheck disable=SC2046
-part pages tests/e2e $(printf -- '--ignore=%s ' $real)
+{ sh tests/needs.sh agents && tests tests/e2e -m real_cli && touch "$parts/agents-passed"; } >"$parts/agents" 2>&1 &
+part pages tests/e2e -m 'not real_cli'
 part machines tests/faults tests/service
 part drivers tests/contracts tests/architecture tests/client
 part backend tests/backend
