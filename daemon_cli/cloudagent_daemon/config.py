@@ -79,6 +79,9 @@ class Limits:
     #: conversation, and how many may wait so at once (runs/warm.py). 0: one process per message.
     warm_s: float = 600.0
     max_warm: int = 3
+    #: How long one stays that was started because a person looks at its conversation (runs/ahead.py).
+    #: 0: none is started before there is a message.
+    expect_s: float = 120.0
     #: How long an agent is left alone after its third crash in a row (runs/breaker.py); later pauses
     #: are longer. 0: never.
     crash_pause_s: float = 60.0

@@ -34,6 +34,7 @@ from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Ladder
 from cloudagent_daemon.rounds import Rounds
 from cloudagent_daemon.runs import limits_file
+from cloudagent_daemon.runs.ahead import Ahead
 from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.limits import Limits
 from cloudagent_daemon.runs.once import OneMessage
@@ -132,7 +133,7 @@ class Daemon:
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir, keeper)
         uplink = job.uplink(self._uplink) if job else self._uplink
         self._warm = Warm(0 if job else settings.limits.warm_s, settings.limits.max_warm)
-        runner = Runner(
+        self._runner = runner = Runner(
             settings,
             self._bridge,
             uplink,
@@ -202,6 +203,8 @@ class Daemon:
             tasks.start_soon(self._installation.watch)
             tasks.start_soon(self._heed_installation, ending)
             tasks.start_soon(self._obey_people, ending)
+            if ahead := self._runner.ahead:
+                tasks.start_soon(self._expect, ahead)
             tasks.start_soon(self._tell_manager, ending)
             logger.info("Serving", extra={"action": "serve", "profile": self._settings.profile})
             await ending.wanted.wait()
@@ -261,6 +264,13 @@ class Daemon:
                 case _:
                     error = f"this daemon ({DISTRIBUTION}) knows no {said['op']!r}"
                     await self.client.reply(CommandResult(id=command.id, error=error))
+
+    async def _expect(self, ahead: Ahead) -> None:
+        """Where a person looks, the agent's process may be started before there is a message."""
+        while True:
+            expected = await self.client.commands.expected()
+            if self.queue.would_begin(expected.agent, expected.conversation_id):
+                await ahead.start(expected)
 
     async def _rescan(self, command: Command) -> None:
         if self._settings.service:

@@ -2,7 +2,7 @@
 
 Two kinds. **Numbered** frames must not be lost: they carry `seq`, are kept by their sender until
 acknowledged, and are sent again after a reconnect. **Passing** frames (the handshake, `ack`,
-`heartbeat`, `delta`, `query`, `answer`, `command`, `command_result`) live for one connection.
+`heartbeat`, `delta`, `query`, `answer`, `command`, `command_result`, `expect`) live for one connection.
 
 docs/protocol.md tells the whole story; tests/golden/frames holds one example of each.
 """
@@ -85,6 +85,8 @@ class Capability(StrEnum):
     INTERRUPT_MODE = "interrupt_mode"
     #: It answers each `command`.
     COMMANDS = "commands"
+    #: It may start an agent's process before there is a message for it.
+    EXPECT = "expect"
 
 
 class Hello(_Frame):
@@ -429,6 +431,15 @@ class CommandResult(_Frame):
     error: Annotated[str, Field(max_length=1_000)] | None = None
 
 
+class Expect(_Frame):
+    """A person looks at a conversation, and may be about to write; nothing is lost with it."""
+
+    type: Literal["expect"] = "expect"
+    #: Who would be given what they write.
+    agent: AgentSpec
+    conversation_id: ConversationId
+
+
 class UnknownFrame(_Frame):
     """A frame of a newer version. A numbered one is acknowledged and otherwise ignored."""
 
@@ -459,6 +470,7 @@ FromBackend: TypeAlias = (
     | Heartbeat
     | Answer
     | Command
+    | Expect
     | UnknownFrame
 )
 Frame: TypeAlias = FromDaemon | FromBackend
@@ -480,7 +492,8 @@ _Tagged: TypeAlias = Annotated[
     | Query
     | Answer
     | Command
-    | CommandResult,
+    | CommandResult
+    | Expect,
     Field(discriminator="type"),
 ]
 _adapter: TypeAdapter[Any] = TypeAdapter(_Tagged)
@@ -503,6 +516,7 @@ _TYPES: Final = frozenset(
         "answer",
         "command",
         "command_result",
+        "expect",
     }
 )
 

@@ -24,7 +24,7 @@ from cloudagent_daemon.runs.ports import Ride, Said, StopSignal
 from cloudagent_daemon.runs.warm import Warm
 from cloudagent_daemon.runs.workspace import Workspace
 from cloudagent_protocol.events import Outcome, Reason, Retry, Text, ToolCall
-from cloudagent_protocol.frames import RunReport
+from cloudagent_protocol.frames import Expect, RunReport
 from cloudagent_protocol.ids import new_conversation_id
 from fakes.model import StubModel
 from fakes.runs import RecordedUplink, World, a_world, alive
@@ -257,6 +257,26 @@ async def stays_warm(kit: Kit, home: Path) -> None:
     assert_nothing_left(first)
 
 
+@behaviour("the first message in a process that waits for it")
+async def waits_ahead(kit: Kit, home: Path) -> None:
+    warm = Warm(600.0, 3)
+    async with kit.world(home, warm=warm) as world:
+        first = await world.run(kit.reply("one"))
+        warm.clear("for the test")
+        ahead = world.runner_for(uplink := RecordedUplink()).ahead
+        assert ahead
+        looked_at = Expect(agent=world.agent, conversation_id=world.conversation)
+        assert await ahead.start(looked_at) == kit.warm
+        assert (uplink.frames, uplink.launches) == ([], [])
+        second = await world.run(kit.reply("two"))
+        assert [send.text for send in second.sends] == ["two"]
+        assert "retry" not in second.types
+        waited = [pid for _, pid in uplink.waiting if pid]
+        assert (waited == [launch.pid for launch in second.launches]) == kit.warm
+        if kit.resumes:
+            assert first.end.session_id == second.end.session_id
+
+
 @behaviour("a message put into its turn")
 async def is_steered(kit: Kit, home: Path) -> None:
     uplink, rides = RecordedUplink(), list[Ride | None]()
@@ -411,7 +431,7 @@ def _cell(kit: Kit, words: str) -> str:
         return "no time told"
     if "session" in words and not kit.resumes:
         return "new, with the history"
-    if ("same process" in words or "survives" in words) and not kit.warm:
+    if ("same process" in words or "survives" in words or "waits for it" in words) and not kit.warm:
         return "a process per message"
     if "put into" in words and not kit.steers:
         return "queued"

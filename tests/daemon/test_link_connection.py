@@ -19,6 +19,7 @@ from cloudagent_protocol.frames import (
     Ack,
     Deliver,
     DeliveredMessage,
+    Expect,
     Frame,
     Heartbeat,
     Hello,
@@ -143,6 +144,19 @@ async def test_a_delivery_that_comes_again_is_acknowledged_again_and_kept_once()
         await far.say(delivery(2))
         assert (await far.hear(Ack)).seq == 2
         assert len(await far.spool.changes_after(0)) == 2
+
+
+async def test_where_a_person_looks_is_of_interest_and_where_they_looked_before_is_not() -> None:
+    async with linked() as far:
+        agent = AgentSpec(id=AgentId("agent_1"), name="Ada", driver="scripted")
+        looked_at = [Expect(agent=agent, conversation_id=new_conversation_id()) for _ in range(3)]
+        await far.say(*looked_at[:2])
+        await far.say(delivery(1))
+        await far.hear(Ack)  # it was no numbered frame
+        with anyio.fail_after(10):
+            assert await far.client.commands.expected() == looked_at[1]
+            await far.say(looked_at[2])
+            assert await far.client.commands.expected() == looked_at[2]
 
 
 async def test_a_report_without_an_ack_is_sent_again_each_time_after_twice_as_long() -> None:

@@ -113,6 +113,9 @@ class World:
         self.rides.append(Ride(deliver))
         return self.rides[-1]
 
+    async def waits(self, launch_id: str, pid: int, started_at: float) -> None:
+        raise NotImplementedError
+
     async def gone(self, launch_id: str) -> None:
         raise NotImplementedError
 
@@ -583,3 +586,48 @@ async def test_nothing_starts_while_another_daemon_has_the_host() -> None:
         assert world.started == [("dlv_1", 1), ("dlv_2", 1)]
         world.queue.hold("test", held=False)
         await world.until(1, 2, 3, 4)
+
+
+# --- before there is a message ---------------------------------------------------------
+
+
+async def test_whether_a_message_would_begin_at_once(tmp_path: Path) -> None:
+    admits = [True]
+    agent, other = delivery(1).agent, ConversationId("conv_other")
+    async with (
+        open_spool(tmp_path / "state.db") as spool,
+        queue_over(spool, max_runs=1, admit=lambda: admits[0]) as world,
+    ):
+        queue, here = world.queue, delivery(1).message.conversation_id
+        assert queue.would_begin(agent, here)
+        admits[0] = False  # the machine is short of something
+        assert not queue.would_begin(agent, here)
+        admits[0] = True
+        queue.hold("installation", held=True)
+        assert not queue.would_begin(agent, here)
+        queue.hold("installation", held=False)
+        await spool.receive([delivery(1)], 1)
+        await world.until(1)
+        assert not queue.would_begin(agent, here)
+        assert not queue.would_begin(agent, other)  # there is no place
+        world.end(1)
+        await world.until_ended(1)
+        with anyio.fail_after(5):
+            await queue.idle()
+        assert queue.would_begin(agent, here)
+        queue.close()
+        assert not queue.would_begin(agent, here)
+
+
+async def test_for_an_agent_that_is_left_alone_nothing_is_started_ahead(tmp_path: Path) -> None:
+    breaker = Breaker(time.monotonic, 60)
+    async with (
+        open_spool(tmp_path / "state.db") as spool,
+        queue_over(spool, breaker=breaker) as world,
+    ):
+        agent = delivery(1).agent
+        here = delivery(1).message.conversation_id
+        for _ in range(3):
+            assert world.queue.would_begin(agent, here)
+            breaker.ended(agent.id, CRASH)
+        assert not world.queue.would_begin(agent, here)

@@ -140,6 +140,7 @@ MORE = {
     "claude": (
         "401: log in",
         "the next message in the same process",
+        "the first message in a process that waits for it",
         "a message put into its turn",
         "a stop that its process survives",
     ),

@@ -63,6 +63,8 @@ class RecordedUplink:
         self.frames: list[Said] = []
         self.deltas: list[Delta] = []
         self.launches: list[Launch] = []
+        #: Of processes that were started ahead: launch and pid, 0 before the start.
+        self.waiting: list[tuple[str, int]] = []
         #: Launches that were to stay, and are gone.
         self.ended: list[str] = []
         self.finished: list[RunReport] = []
@@ -90,6 +92,9 @@ class RecordedUplink:
 
     async def launched(self, launch: Launch) -> None:
         self.launches.append(launch)
+
+    async def waits(self, launch_id: str, pid: int, started_at: float) -> None:
+        self.waiting.append((launch_id, pid))
 
     async def gone(self, launch_id: str) -> None:
         self.ended.append(launch_id)

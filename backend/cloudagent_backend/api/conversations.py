@@ -144,6 +144,17 @@ async def list_runs(
     )
 
 
+@router.post("/{conversation_id}/expect", status_code=204, responses=_MISSING)
+async def expect_message(
+    conversation_id: ConversationId, user: CurrentUser, world: CurrentWorld
+) -> None:
+    """Say that you may be about to write here: the agent's process may be started ahead of it.
+
+    A hint, and no more: no message, no turn, and no promise.
+    """
+    await world.service.expect(user.user_id, conversation_id)
+
+
 async def _newest(
     world: World,
     user_id: UserId,

@@ -10,13 +10,15 @@ from cloudagent_backend.delivery.hints import Hints
 from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.store.outbox import OutboxRow
 from cloudagent_protocol.errors import CloseCode
-from cloudagent_protocol.frames import Capability, Command, CommandResult
+from cloudagent_protocol.frames import Capability, Command, CommandResult, Expect
 from cloudagent_protocol.ids import HostId
 
 #: Connections of one key at once, and then per second: a daemon that flaps must not keep the
 #: server busy with handshakes, one that is restarted by hand a few times must not be kept out.
 _HANDSHAKES: Final = 30.0
 _HANDSHAKES_PER_S: Final = 0.5
+#: A machine is told at most so often where a person looks: each may mean a process.
+_EXPECTS_S: Final = 2.0
 
 
 class Asked:
@@ -44,6 +46,7 @@ class Session:
         "close_reason",
         "closed",
         "draining",
+        "expects_from",
         "fresh",
         "host_id",
         "id",
@@ -77,9 +80,11 @@ class Session:
         self.ready = False
         #: Whether its daemon is shutting down: it is given nothing new.
         self.draining = draining
-        #: What people have asked of its daemon and was not sent yet, and what was not answered.
-        self.unsaid: list[Command] = []
+        #: What its daemon is to be told and was not yet, and what people asked it and was not answered.
+        self.unsaid: list[Command | Expect] = []
         self.asked: dict[int, Asked] = {}
+        #: When it may be told again where a person looks; monotonic seconds.
+        self.expects_from = 0.0
         #: Whether the store may have frames that were not sent.
         self.behind = True
         #: Frames that came into the store since it was looked at last, so that they need no look.
@@ -176,6 +181,18 @@ class Hub:
         session.unsaid.append(command)
         self.hints.hint(session)
         return asked
+
+    def expect(self, host_id: HostId, frame: Expect, now: float) -> bool:
+        """Says where a person looks, if the daemon heeds it and was not told just now."""
+        session = self.session(host_id)
+        if session is None or Capability.EXPECT not in session.capabilities:
+            return False
+        if now < session.expects_from:
+            return False
+        session.expects_from = now + _EXPECTS_S
+        session.unsaid.append(frame)
+        self.hints.hint(session)
+        return True
 
     def all_ready(self) -> list[ReadyHost]:
         """The hosts that can take work."""

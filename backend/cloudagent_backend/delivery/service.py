@@ -4,6 +4,7 @@ What happens inside the transactions: `sending.py` (down), `reports.py` (up), `h
 """
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Final, TypeAlias, TypeVar
@@ -13,6 +14,7 @@ from cloudagent_backend.delivery import (
     approvals,
     budget_decisions,
     decisions,
+    expecting,
     handshake,
     ladder,
     lending,
@@ -46,6 +48,7 @@ from cloudagent_protocol.frames import (
     Ack,
     AgentEntry,
     Delta,
+    Expect,
     FindAgent,
     FoundAgent,
     Heartbeat,
@@ -54,7 +57,15 @@ from cloudagent_protocol.frames import (
     ListMessages,
     RunReport,
 )
-from cloudagent_protocol.ids import AgentId, DeliveryId, HostId, MessageId, RunId, UserId
+from cloudagent_protocol.ids import (
+    AgentId,
+    ConversationId,
+    DeliveryId,
+    HostId,
+    MessageId,
+    RunId,
+    UserId,
+)
 from cloudagent_protocol.resources import (
     Agent,
     Approval,
@@ -266,6 +277,17 @@ class Service:
         )
         self._changed(user_id, {run.host_id})
         return run.resource
+
+    async def expect(self, user_id: UserId, conversation_id: ConversationId) -> None:
+        """Tell the machine, if it is here, that a person may be about to write.
+
+        Raises:
+            Refused: there is no such conversation.
+        """
+        agent = await self._database.read(lambda c: expecting.expected(c, user_id, conversation_id))
+        if agent and self._is_open(agent.host_machine_id):
+            frame = Expect(agent=agents.spec(agent), conversation_id=conversation_id)
+            self._hub.expect(agent.host_machine_id, frame, time.monotonic())
 
     async def decide(
         self,

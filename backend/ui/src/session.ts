@@ -28,6 +28,8 @@ import { OVER } from "./wire";
 const PAGE = 50;
 /** How many requests a thread's history may have open at once: a browser has six lines to a server. */
 const AT_ONCE = 4;
+/** How often a machine is told that somebody looks at a conversation: a process that nobody writes to leaves. */
+const EXPECT_MS = 60_000;
 
 export class Session {
   readonly store = new Store();
@@ -38,6 +40,8 @@ export class Session {
   #open: string | null = null;
   /** What is being fetched, and whether it was asked for again meanwhile. */
   readonly #asking = new Map<string, boolean>();
+  /** When a machine was last told that somebody looks at a conversation. */
+  readonly #expected = new Map<string, number>();
 
   // --- who is there -------------------------------------------------------------------
 
@@ -181,6 +185,16 @@ export class Session {
     if (id === null) return;
     this.store.dispatch({ type: "read", conversation_id: id });
     void this.#newest(id);
+    this.expect(id);
+  }
+
+  /** Says that the person may be about to write here, so that the agent's process can start meanwhile. */
+  expect(id: string): void {
+    const now = Date.now();
+    if (document.visibilityState !== "visible" || now - (this.#expected.get(id) ?? 0) < EXPECT_MS) return;
+    this.#expected.set(id, now);
+    // A hint: if it is lost, the first answer comes a second later.
+    post(`/v1/conversations/${id}/expect`).catch(() => undefined);
   }
 
   async #newest(id: string): Promise<void> {

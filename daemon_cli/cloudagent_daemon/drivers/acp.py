@@ -66,6 +66,8 @@ _STOPS: Final = {
 class Acp:
     """The driver `acp` for any program by the agent's command, or one for a program that is known."""
 
+    warm = False
+
     def __init__(self, program: Program | None = None) -> None:
         self.name = program.driver if program else "acp"
         self.resumes = program.resumes if program else True

@@ -268,6 +268,11 @@ class Driver(Protocol):
         """Whether its sessions can be resumed; with the history handed to a new one if they cannot."""
         ...
 
+    @property
+    def warm(self) -> bool:
+        """Whether its processes have `Capabilities.warm`."""
+        ...
+
     def open(self, job: Job) -> DriverSession:
         """A session for one process; does no I/O."""
         ...

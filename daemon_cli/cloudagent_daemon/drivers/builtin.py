@@ -44,6 +44,7 @@ class BuiltinDriver:
     """Our agent, with a hosted model or with the scripted one."""
 
     resumes = True
+    warm = False
 
     def __init__(self, name: str, kind: ModelKind | None = None) -> None:
         self.name = name

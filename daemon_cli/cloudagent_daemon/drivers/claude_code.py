@@ -113,6 +113,7 @@ class ClaudeCode:
 
     name = "claude_code"
     resumes = True
+    warm = True
 
     def open(self, job: Job) -> DriverSession:
         return ClaudeSession(job)

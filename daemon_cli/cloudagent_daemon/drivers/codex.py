@@ -54,6 +54,7 @@ class Codex:
 
     name = "codex"
     resumes = True
+    warm = False
 
     def open(self, job: Job) -> DriverSession:
         return CodexSession(job)

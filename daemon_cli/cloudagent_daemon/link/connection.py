@@ -30,6 +30,7 @@ from cloudagent_protocol.frames import (
     Answer,
     Command,
     CommandResult,
+    Expect,
     Frame,
     Heartbeat,
     Hello,
@@ -190,6 +191,8 @@ class Connection:
                     self._answer(frame)
                 case Command():
                     await self._command(frame)
+                case Expect():
+                    self._commands.expect(frame)
                 case Heartbeat() | UnknownFrame():
                     pass
                 case _:

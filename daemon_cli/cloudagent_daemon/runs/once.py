@@ -226,6 +226,9 @@ class _Uplink:
     async def launched(self, launch: Launch) -> None:
         await self.inner.launched(launch)
 
+    async def waits(self, launch_id: str, pid: int, started_at: float) -> None:
+        await self.inner.waits(launch_id, pid, started_at)
+
     async def gone(self, launch_id: str) -> None:
         await self.inner.gone(launch_id)
 

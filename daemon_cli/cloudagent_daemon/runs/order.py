@@ -101,6 +101,13 @@ class Order:
             (one for one in running if one.message.conversation_id == conversation_id), None
         )
 
+    def is_idle(self, conversation_id: ConversationId) -> bool:
+        """Whether nothing runs or waits in it, and there is a place for what would come."""
+        lines = (line.values() for line in self._waiting.values())
+        waiting = [*self._parked.values(), *(one for line in lines for one in line)]
+        busy = self.running_in(conversation_id) or conversation_id in map(_conversation, waiting)
+        return not busy and self.running < self._max_runs
+
     @property
     def may_start(self) -> bool:
         """Whether `next` has something."""

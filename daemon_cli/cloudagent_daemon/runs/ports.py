@@ -64,6 +64,10 @@ class Uplink(Protocol):
         """Remembers a process, durably, so that the daemon's next life can end it."""
         ...
 
+    async def waits(self, launch_id: str, pid: int, started_at: float) -> None:
+        """As `launched`, of a process that waits for a message; `pid` 0: it is about to be started."""
+        ...
+
     async def gone(self, launch_id: str) -> None:
         """Forgets a process that was to stay."""
         ...

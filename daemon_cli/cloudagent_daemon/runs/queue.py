@@ -23,8 +23,8 @@ from cloudagent_daemon.runs.order import Order
 from cloudagent_daemon.runs.ports import Parked, Ride, StopSignal, Uplink
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import Deliver, DeliveryReport, RunReport
-from cloudagent_protocol.ids import AgentId, DeliveryId, new_run_id
-from cloudagent_protocol.resources import DeliveryMode, Runtime
+from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, new_run_id
+from cloudagent_protocol.resources import AgentSpec, DeliveryMode, Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -300,6 +300,13 @@ class RunQueue:
 
     def _may_start(self) -> bool:
         return not self._draining and not self._held and self.order.may_start and self._admit()
+
+    def would_begin(self, agent: AgentSpec, conversation_id: ConversationId) -> bool:
+        """Whether a message to this agent would begin at once; it then counts as begun (`admit`)."""
+        self.limits.know(agent)
+        self.missing.know(agent)
+        free = not self._draining and not self._held and self.order.is_idle(conversation_id)
+        return free and not self._withholds(agent.id, at_work=False) and self._admit()
 
     async def _run(self, waiting: Waiting, tasks: anyio.abc.TaskGroup) -> None:
         deliver = waiting.deliver

@@ -30,6 +30,7 @@ from cloudagent_daemon.link.files import Files
 from cloudagent_daemon.mask import Masks, UnmaskedError
 from cloudagent_daemon.process import Ladder, SpawnError
 from cloudagent_daemon.runs import prompts
+from cloudagent_daemon.runs.ahead import Ahead
 from cloudagent_daemon.runs.approvals import Asking, UnansweredError
 from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.conclusion import conclude, settle
@@ -111,6 +112,7 @@ class Runner:
         ladder = ladder or Ladder(settings.limits.term_timeout_s)
         self._launcher = Launcher(settings, bridge, masks, self._keeper, ladder)
         self._warm = warm
+        self.ahead = Ahead(settings, self._launcher, warm, uplink, self._keeper) if warm else None
         self._live: dict[DeliveryId, _Run] = {}
 
     async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished | Parked:
@@ -368,7 +370,8 @@ class _Run:
             held = warm or await self._launch(session_id)
         except (SpawnError, UnmaskedError) as error:
             return Seen(), Failure(Reason.SPAWN_FAILED, str(error))
-        take_up_s = _TAKE_UP_S if warm else None
+        # One that was started ahead may still be starting.
+        take_up_s = _TAKE_UP_S if warm and warm.worker.worked else None
         resumed = session_id is not None
         return await self._in(held, turn, attempt, stop, take_up_s, resumed=resumed), None
 

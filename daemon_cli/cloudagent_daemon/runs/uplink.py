@@ -98,6 +98,12 @@ class SpoolUplink:
         )
         self._live.add(LiveRun(run_id=launch.run_id, delivery_ids=[launch.delivery_id]))
 
+    async def waits(self, launch_id: str, pid: int, started_at: float) -> None:
+        process = Leftover(launch_id, pid, started_at)
+        await self._keeper.kept(
+            lambda: self._spool.record_launch(DeliveryId(""), process, 0, stays=True)
+        )
+
     async def gone(self, launch_id: str) -> None:
         await self._keeper.kept(lambda: self._spool.forget_launches([launch_id]))
 

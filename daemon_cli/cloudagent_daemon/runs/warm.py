@@ -5,6 +5,7 @@
 """
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeAlias, TypeVar
 
 import anyio
@@ -40,6 +41,13 @@ class Shelf(Generic[T]):
             gone.append(self._kept.pop(next(iter(self._kept))))
         return gone
 
+    def lay(self, key: Key, item: T) -> bool:
+        """Keeps it if there is room and none of its key; it is the first that makes way for another."""
+        if key in self._kept or len(self._kept) >= self._most:
+            return False
+        self._kept = {key: item, **self._kept}
+        return True
+
     def take(self, key: Key) -> T | None:
         return self._kept.pop(key, None)
 
@@ -54,15 +62,24 @@ class Shelf(Generic[T]):
         self._kept.clear()
         return gone
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
+
+    def has_room_for(self, key: Key, instead_of: T | None = None) -> bool:
+        """Whether `lay` would keep it, once that other one has gone."""
+        others = {one: item for one, item in self._kept.items() if item is not instead_of}
+        return key not in others and len(others) < self._most
+
     def __len__(self) -> int:
         return len(self._kept)
 
 
 class _Kept:
-    def __init__(self, key: Key, held: Held, print_: Print) -> None:
+    def __init__(self, key: Key, held: Held, print_: Print, stays_s: float) -> None:
         self.key = key
         self.held = held
         self.print = print_
+        self.stays_s = stays_s
         #: Set when it is not kept any more, and whether somebody has it then.
         self.out = anyio.Event()
         self.taken = False
@@ -82,6 +99,9 @@ class Warm:
         self._keeps = bool(warm_s and most)
         self._barred = False
         self._leaving: dict[Key, _Kept] = {}
+        #: What was started for a message that has not come, and what is just being started so.
+        self._ahead: _Kept | None = None
+        self._starting: dict[Key, anyio.Event] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
 
     async def serve(
@@ -112,11 +132,45 @@ class Warm:
         """Keeps a process whose turn is over; returns whether it does. It is then not the caller's."""
         if not self.keeps or not held.worker.usable:
             return False
-        kept = _Kept(key, held, print_)
+        kept = _Kept(key, held, print_, self._warm_s)
         for other in self._shelf.put(key, kept):
             self._send_off(other, "too many")
         self.tasks.start_soon(self._mind, kept)
         return True
+
+    async def start_ahead(
+        self, key: Key, stays_s: float, start: Callable[[], Awaitable[tuple[Held, Print]]]
+    ) -> bool:
+        """Keeps a process that no message has come for, if there is room; returns whether it does.
+
+        It takes nobody's place but that of another such one, of which there is one at a time. A
+        message that comes while it is being started waits for it.
+
+        Raises:
+            Exception: whatever `start` raises; nothing is kept then.
+        """
+        if self._starting or key in self._shelf or not self.keeps:
+            return False
+        if not self._shelf.has_room_for(key, self._ahead):
+            return False
+        self._starting[key] = started = anyio.Event()
+        try:
+            if self._ahead:
+                self._shelf.drop(self._ahead.key, self._ahead)
+                self._send_off(self._ahead, "somebody looks at another conversation")
+            if not await self._has_left(key):
+                return False
+            held, print_ = await start()
+            kept = self._ahead = _Kept(key, held, print_, stays_s)
+            wanted = self.keeps and self._starting.get(key) is started
+            laid = wanted and self._shelf.lay(key, kept)
+            self.tasks.start_soon(self._mind, kept)
+            if not laid:
+                self._send_off(kept, "its place is taken")
+            return laid
+        finally:
+            self._starting.pop(key, None)
+            started.set()
 
     async def take(self, key: Key, print_: Print) -> Held | None:
         """The process of this conversation, if there is one and it is what would be started now.
@@ -124,17 +178,29 @@ class Warm:
         Any other one of the conversation is gone when this returns: two would overwrite each other's
         session.
         """
+        if starting := self._starting.get(key):
+            with anyio.move_on_after(LEAVE_S):
+                await starting.wait()
+            self._starting.pop(key, None)  # if it comes later than that, it comes too late
         kept = self._shelf.take(key)
         if kept and kept.print == print_ and kept.held.worker.usable:
             kept.taken = True
             kept.out.set()
+            if self._ahead is kept:
+                self._ahead = None
             return kept.held
         if kept:
             self._send_off(kept, "its agent's settings are others now, or it has ended")
+        await self._has_left(key)
+        return None
+
+    async def _has_left(self, key: Key) -> bool:
+        """Whether what is being ended of this conversation is gone; waits for it."""
         if leaving := self._leaving.get(key):
             with anyio.move_on_after(LEAVE_S):
                 await leaving.held.worker.gone.wait()
-        return None
+            return leaving.held.worker.gone.is_set()
+        return True
 
     def clear(self, why: str) -> None:
         """Ends all that wait; returns before they are gone."""
@@ -160,8 +226,10 @@ class Warm:
 
     async def _mind(self, kept: _Kept) -> None:
         """Until somebody takes it, or its time is over, or it goes by itself."""
-        with anyio.move_on_after(self._warm_s):
+        with anyio.move_on_after(kept.stays_s):
             await _first_of(kept.out, kept.held.worker.gone)
+        if self._ahead is kept:
+            self._ahead = None
         if kept.taken:
             return
         self._shelf.drop(kept.key, kept)

@@ -118,6 +118,8 @@ class Worker:
         self.exit_code: int | None = None
         #: What it wrote to stderr last, without keys.
         self.stderr_tail = ""
+        #: Whether it was ever given a turn.
+        self.worked = False
         #: What went wrong with us, and ended it.
         self.fault: Exception | None = None
         self.alive_at = time.monotonic()
@@ -207,11 +209,16 @@ class Worker:
                 await self._drained.wait()
             pumps.cancel_scope.cancel()
 
+    def attend(self) -> None:
+        """Listens to it before its first turn: it has nothing to say yet, but may end."""
+        self._attended.set()
+
     # --- its turns ---
 
     def begin(self, listener: Listener, turn: Turn) -> None:
         """Gives it a turn; if it has gone meanwhile, or is to go, `listener` is told when it has."""
         self._listener = listener
+        self.worked = True
         self._turn_over, self._resting = anyio.Event(), anyio.Event()
         self.stderr_tail = ""
         self.sign_of_life()

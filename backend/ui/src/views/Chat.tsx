@@ -123,6 +123,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
           }
           urgent={working.length === 0 ? null : STEERABLE.has(agent.driver) ? "steer" : "interrupt"}
           onSend={send}
+          onBegin={() => conversation !== null && session.expect(conversation)}
         />
       </div>
     </>

@@ -17,6 +17,8 @@ export function Composer(props: {
   /** What Ctrl+Enter means for what runs; null if nothing runs. */
   urgent: Mode | null;
   onSend: (text: string, attachments: readonly Attachment[], mode?: Mode) => void;
+  /** The first letter is written. */
+  onBegin: () => void;
 }): ReactNode {
   const { kept, uploads } = useSession();
   const { thread } = props;
@@ -77,7 +79,10 @@ export function Composer(props: {
           enterKeyHint="send"
           maxLength={200_000}
           value={text}
-          onChange={(event) => setText(event.target.value)}
+          onChange={(event) => {
+            if (text === "") props.onBegin();
+            setText(event.target.value);
+          }}
           onKeyDown={onKey}
           onPaste={(event) => {
             const files = pastedFiles(event.clipboardData);
