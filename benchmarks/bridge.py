@@ -12,14 +12,14 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
 
 from benchmarks.measure import Figure, figure, paired, python, seconds_of
 from cloudagent_daemon.bridge.server import Bridge
-from cloudagent_daemon.bridge.tools import Asked, Toolbox
+from cloudagent_daemon.bridge.tools import Asked, Toolbox, ToolError
 from cloudagent_protocol.frames import AgentEntry
 from cloudagent_protocol.ids import ConversationId, MessageId, new_message_id
 
@@ -44,7 +44,12 @@ class _Desk:
     def __init__(self, memory: Path) -> None:
         self.memory = memory
 
-    async def send(self, text: str, conversation_id: ConversationId | None) -> MessageId:
+    async def attach(self, path: str) -> NoReturn:
+        raise ToolError(path)
+
+    async def send(
+        self, text: str, conversation_id: ConversationId | None, paths: Sequence[str] = ()
+    ) -> MessageId:
         return new_message_id()
 
     async def list_messages(

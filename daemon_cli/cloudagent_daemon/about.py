@@ -77,7 +77,7 @@ class About:
             "round_trip_ms": _milliseconds(connection.round_trip_s if connection else None),
             "since": _time(standing.since),
             "last_seq": self.spool.marks.accepted,
-            "unsent": self.spool.marks.last - self.spool.marks.acked,
+            "unsent": self.spool.marks.unsent,
             "notes": [
                 note for note in (self.installation.detail, self.spool.note, key_note) if note
             ],

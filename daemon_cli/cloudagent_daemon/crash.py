@@ -12,7 +12,9 @@ Point: TypeAlias = Literal[
     "after_ack",
     "before_spawn",
     "after_spawn",
+    "after_copy",
     "after_send",
+    "after_bring",
     "before_finish",
 ]
 

@@ -25,6 +25,7 @@ from cloudagent_daemon.ending import FLUSH_S, INTERRUPTED, Ending, longest_s, wh
 from cloudagent_daemon.guards import Guards
 from cloudagent_daemon.installation import Installation, place
 from cloudagent_daemon.link.client import LinkClient
+from cloudagent_daemon.link.courier import Courier
 from cloudagent_daemon.link.files import Files
 from cloudagent_daemon.link.keyfile import KeyFile
 from cloudagent_daemon.link.spool import Spool
@@ -38,6 +39,7 @@ from cloudagent_daemon.runs.ahead import Ahead
 from cloudagent_daemon.runs.breaker import Breaker
 from cloudagent_daemon.runs.limits import Limits
 from cloudagent_daemon.runs.once import OneMessage
+from cloudagent_daemon.runs.picking import copies_of
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.runner import Runner
 from cloudagent_daemon.runs.uplink import LiveRuns, SpoolUplink
@@ -133,6 +135,12 @@ class Daemon:
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir, keeper)
         uplink = job.uplink(self._uplink) if job else self._uplink
         self._warm = Warm(0 if job else settings.limits.warm_s, settings.limits.max_warm)
+        files = Files(
+            way,
+            self._key.current if self._key else always(key),
+            tunnel.ready if tunnel else None,
+        )
+        self._courier = Courier(spool, files, copies_of(settings), self.client, keeper)
         self._runner = runner = Runner(
             settings,
             self._bridge,
@@ -142,11 +150,7 @@ class Daemon:
             ladder=self._ladder,
             warm=self._warm,
             answers=spool,
-            files=Files(
-                way,
-                self._key.current if self._key else always(key),
-                tunnel.ready if tunnel else None,
-            ),
+            files=files,
         )
         self.queue = RunQueue(
             spool,
@@ -193,6 +197,7 @@ class Daemon:
             if self._settings.state_dir:
                 await tasks.start(self._control(self._settings.state_dir).serve)
             tasks.start_soon(self.queue.run)
+            tasks.start_soon(self._courier.run)
             tasks.start_soon(self._fence)
             if self._key:
                 tasks.start_soon(self._watch_key, self._key)
@@ -492,7 +497,7 @@ class Daemon:
             with anyio.move_on_after(flush_s):
                 await self.client.flush()
         finally:
-            job.unsent = self._spool.marks.last - self._spool.marks.acked
+            job.unsent = self._spool.marks.unsent
 
 
 async def any_of(events: Iterable[anyio.Event]) -> None:

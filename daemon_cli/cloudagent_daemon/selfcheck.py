@@ -37,6 +37,9 @@ class _Nobody:
     async def send(self, *_: object, **__: object) -> NoReturn:
         raise ToolError("This is only a check.")
 
+    async def attach(self, path: str) -> NoReturn:
+        raise ToolError("This is only a check.")
+
     async def list_messages(self, *_: object, **__: object) -> NoReturn:
         raise ToolError("This is only a check.")
 

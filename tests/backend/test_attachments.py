@@ -234,9 +234,16 @@ async def test_what_was_never_sent_is_removed_and_what_was_sent_stays(tmp_path: 
     async with running_backend(tmp_path) as backend, backend.client() as client:
         sent, unsent = await upload(client), await upload(client, b"never mind", "x.txt")
         await send(backend, client, sent["id"])
+        async with as_machine(backend) as machine:
+            brought = new_attachment_id()
+            params = {"agent_id": backend.ana.agent.id, "name": "late.png"}
+            path = f"/v1/daemon/attachments/{brought}"
+            assert (await machine.put(path, params=params, content=PNG)).status_code == 200
         await _age(backend, tmp_path)
         (tmp_path / "backend.db.attachments" / "drafts" / "cut off").write_bytes(b"half")
         await backend.world.intake.tidy()
+        # Its machine may be away, and bring the message when it is back.
+        assert (await client.get(f"/v1/attachments/{brought}")).status_code == 200
         assert (await client.get(f"/v1/attachments/{unsent['id']}")).status_code == 404
         assert (await client.get(f"/v1/attachments/{sent['id']}")).content == PNG
         assert len(files(tmp_path)) == 1

@@ -6,7 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,15 @@ from cloudagent_daemon.bridge.server import (
 )
 from cloudagent_daemon.bridge.tools import TOOLS, Asked, Toolbox, ToolError
 from cloudagent_daemon.sockets import MAX_PATH_BYTES, peer_of
-from cloudagent_protocol.content import MAX_TEXT_CHARS
+from cloudagent_protocol.content import MAX_TEXT_CHARS, Attachment
 from cloudagent_protocol.frames import AgentEntry
-from cloudagent_protocol.ids import AgentId, ConversationId, MessageId, new_message_id
+from cloudagent_protocol.ids import (
+    AgentId,
+    ConversationId,
+    MessageId,
+    new_attachment_id,
+    new_message_id,
+)
 
 Json = dict[str, Any]
 
@@ -39,18 +45,33 @@ class NotedDesk:
     def __init__(self, folder: Path) -> None:
         self.sent: list[tuple[str, str | None]] = []
         self.asked: list[tuple[str, str]] = []
+        self.attached: list[str] = []
         self.others: list[AgentEntry] = []
         self.silence: str | None = None
         self.memory = folder / "MEMORY.md"
         self.gate = anyio.Event()
         self.gate.set()
 
-    async def send(self, text: str, conversation_id: ConversationId | None) -> MessageId:
+    async def send(
+        self, text: str, conversation_id: ConversationId | None, paths: Sequence[str] = ()
+    ) -> MessageId:
         await self.gate.wait()
+        self.attached += paths
         if conversation_id == "conv_foreign":
             raise ToolError("You are not in conversation conv_foreign.")
         self.sent.append((text, conversation_id))
         return new_message_id()
+
+    async def attach(self, path: str) -> Attachment:
+        await self.gate.wait()
+        self.attached.append(path)
+        return Attachment(
+            id=new_attachment_id(),
+            name=path,
+            media_type="image/png",
+            size_bytes=12_000,
+            sha256="0" * 64,
+        )
 
     async def list_messages(
         self, conversation_id: ConversationId | None, limit: int, before: MessageId | None
@@ -167,6 +188,7 @@ async def test_tools_are_listed_with_schemas_and_called_with_text_results(tmp_pa
         listed = (await peer.ask("tools/list", {}))["result"]["tools"]
         assert [tool["name"] for tool in listed] == [
             "send_message",
+            "attach_file",
             "list_messages",
             "stay_silent",
             "ask_user",
@@ -300,6 +322,21 @@ async def test_a_send_whose_answer_never_arrived_is_not_sent_again(tmp_path: Pat
     box.heard("a")
     box.heard("b")
     assert await box.call("send_message", {"text": "hi"}, "c") != first
+
+
+async def test_files_go_once_like_the_message_that_they_go_with(tmp_path: Path) -> None:
+    desk = NotedDesk(tmp_path)
+    box = Toolbox(desk)
+    first = await box.call("attach_file", {"path": "a.png"}, "a")  # the line was cut
+    assert first.text.startswith("a.png (image/png, 12 kB) goes with your next message")
+    assert await box.call("attach_file", {"path": "a.png"}, "b") == first
+    sent = {"text": "hi", "attachments": ["b.png", "c.png"]}
+    assert await box.call("send_message", sent, "c") == await box.call("send_message", sent, "d")
+    assert desk.attached == ["a.png", "b.png", "c.png"]
+    for wrong in ({"path": ""}, {"path": 3}, {}):
+        assert (await box.call("attach_file", wrong, "e")).is_error
+    many = {"text": "hi", "attachments": ["x"] * 21}
+    assert "at most 20" in (await box.call("send_message", many, "f")).text
 
 
 @pytest.mark.parametrize("killed", [True, False])

@@ -21,6 +21,9 @@ WELL = TurnEnd(final_text="last words")
         (Facts(end=WELL, exit_code=0, silence="why"), Outcome.SILENT, None),
         (Facts(end=WELL, exit_code=0), Outcome.AUTO_PUBLISHED, None),
         (Facts(end=TurnEnd(final_text=" \n"), exit_code=0), Outcome.FAILED, Reason.NO_RESULT),
+        (Facts(end=TurnEnd(final_text=" \n"), files=1), Outcome.AUTO_PUBLISHED, None),
+        (Facts(end=WELL, silence="why", files=1), Outcome.AUTO_PUBLISHED, None),
+        (Facts(end=WELL, sends=1, files=1), Outcome.REPLIED, None),
         # Done is done: neither a bad exit nor a late stop takes it back.
         (Facts(end=WELL, exit_code=1, sends=1), Outcome.REPLIED, None),
         (Facts(end=WELL, exit_code=-9, sends=1, stopped_by="Ana"), Outcome.REPLIED, None),
@@ -116,6 +119,7 @@ ENDS = st.none() | st.builds(
         daemon_stops=st.booleans(),
         sends=st.integers(0, 2),
         silence=st.none() | st.just("why"),
+        files=st.integers(0, 1),
     )
 )
 def test_every_turn_has_an_outcome_a_reason_if_it_failed_and_words_for_it(facts: Facts) -> None:
@@ -123,7 +127,9 @@ def test_every_turn_has_an_outcome_a_reason_if_it_failed_and_words_for_it(facts:
     unhappy = verdict.outcome in {Outcome.FAILED, Outcome.CANCELLED}
     assert unhappy == (verdict.reason is not None)
     assert verdict.detail or not unhappy
-    assert (verdict.publish is not None) == (verdict.outcome is Outcome.AUTO_PUBLISHED)
+    left = verdict.outcome is Outcome.REPLIED and facts.files > 0
+    assert (verdict.publish is not None) == (left or verdict.outcome is Outcome.AUTO_PUBLISHED)
+    assert verdict.publish != "" or facts.files
     if facts.end is None or facts.end.reason is not None:
         assert unhappy
 

@@ -16,11 +16,13 @@ from cloudagent_daemon.link import tables
 from cloudagent_daemon.link.committer import SpoolError
 from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.tables import Leftover, NewerSpoolError
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.errors import ProtocolError
-from cloudagent_protocol.events import Finished, Outcome
+from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import (
     Deliver,
     DeliveredMessage,
+    DeliveryReport,
     HostReport,
     Interrupt,
     RunReport,
@@ -29,6 +31,7 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.ids import (
     AgentId,
+    AttachmentId,
     ConversationId,
     DeliveryId,
     MessageId,
@@ -162,7 +165,8 @@ async def test_the_end_of_a_run_closes_its_delivery_and_goes_out_once() -> None:
     async with open_spool(None) as spool:
         await spool.receive([delivery(1)], 1)
         await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 42, 1.5), 1)
-        assert await spool.finish(ending(1)) == 1
+        await spool.finish(ending(1))
+        assert spool.marks.last == 1
         assert await waiting_ids(spool) == []
         assert await spool.leftovers() == []
         [(seq, text)] = await spool.frames_after(0, 10)
@@ -384,6 +388,60 @@ async def test_a_full_disk_is_an_error_of_the_change_and_keeps_what_was_there(
         assert [seq for seq, _ in await spool.frames_after(0, 10)] == [1]
 
 
+def with_files(number: int, count: int, to: int = 1) -> Send:
+    files = [
+        Attachment(
+            id=AttachmentId(f"att_{number}x{each}"),
+            name="a.png",
+            media_type="image/png",
+            size_bytes=1,
+            sha256="0" * 64,
+        )
+        for each in range(count)
+    ]
+    return send(number, to=to).model_copy(update={"attachments": files or None})
+
+
+async def test_a_message_waits_for_its_files_and_nobody_else_waits_for_it() -> None:
+    async with open_spool(None) as spool:
+        sent = with_files(1, 2)
+        await spool.append(sent)
+        await spool.finish(ending(1))
+        await spool.append(report("the machine's"))
+        other = ending(2).model_copy(update={"agent_id": AgentId("agent_2")})
+        await spool.finish(other)
+        await spool.append(sent)  # told again, as by a next life: it changes nothing
+        assert [one.id for _, one in await spool.to_bring()] == ["att_1x0", "att_1x1"]
+        assert (spool.marks.last, spool.marks.held, spool.marks.unsent) == (2, 3, 5)
+        await spool.brought(AttachmentId("att_1x1"))
+        assert spool.marks.held == 3
+        await spool.brought(AttachmentId("att_1x0"))
+        frames = [decode(text) for _, text in await spool.frames_after(2, 10)]
+        assert [frame.type for frame in frames] == ["send", "run_report", "send"]
+        await spool.acked(2)
+        assert await spool.files() == {"att_1x0", "att_1x1"}
+        await spool.acked(5)
+        assert await spool.files() == set()
+        # Its message is known here: told once more, it waits for nothing.
+        await spool.append(sent)
+        assert spool.marks.last == 6
+
+
+async def test_what_is_held_is_held_for_the_backend_too_and_not_answered_twice() -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1)], 1)
+        await spool.append(with_files(1, 1))
+        await spool.finish(ending(1))
+        assert await spool.held() == ["dlv_1"]
+        await spool.receive([delivery(1, seq=2)], 2)
+        assert (spool.marks.last, spool.marks.held) == (0, 2)
+        reports = DeliveryReport(
+            delivery_id=DeliveryId("dlv_9"), at=datetime.now(UTC), reason=Reason.FETCHING
+        )
+        await spool.append(reports)
+        assert spool.marks.last == 1, "of a delivery that is not known"
+
+
 class SpoolMachine(RuleBasedStateMachine):
     """The spool beside a model of it, through crashes at any moment.
 
@@ -401,6 +459,19 @@ class SpoolMachine(RuleBasedStateMachine):
         self.last = 0
         self.accepted = 0
         self.epoch: str | None = None
+        self.said = 0
+        #: What waits for files of its agent's, in order; and the files of each message there is.
+        self.held: list[str] = []
+        self.files: dict[str, set[AttachmentId]] = {}
+        self.unsettled: set[AttachmentId] = set()
+
+    def post(self, name: str) -> None:
+        """Of the one agent: behind what is held, or straight into the outbox."""
+        if self.held or self.files.get(name, set()) & self.unsettled:
+            self.held.append(name)
+        else:
+            self.last += 1
+            self.outbox.append((self.last, name))
 
     def do(self, work: Callable[[Spool], Awaitable[Any]]) -> Any:
         """Works on the spool and then crashes: the next life opens what lies on the disk."""
@@ -433,24 +504,43 @@ class SpoolMachine(RuleBasedStateMachine):
         self.do(lambda spool: spool.receive(frames, self.accepted))
         for number in numbers:
             ending_name = f"end {number}"
-            if number in self.finished and ending_name not in [n for _, n in self.outbox]:
-                self.last += 1
-                self.outbox.append((self.last, ending_name))
+            on_its_way = [*(n for _, n in self.outbox), *self.held]
+            if number in self.finished and ending_name not in on_its_way:
+                self.post(ending_name)
         self.received |= set(numbers)
 
     @rule(name=st.sampled_from("abc"))
     def append(self, name: str) -> None:
+        self.do(lambda spool: spool.append(report(name)))
         self.last += 1
-        assert self.do(lambda spool: spool.append(report(name))) == self.last
         self.outbox.append((self.last, name))
+
+    @rule(count=st.integers(0, 2))
+    def say(self, count: int) -> None:
+        self.said += 1
+        sent = with_files(self.said, count, to=99)
+        self.do(lambda spool: spool.append(sent))
+        name = f"said {self.said}"
+        self.files[name] = {one.id for one in sent.attachments or ()}
+        self.unsettled |= self.files[name]
+        self.post(name)
+
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        if unsettled := sorted(self.unsettled):
+            one = data.draw(st.sampled_from(unsettled))
+            self.do(lambda spool: spool.brought(one))
+            self.unsettled.remove(one)
+            held, self.held = self.held, []
+            for name in held:
+                self.post(name)
 
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         if waiting := sorted(self.received - self.finished):
             number = data.draw(st.sampled_from(waiting))
-            self.last += 1
-            assert self.do(lambda spool: spool.finish(ending(number))) == self.last
-            self.outbox.append((self.last, f"end {number}"))
+            self.do(lambda spool: spool.finish(ending(number)))
+            self.post(f"end {number}")
             self.finished.add(number)
 
     @rule(data=st.data())
@@ -458,14 +548,23 @@ class SpoolMachine(RuleBasedStateMachine):
         first = self.outbox[0][0] - 1 if self.outbox else self.last
         seq = data.draw(st.integers(first, self.last))
         self.do(lambda spool: spool.acked(seq))
+        for name in [name for n, name in self.outbox if n <= seq]:
+            self.files.pop(name, None)
         self.outbox = [(n, name) for n, name in self.outbox if n > seq]
 
     @rule()
     def reset(self) -> None:
         self.epoch = new_epoch()
         self.do(lambda spool: spool.reset_epoch(self.epoch))
-        self.outbox = [(i, name) for i, (_, name) in enumerate(self.outbox, 1)]
-        self.last, self.accepted = len(self.outbox), 0
+        self.unsettled = set().union(*self.files.values())
+        again = [*(name for _, name in self.outbox), *self.held]
+        self.outbox, self.held, self.last, self.accepted = [], [], 0, 0
+        for name in again:
+            if len(name) > 1:
+                self.post(name)
+            else:  # the machine's own word, which waits for nobody
+                self.last += 1
+                self.outbox.append((self.last, name))
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
@@ -484,6 +583,11 @@ class SpoolMachine(RuleBasedStateMachine):
             }
             rows = await spool.frames_after(0, 1000)
             assert [(seq, _name(text)) for seq, text in rows] == self.outbox
+            assert marks.held == len(self.held)
+            assert {one.id for _, one in await spool.to_bring()} == self.unsettled
+            assert await spool.files() == set().union(*self.files.values())
+            held = {name.removeprefix("end ") for name in self.held if name.startswith("end ")}
+            assert {f"dlv_{n}" for n in held} <= set(await spool.held())
 
         self.do(look)
 
@@ -498,6 +602,8 @@ def _name(text: str) -> str:
             return runtime.name
         case RunReport(delivery_ids=[delivery_id]):
             return f"end {delivery_id.removeprefix('dlv_')}"
+        case Send(message_id=message_id):
+            return f"said {message_id.removeprefix('msg_reply_')}"
         case other:
             raise AssertionError(other)
 

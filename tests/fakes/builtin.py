@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from cloudagent_daemon.agent.wire import TurnRequest
 from cloudagent_daemon.bridge.server import Bridge, Session
 from cloudagent_daemon.bridge.tools import Asked, Toolbox, ToolError
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.frames import AgentEntry
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId
 
@@ -32,11 +33,16 @@ class AgentDesk:
     sent: list[str] = field(default_factory=list[str])
     silence: str | None = None
 
-    async def send(self, text: str, conversation_id: ConversationId | None) -> MessageId:
+    async def send(
+        self, text: str, conversation_id: ConversationId | None, paths: Sequence[str] = ()
+    ) -> MessageId:
         if conversation_id:
             raise ToolError(f"no conversation {conversation_id}")
         self.sent.append(text)
         return MessageId(f"msg_{len(self.sent)}")
+
+    async def attach(self, path: str) -> Attachment:
+        raise ToolError(f"Nothing was attached: {path}")
 
     async def list_messages(
         self, conversation_id: ConversationId | None, limit: int, before: MessageId | None

@@ -44,6 +44,8 @@ ROWS = {
 }
 #: From here on a process of an agent has begun: what it did may be done again, if that is told.
 BEGUN = {"after_spawn", "after_send", "before_finish"}
+#: Passed by messages with files only: tests/e2e/test_files.py.
+OF_FILES = {"after_copy", "after_bring"}
 #: Passed by agents that message each other, and by the person who lets them go on.
 CHAINS = [p for p in backend_crash.points() if p.startswith(("find_", "decide_"))]
 #: Longer than the backend waits for an ack before it notes that a delivery was sent.
@@ -63,7 +65,8 @@ def crash_in_rounds(place: Site, point: str) -> None:
 
 @seeded
 @pytest.mark.parametrize(
-    "point", [pytest.param(p, id=ROWS.get(p, p)) for p in get_args(daemon_crash.Point)]
+    "point",
+    [pytest.param(p, id=ROWS.get(p, p)) for p in get_args(daemon_crash.Point) if p not in OF_FILES],
 )
 def test_a_daemon_killed_at_any_point_repeats_only_what_had_begun_and_says_so(
     tmp_path: Path, point: str, seed: int

@@ -3,11 +3,14 @@
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from cloudagent_backend.store import clock
 from cloudagent_backend.store.blobs import Content
 from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.ids import AgentId, AttachmentId, HostId, MessageId, UserId
+
+_AWAY_US: Final = 29 * 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,14 @@ def delete(c: sqlite3.Connection, attachment_id: AttachmentId) -> None:
 
 
 def forget_unsent(c: sqlite3.Connection, before_us: int) -> int:
-    """Forget files that were brought before then and never sent; returns how many."""
+    """Forget files that were brought before then and never sent; returns how many.
+
+    A machine that brought one and then was away sends its message when it is back: later, by `_AWAY_US`.
+    """
     return c.execute(
-        "DELETE FROM attachments WHERE message_id IS NULL AND created_us < ?", (before_us,)
+        "DELETE FROM attachments WHERE message_id IS NULL"
+        " AND created_us < ? - iif(host_id IS NULL, 0, ?)",
+        (before_us, _AWAY_US),
     ).rowcount
 
 

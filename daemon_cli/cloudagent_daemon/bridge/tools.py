@@ -4,7 +4,7 @@ Knows neither MCP nor sockets: a name and arguments go in, a text comes out.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol
@@ -13,7 +13,8 @@ import anyio
 import anyio.to_thread
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from cloudagent_protocol.content import MAX_TEXT_CHARS
+from cloudagent_protocol.attachments import MAX_ATTACHMENTS, size_text
+from cloudagent_protocol.content import MAX_TEXT_CHARS, Attachment
 from cloudagent_protocol.frames import AgentEntry
 from cloudagent_protocol.ids import ConversationId, MessageId
 
@@ -45,11 +46,21 @@ class Asked:
 class Desk(Protocol):
     """What a run does for its agent's tools."""
 
-    async def send(self, text: str, conversation_id: ConversationId | None) -> MessageId:
-        """Sends in the agent's name; durable when it returns.
+    async def send(
+        self, text: str, conversation_id: ConversationId | None, paths: Sequence[str] = ()
+    ) -> MessageId:
+        """Sends in the agent's name, with the files as they are now; durable when it returns.
 
         Raises:
-            ToolError: the agent cannot write there.
+            ToolError: the agent cannot write there, or a file cannot be sent; then nothing is.
+        """
+        ...
+
+    async def attach(self, path: str) -> Attachment:
+        """Keeps the file as it is now, for the next message; durable when it returns.
+
+        Raises:
+            ToolError: it cannot be sent.
         """
         ...
 
@@ -117,6 +128,7 @@ def _sayable(text: str) -> str:
 
 #: An id as the model spells it.
 _Id = Annotated[str, Field(max_length=100)]
+_Path = Annotated[str, Field(min_length=1, max_length=4_096)]
 _Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS), AfterValidator(_sayable)]
 
 
@@ -129,6 +141,15 @@ class _SendMessage(_Arguments):
     conversation_id: _Id | None = Field(
         default=None, description="Another conversation of yours; without it, this one."
     )
+    attachments: list[_Path] = Field(
+        default_factory=list[str],
+        max_length=MAX_ATTACHMENTS,
+        description="Paths of files to send with it, from your folders.",
+    )
+
+
+class _AttachFile(_Arguments):
+    path: _Path = Field(description="Of a file in your folders, absolute or from where you work.")
 
 
 class _ListMessages(_Arguments):
@@ -235,13 +256,24 @@ class Toolbox:
 
         async def send() -> ToolAnswer:
             there = ConversationId(conversation) if conversation else None
-            return ToolAnswer(f"Sent as {await self._desk.send(arguments.text, there)}.")
+            sent = await self._desk.send(arguments.text, there, arguments.attachments)
+            return ToolAnswer(f"Sent as {sent}.")
 
-        return await self._once(key, ("send_message", conversation, arguments.text), send)
+        what = ("send_message", conversation, arguments.text, *arguments.attachments)
+        return await self._once(key, what, send)
+
+    async def attach_file(self, arguments: _AttachFile, key: str) -> ToolAnswer:
+        async def attach() -> ToolAnswer:
+            kept = await self._desk.attach(arguments.path)
+            what = f"{kept.name} ({kept.media_type}, {size_text(kept.size_bytes)})"
+            return ToolAnswer(f"{what} goes with your next message; the file may change now.")
+
+        return await self._once(key, ("attach_file", arguments.path), attach)
 
     async def message_agent(self, arguments: _MessageAgent, key: str) -> ToolAnswer:
         async def send() -> ToolAnswer:
-            return ToolAnswer(_on_its_way(await self._desk.message_agent(*what[1:])))
+            asked = await self._desk.message_agent(arguments.agent, arguments.text)
+            return ToolAnswer(_on_its_way(asked))
 
         what = ("message_agent", arguments.agent, arguments.text)
         return await self._once(key, what, send)
@@ -358,6 +390,7 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 _Do = Callable[[Toolbox, Any, str], Awaitable[ToolAnswer]]
 _TOOLS: Final[dict[str, tuple[type[_Arguments], _Do]]] = {
     "send_message": (_SendMessage, Toolbox.send_message),
+    "attach_file": (_AttachFile, Toolbox.attach_file),
     "list_messages": (_ListMessages, Toolbox.list_messages),
     "stay_silent": (_StaySilent, Toolbox.stay_silent),
     "ask_user": (_AskUser, Toolbox.ask_user),
@@ -369,6 +402,8 @@ _TOOLS: Final[dict[str, tuple[type[_Arguments], _Do]]] = {
 _DESCRIPTIONS: Final = {
     "send_message": "Send a message into the conversation. The person sees only what you send "
     "this way. It is stored when this returns; do not send it again.",
+    "attach_file": "Send a file to the person: it goes with your next message in this conversation, as it is "
+    "now. Pictures are shown.",
     "list_messages": "Earlier messages of the conversation, oldest first.",
     "stay_silent": "End your turn without an answer, with your reason.",
     "ask_user": "Ask the person a question that you cannot go on without, and wait for the answer. It may "

@@ -137,10 +137,10 @@ def forget(c: sqlite3.Connection, deliveries: Sequence[DeliveryId]) -> None:
     c.executemany("DELETE FROM asked WHERE delivery_id = ?", [(one,) for one in deliveries])
 
 
-def unheard(c: sqlite3.Connection) -> list[str]:
-    """The reports of what is still asked and does not lie in the outbox."""
+def unheard(c: sqlite3.Connection) -> list[tuple[AgentId, str]]:
+    """The reports of what is still asked and is not on its way, each with its agent."""
     rows = c.execute(
-        "SELECT body FROM asked WHERE over = 0 AND body NOT IN (SELECT body FROM outbox)"
-        " ORDER BY approval_id"
+        "SELECT json_extract(body, '$.agent_id'), body FROM asked WHERE over = 0 AND body NOT IN"
+        " (SELECT body FROM outbox UNION ALL SELECT body FROM held) ORDER BY approval_id"
     )
-    return [body for (body,) in rows]
+    return [tuple(row) for row in rows]

@@ -145,8 +145,8 @@ class LinkClient:
 
     async def flush(self) -> None:
         """Returns when the backend has all that the outbox holds; set a deadline."""
-        while self._spool.marks.acked < self._spool.marks.last:
-            await self._spool.acked_beyond(self._spool.marks.acked)
+        while self._spool.marks.unsent:
+            await self._spool.committed.wait()
 
     async def _connect(self) -> LinkError:
         try:

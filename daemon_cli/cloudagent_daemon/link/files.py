@@ -1,7 +1,8 @@
 """Files that go with messages, over HTTP with the machine key (docs/protocol.md §14)."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -12,9 +13,11 @@ from cloudagent_daemon.link.http import body_of, client, why_no_answer
 from cloudagent_daemon.link.transport import UnreachableError
 from cloudagent_daemon.link.way import Way
 from cloudagent_protocol.content import Attachment
+from cloudagent_protocol.ids import AgentId
 
 _PATH: Final = "/v1/daemon/attachments"
 _PIECE_BYTES: Final = 262_144
+_ID: Final = re.compile(r"att_[A-Za-z0-9]{1,40}")
 #: Refusals that may pass: the key is being renewed, or the server is busy.
 _PASSING: Final = frozenset({401, 408, 425, 429})
 
@@ -24,7 +27,7 @@ class FileRefusedError(Exception):
 
 
 class Files:
-    """Fetches files from the backend.
+    """Fetches files from the backend, and brings it others; of any other address it knows nothing.
 
     Args:
         key: asked for each request.
@@ -60,6 +63,31 @@ class Files:
                 await run_sync(part.unlink)
             raise UnreachableError(f"{wanted.name} came {'damaged' if whole else 'in part'}")
 
+    async def bring(self, file: Attachment, agent_id: AgentId, copy: Path) -> None:
+        """Sends the bytes of a file of an agent's; the same again changes nothing.
+
+        Raises:
+            FileRefusedError: the backend will not take it.
+            UnreachableError: it may be tried again.
+        """
+        if self._ready:
+            await self._ready()
+        headers = {
+            "Authorization": f"Bearer {await self._key()}",
+            "Content-Length": str(file.size_bytes),
+        }
+        named = {"agent_id": agent_id, "name": file.name}
+        try:
+            async with client(self._way) as http:
+                answer = await http.put(
+                    _path(file), params=named, headers=headers, content=_pieces(copy)
+                )
+        except (httpx2.HTTPError, OSError) as error:
+            why = why_no_answer(error, self._way)
+            raise UnreachableError(f"{file.name} could not be brought: {why}") from error
+        if answer.status_code != 200:
+            raise _refusal(self._way, answer)
+
     async def _receive(self, wanted: Attachment, part: Path, have: int) -> None:
         if self._ready:
             await self._ready()
@@ -70,7 +98,7 @@ class Files:
         try:
             async with (
                 client(self._way) as http,
-                http.stream("GET", f"{_PATH}/{wanted.id}", headers=headers) as answer,
+                http.stream("GET", _path(wanted), headers=headers) as answer,
             ):
                 if answer.status_code not in (200, 206):
                     await answer.aread()
@@ -79,6 +107,19 @@ class Files:
         except (httpx2.HTTPError, OSError) as error:
             why = why_no_answer(error, self._way)
             raise UnreachableError(f"{wanted.name} did not come: {why}") from error
+
+
+def _path(file: Attachment) -> str:
+    """Raises FileRefusedError: its id is none, and would name something else there."""
+    if not _ID.fullmatch(file.id):
+        raise FileRefusedError(f"{file.id[:60]!r} is no attachment's id")
+    return f"{_PATH}/{file.id}"
+
+
+async def _pieces(copy: Path) -> AsyncGenerator[bytes]:
+    with await run_sync(copy.open, "rb") as file:
+        while piece := await run_sync(file.read, _PIECE_BYTES):
+            yield piece
 
 
 async def _save(answer: httpx2.Response, part: Path, at: int, wanted: Attachment) -> None:

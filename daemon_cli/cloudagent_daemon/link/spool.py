@@ -16,10 +16,11 @@ import anyio
 from anyio.to_thread import run_sync
 
 from cloudagent_daemon.aside import set_aside
-from cloudagent_daemon.link import asked, tables
+from cloudagent_daemon.link import asked, lanes, tables
 from cloudagent_daemon.link.asked import Asked
 from cloudagent_daemon.link.committer import Committer, committing
 from cloudagent_daemon.link.tables import Change, Leftover, Waiting, Watermarks
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.errors import CloseCode, ProtocolError
 from cloudagent_protocol.events import ApprovalRequested, Finished, Question
 from cloudagent_protocol.frames import (
@@ -30,7 +31,13 @@ from cloudagent_protocol.frames import (
     RunReport,
     Send,
 )
-from cloudagent_protocol.ids import AgentId, ApprovalId, ConversationId, DeliveryId
+from cloudagent_protocol.ids import (
+    AgentId,
+    ApprovalId,
+    AttachmentId,
+    ConversationId,
+    DeliveryId,
+)
 from cloudagent_protocol.link import resume
 
 #: Frames of a batch whose changes are read in the transaction that keeps them.
@@ -129,25 +136,26 @@ class Spool:
 
     # --- outbox ---
 
-    async def append(self, frame: RunReport | Send | DeliveryReport | HostReport) -> int:
-        """Keeps a frame for the backend until it is acked; returns its number.
+    async def append(self, frame: RunReport | Send | DeliveryReport | HostReport) -> None:
+        """Keeps a frame for the backend until it is acked; a message is held until its files are there.
 
         Raises:
             ProtocolError: it is too large for the wire.
         """
         body = _body(frame)
         if isinstance(frame, Send):
-            return await self._committer.do(lambda c: tables.say(c, frame, body))
-        if isinstance(frame, RunReport) and isinstance(frame.event, ApprovalRequested | Question):
-            return await self._committer.do(lambda c: tables.ask(c, frame, body))
-        return await self._committer.do(lambda c: tables.append(c, body))
+            await self._committer.do(lambda c: tables.say(c, frame, body))
+        elif isinstance(frame, RunReport) and isinstance(frame.event, ApprovalRequested | Question):
+            await self._committer.do(lambda c: tables.ask(c, frame, body))
+        else:
+            await self._committer.do(lambda c: tables.append(c, frame, body))
 
-    async def finish(self, frame: RunReport) -> int:
+    async def finish(self, frame: RunReport) -> None:
         """As `append`, for a run's `Finished`: its deliveries end in the same transaction."""
         if not isinstance(frame.event, Finished):
             raise TypeError(f"a run ends with finished, not with {frame.event.type}")
         body = _body(frame)
-        return await self._committer.do(lambda c: tables.finish(c, body, frame.delivery_ids))
+        await self._committer.do(lambda c: tables.finish(c, frame, body))
 
     async def frames_after(self, seq: int, limit: int) -> list[tuple[int, str]]:
         """Up to `limit` frames above `seq`: number, and JSON text ready to be sent."""
@@ -167,6 +175,20 @@ class Spool:
         """Returns when the backend has a frame above `seq`."""
         while self.marks.acked <= seq:
             await self._committer.committed.wait()
+
+    # --- files that agents send ---
+
+    async def to_bring(self) -> list[tuple[AgentId, Attachment]]:
+        """Files that the backend has not got, each with its agent, the oldest first."""
+        return await self._committer.do(lanes.to_bring)
+
+    async def brought(self, attachment_id: AttachmentId) -> None:
+        """The backend has the file, or will not have it: messages that waited only for it go out."""
+        await self._committer.do(lambda c: lanes.settle(c, attachment_id))
+
+    async def files(self) -> set[AttachmentId]:
+        """Files whose copies may still be needed."""
+        return await self._committer.do(lanes.known)
 
     # --- launches ---
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from cloudagent_daemon.aside import set_aside
-from cloudagent_daemon.link import asked
+from cloudagent_daemon.link import asked, lanes
 from cloudagent_daemon.link.committer import SpoolError
 from cloudagent_protocol.frames import (
     Decide,
@@ -75,7 +75,7 @@ CREATE TABLE said (
 CREATE INDEX said_of ON said (caused_by, agent_id);
 """
 #: Step n brings a spool from version n to n + 1; a step is never edited.
-_MIGRATIONS: Final = (_SCHEMA, _SAID, asked.SCHEMA)
+_MIGRATIONS: Final = (_SCHEMA, _SAID, asked.SCHEMA, lanes.SCHEMA)
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 _CHANGES: Final = (
     "SELECT changed, id, frame, attempts, interrupted_by, finished_at IS NOT NULL, EXISTS ("  # noqa: S608 - of constants only
@@ -140,6 +140,15 @@ class Watermarks:
     last: int = 0
     #: Number of the last change that the backend made to the inbox.
     changes: int = 0
+    #: Frames that wait for files, without a number yet.
+    held: int = 0
+    #: Files that the backend has not got.
+    to_bring: int = 0
+
+    @property
+    def unsent(self) -> int:
+        """Frames that the backend has not got."""
+        return self.last - self.acked + self.held
 
 
 # --- the file -------------------------------------------------------------------------
@@ -324,13 +333,16 @@ def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
             " interrupted_by = NULL, finished_at = NULL",
             (frame.delivery_id, frame.delivery_seq, _next_change(c), frame.model_dump_json()),
         )
-    elif not c.execute("SELECT 1 FROM outbox WHERE body = ?", (ending,)).fetchone():
+    elif not c.execute(
+        "SELECT 1 FROM outbox WHERE body = :ending UNION ALL SELECT 1 FROM held WHERE body = :ending",
+        {"ending": ending},
+    ).fetchone():
         said = c.execute(
             "SELECT body FROM said WHERE caused_by = ? AND agent_id = ? ORDER BY number",
             (frame.message.id, frame.agent.id),
         ).fetchall()
         for body in (*(body for (body,) in said), ending):
-            append(c, body)
+            lanes.post(c, frame.agent.id, body)
 
 
 def _make_way(c: sqlite3.Connection, frame: Deliver) -> None:
@@ -397,7 +409,8 @@ def _change(
 def held(c: sqlite3.Connection) -> list[DeliveryId]:
     rows = c.execute(
         "SELECT id FROM inbox WHERE finished_at IS NULL"
-        " UNION SELECT id FROM inbox WHERE ending IN (SELECT body FROM outbox) ORDER BY id"
+        " UNION SELECT id FROM inbox WHERE ending IN (SELECT body FROM outbox)"
+        " UNION SELECT id FROM inbox WHERE ending IN (SELECT body FROM held) ORDER BY id"
     )
     return [row[0] for row in rows]
 
@@ -415,37 +428,38 @@ def drop(c: sqlite3.Connection, deliveries: Iterable[DeliveryId]) -> None:
 # --- outbox ---------------------------------------------------------------------------
 
 
-def append(c: sqlite3.Connection, body: str) -> int:
-    seq = c.execute("UPDATE link SET last = last + 1 RETURNING last").fetchone()[0]
-    c.execute("INSERT INTO outbox VALUES (?, ?)", (seq, body))
-    return seq
+def append(c: sqlite3.Connection, frame: Numbered, body: str) -> None:
+    """Keeps a frame for the backend: behind what its agent has said before."""
+    lanes.post(c, lanes.lane_of(c, frame), body)
 
 
-def ask(c: sqlite3.Connection, frame: RunReport, body: str) -> int:
+def ask(c: sqlite3.Connection, frame: RunReport, body: str) -> None:
     """As `append`, of a request or a question to people: it is kept until it is over."""
     asked.ask(c, frame, body)
-    return append(c, body)
+    append(c, frame, body)
 
 
-def say(c: sqlite3.Connection, send: Send, body: str) -> int:
+def say(c: sqlite3.Connection, send: Send, body: str) -> None:
     """As `append`, of a message of an agent: the newest are kept longer than until their ack."""
-    c.execute(
+    new = c.execute(
         "INSERT OR IGNORE INTO said (message_id, agent_id, caused_by, body) VALUES (?, ?, ?, ?)",
         (send.message_id, send.agent_id, send.caused_by or send.in_reply_to, body),
-    )
+    ).rowcount
+    if new:
+        lanes.take(c, send)
     c.execute("DELETE FROM said WHERE number <= (SELECT max(number) FROM said) - ?", (SAID,))
-    return append(c, body)
+    append(c, send, body)
 
 
-def finish(c: sqlite3.Connection, body: str, deliveries: Sequence[DeliveryId]) -> int:
+def finish(c: sqlite3.Connection, frame: RunReport, body: str) -> None:
     now = time.time()
     c.executemany(
         "UPDATE inbox SET finished_at = ?, frame = '', ending = ? WHERE id = ?",
-        [(now, body, delivery) for delivery in deliveries],
+        [(now, body, delivery) for delivery in frame.delivery_ids],
     )
-    c.executemany("DELETE FROM launches WHERE delivery_id = ?", [(d,) for d in deliveries])
-    asked.forget(c, deliveries)
-    return append(c, body)
+    c.executemany("DELETE FROM launches WHERE delivery_id = ?", [(d,) for d in frame.delivery_ids])
+    asked.forget(c, frame.delivery_ids)
+    append(c, frame, body)
 
 
 def frames_after(c: sqlite3.Connection, seq: int, limit: int) -> list[tuple[int, str]]:
@@ -456,6 +470,7 @@ def frames_after(c: sqlite3.Connection, seq: int, limit: int) -> list[tuple[int,
 
 def acked(c: sqlite3.Connection, seq: int) -> None:
     c.execute("DELETE FROM outbox WHERE seq <= ?", (seq,))
+    lanes.acked(c, seq)
     c.execute("UPDATE link SET acked = max(acked, ?)", (seq,))
 
 
@@ -503,7 +518,10 @@ def forget_launches(c: sqlite3.Connection, launch_ids: Iterable[str]) -> None:
 
 def marks(c: sqlite3.Connection) -> Watermarks:
     return Watermarks(
-        *c.execute("SELECT epoch, accepted, acked, last, changes FROM link").fetchone()
+        *c.execute(
+            "SELECT epoch, accepted, acked, last, changes, (SELECT count(*) FROM held),"
+            " (SELECT count(*) FROM files WHERE NOT settled) FROM link"
+        ).fetchone()
     )
 
 
@@ -512,9 +530,7 @@ def reset_epoch(c: sqlite3.Connection, epoch: str | None) -> None:
 
     What is still asked is asked once more: the other side may have lost it.
     """
-    for body in asked.unheard(c):
-        append(c, body)
-    bodies = c.execute("SELECT body FROM outbox ORDER BY seq").fetchall()
-    c.execute("DELETE FROM outbox")
-    c.executemany("INSERT INTO outbox VALUES (?, ?)", [(i, b[0]) for i, b in enumerate(bodies, 1)])
-    c.execute("UPDATE link SET epoch = ?, accepted = 0, acked = 0, last = ?", (epoch, len(bodies)))
+    for agent_id, body in asked.unheard(c):
+        lanes.post(c, agent_id, body)
+    lanes.begin_anew(c)
+    c.execute("UPDATE link SET epoch = ?, accepted = 0, acked = 0", (epoch,))

@@ -38,13 +38,16 @@ async def conclude(
             sends=desk.replies,
             asked=list(desk.record.asked.values()),
             silence=desk.silence,
+            files=len(desk.record.files),
         )
     )
     if verdict.publish is not None:
         await desk.publish(clip(verdict.publish, MAX_TEXT_CHARS // 2 - 100)[0])
+    left = desk.leave_behind()
     finished = _finished(verdict, seen, reporter.last_seq + 1)
     desk.record.finished = finished
     await desk.keep_record()
+    await desk.drop(left)
     crash.point("before_finish")
     await reporter.finish(finished)
     await anyio.to_thread.run_sync(workspace.forget_old_turns)

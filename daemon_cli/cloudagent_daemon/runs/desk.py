@@ -1,20 +1,24 @@
 """What a run does for its agent's tools, and what is written down of it before it is handed on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from cloudagent_daemon import crash
 from cloudagent_daemon.bridge.tools import Asked, ToolError
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.runs.approvals import Asking, ParkedError
+from cloudagent_daemon.runs.picking import Baggage, UnpickedError
 from cloudagent_daemon.runs.ports import Uplink, UplinkError
 from cloudagent_daemon.runs.report import now
 from cloudagent_daemon.runs.workspace import TurnRecord, Workspace
+from cloudagent_protocol.attachments import MAX_ATTACHMENTS
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.frames import (
     AgentEntry,
     Decide,
@@ -52,6 +56,7 @@ class RunDesk:
         keeper: Keeper | None = None,
         *,
         asking: Asking | None = None,
+        baggage: Baggage | None = None,
     ) -> None:
         self._keeper = keeper or Keeper()
         #: What is worked on: the message that came last.
@@ -63,6 +68,7 @@ class RunDesk:
         self._uplink = uplink
         self._stir = stir
         self._asking = asking
+        self._baggage = baggage
         self._asked: dict[tuple[str, ...], _Pending] = {}
         self._writing = anyio.Lock()
         self.record = TurnRecord(run_id=run_id, launch_id="")
@@ -74,6 +80,7 @@ class RunDesk:
     def go_on_from(self, earlier: TurnRecord) -> None:
         """What an attempt that was cut off has sent counts for this one, and is not lost with it."""
         self.record.sends, self.record.asked = earlier.sends, earlier.asked
+        self.record.files = earlier.files
         self.record.worked_since = True
         self.record.failed_launches = earlier.failed_launches
 
@@ -82,8 +89,19 @@ class RunDesk:
         return len(self.record.sends) - len(self.record.asked)
 
     async def publish(self, text: str) -> None:
-        """Sends the agent's last words, which it has not sent itself."""
-        await self._send(text, auto=True)
+        """Sends the agent's last words and files, which it has not sent itself."""
+        await self._send(text, auto=True, files=self.record.files)
+
+    def leave_behind(self) -> list[Attachment]:
+        """What was to go with a message that never came, and is dropped once that is written down."""
+        left, self.record.files = self.record.files, []
+        return left
+
+    async def drop(self, files: Sequence[Attachment]) -> None:
+        """These are not sent."""
+        if self._baggage and files:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._baggage.drop, files)
 
     async def join(self, deliver: Deliver) -> None:
         """One more message is put into the turn; what was sent so far was no answer to it."""
@@ -116,14 +134,49 @@ class RunDesk:
     def memory(self) -> Path:
         return self._workspace.memory
 
-    async def send(self, text: str, conversation_id: ConversationId | None) -> MessageId:
-        if conversation_id not in (None, self._deliver.message.conversation_id):
+    async def send(
+        self, text: str, conversation_id: ConversationId | None, paths: Sequence[str] = ()
+    ) -> MessageId:
+        here = conversation_id in (None, self._deliver.message.conversation_id)
+        if not here:
             # The backend's answer to this says whether the agent belongs there.
             await self.list_messages(conversation_id, 1, None)
         elif why := _too_deep(self._deliver):
             raise ToolError(why)
         self._stir()
-        return await self._send(text, conversation_id)
+        waiting = self.record.files if here else []
+        _check_count(len(waiting) + len(paths))
+        picked = list[Attachment]()
+        try:
+            for path in paths:
+                picked.append(await self._pick(path, "Nothing was sent"))
+        except BaseException:
+            await self.drop(picked)
+            raise
+        return await self._send(text, conversation_id, files=[*waiting, *picked])
+
+    async def attach(self, path: str) -> Attachment:
+        self._stir()
+        _check_count(len(self.record.files) + 1)
+        kept = await self._pick(path, "Nothing was attached")
+        alike = (kept.name, kept.sha256)
+        if known := next((f for f in self.record.files if (f.name, f.sha256) == alike), None):
+            await self.drop([kept])  # such as by a turn that was cut off
+            return known
+        self.record.files.append(kept)
+        self.record.worked_since = True
+        await self.keep_record()
+        return kept
+
+    async def _pick(self, path: str, otherwise: str) -> Attachment:
+        if self._baggage is None:
+            raise ToolError(f"{otherwise}: files cannot be sent from here.")
+        try:
+            kept = await anyio.to_thread.run_sync(self._baggage.pick, path)
+        except UnpickedError as error:
+            raise ToolError(f"{otherwise}: {error}") from error
+        crash.point("after_copy")
+        return kept
 
     async def list_messages(
         self, conversation_id: ConversationId | None, limit: int, before: MessageId | None
@@ -192,6 +245,7 @@ class RunDesk:
         *,
         auto: bool = False,
         asked: str | None = None,
+        files: Sequence[Attachment] = (),
     ) -> MessageId:
         here = self._deliver.message.conversation_id
         target = conversation_id or here
@@ -205,8 +259,10 @@ class RunDesk:
             caused_by=self._deliver.message.id,
             auto_published=auto,
             sent_at=now(),
+            attachments=list(files) or None,
         )
         self.record.sends.append(send)
+        self.record.files = [one for one in self.record.files if one not in files]
         if asked is not None:
             self.record.asked[send.message_id] = asked
         self.record.worked_since = asked is not None
@@ -214,6 +270,14 @@ class RunDesk:
         await self._uplink.report(send)
         crash.point("after_send")
         return send.message_id
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_ATTACHMENTS:
+        raise ToolError(
+            f"A message may have {MAX_ATTACHMENTS} files, and this would be {count}. Send some of them "
+            "first, or pack them into one."
+        )
 
 
 def _too_deep(deliver: Deliver) -> str | None:

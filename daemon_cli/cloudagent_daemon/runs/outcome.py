@@ -43,6 +43,8 @@ class Facts:
     asked: Sequence[str] = ()
     #: The agent's own reason for saying nothing, if it gave one.
     silence: str | None = None
+    #: Files that it meant to send, and no message went with.
+    files: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Verdict:
     outcome: Outcome
     reason: Reason | None = None
     detail: str = ""
-    #: A text to be sent in the agent's name, because it sent nothing itself.
+    #: A text to be sent in the agent's name, with its files, because it sent them not itself; it may be
+    #: empty where there are files.
     publish: str | None = None
     #: Who asked for the stop that ended it.
     stopped_by: str | None = None
@@ -93,10 +96,11 @@ def judge(facts: Facts) -> Verdict:
 
 def _done(facts: Facts, end: TurnEnd) -> Verdict:
     if facts.sends:
-        return Verdict(Outcome.REPLIED)
-    if facts.silence is not None:
+        return Verdict(Outcome.REPLIED, publish="" if facts.files else None)
+    if facts.silence is not None and not facts.files:
         return Verdict(Outcome.SILENT, detail=facts.silence)
-    if text := end.final_text.strip():
+    text = end.final_text.strip()
+    if text or facts.files:
         return Verdict(Outcome.AUTO_PUBLISHED, publish=text)
     if facts.asked:
         names = ", ".join(dict.fromkeys(facts.asked))

@@ -38,6 +38,7 @@ from cloudagent_daemon.runs.desk import RunDesk
 from cloudagent_daemon.runs.enclosed import Porter, words
 from cloudagent_daemon.runs.launching import OUR_TOOLS, Held, Launcher, Wanted
 from cloudagent_daemon.runs.outcome import Failure, given_up, unlaunched
+from cloudagent_daemon.runs.picking import Baggage, copies_of, reach_of
 from cloudagent_daemon.runs.ports import (
     Answers,
     Launch,
@@ -244,7 +245,14 @@ class _Run:
             parks=not settings.one_shot,
         )
         self._desk = RunDesk(
-            deliver, self._run_id, workspace, uplink, self._stir, keeper, asking=self._asking
+            deliver,
+            self._run_id,
+            workspace,
+            uplink,
+            self._stir,
+            keeper,
+            asking=self._asking,
+            baggage=Baggage(reach_of(settings, workspace), copies_of(settings)),
         )
         self._toolbox = Toolbox(self._desk)
         #: What is told of decisions that came while nothing ran.

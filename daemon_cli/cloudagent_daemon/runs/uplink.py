@@ -74,8 +74,7 @@ class SpoolUplink:
 
     @property
     def full(self) -> bool:
-        marks = self._spool.marks
-        return marks.last - marks.acked >= UNSENT
+        return self._spool.marks.unsent >= UNSENT
 
     async def report(self, frame: RunReport | Send | DeliveryReport | HostReport) -> None:
         await self._keeper.kept(lambda: self._spool.append(frame))

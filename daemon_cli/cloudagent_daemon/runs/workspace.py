@@ -20,6 +20,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from cloudagent_daemon.aside import set_aside
 from cloudagent_daemon.runs.redaction import SECRET_NAME, SECRET_VALUE
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import Finished
 from cloudagent_protocol.frames import Send
 from cloudagent_protocol.ids import ConversationId, DeliveryId, MessageId, RunId
@@ -67,6 +68,8 @@ class TurnRecord(_Record):
     sends: list[Send] = Field(default_factory=list[Send])
     #: Those of them that ask another agent, with its name: no answer to who is waiting for one.
     asked: dict[MessageId, str] = Field(default_factory=dict[MessageId, str])
+    #: Files that wait for its next message; copies of them are kept.
+    files: list[Attachment] = Field(default_factory=list[Attachment])
     #: Whether the agent went on working after its last send, or was about to: it had only asked.
     worked_since: bool = False
     #: Launches so far of which none came to work on the message.
@@ -107,9 +110,9 @@ class Workspace:
         self.folder = self.home / "workspace"
         #: Files that came with messages.
         self.attachments = self.home / "attachments"
-        self._meta = self.home / ".meta"
-        self.sessions = self._meta / "sessions"
-        self._turns = self._meta / "turns"
+        self.meta = self.home / ".meta"
+        self.sessions = self.meta / "sessions"
+        self._turns = self.meta / "turns"
 
     @property
     def cwd(self) -> Path:
@@ -123,7 +126,7 @@ class Workspace:
         with contextlib.suppress(FileExistsError), self.memory.open("x", encoding="utf-8") as file:
             file.write(f"# What {self.agent.name} remembers\n")
         identity = self.agent.model_dump_json(include={"id", "name", "driver", "cwd"}, indent=2)
-        known = self._meta / "identity.json"
+        known = self.meta / "identity.json"
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if known.read_text("utf-8") == identity:
                 return  # each message comes by here, and a write is a wait for the disk
@@ -177,7 +180,7 @@ class Workspace:
 
     def keep_spawn(self, record: SpawnRecord) -> None:
         shown = record.model_copy(update={"argv": redacted(record.argv)})
-        _replace(self._meta / "last-spawn.json", shown.model_dump_json(indent=2))
+        _replace(self.meta / "last-spawn.json", shown.model_dump_json(indent=2))
 
 
 def redacted(argv: list[str]) -> list[str]:
