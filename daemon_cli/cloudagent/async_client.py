@@ -51,6 +51,7 @@ from cloudagent_protocol.resources import (
     Message,
     MessageCreate,
     Run,
+    RunDiff,
     Trace,
     User,
 )
@@ -418,6 +419,10 @@ class AsyncRuns:
 
     async def get(self, run_id: str) -> Run:
         return await self._transport.run(calls.get_run(run_id))
+
+    async def diff(self, run_id: str) -> RunDiff:
+        """As `Runs.diff`."""
+        return await self._transport.run(calls.get_diff(run_id))
 
     def events(self, run_id: str) -> AsyncIterator[RunEvent]:
         return self._transport.items(calls.list_run_events(run_id))

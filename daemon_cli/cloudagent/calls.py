@@ -37,6 +37,7 @@ from cloudagent_protocol.resources import (
     MessageCreate,
     Page,
     Run,
+    RunDiff,
     Trace,
     User,
 )
@@ -313,6 +314,10 @@ def list_runs(conversation_id: str) -> PageCall[Run]:
 
 def get_run(run_id: str) -> Call[Run]:
     return _get(f"/v1/runs/{_part(run_id)}", Run.model_validate_json)
+
+
+def get_diff(run_id: str) -> Call[RunDiff]:
+    return _get(f"/v1/runs/{_part(run_id)}/diff", RunDiff.model_validate_json)
 
 
 def list_run_events(run_id: str) -> PageCall[RunEvent]:

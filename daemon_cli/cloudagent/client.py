@@ -49,6 +49,7 @@ from cloudagent_protocol.resources import (
     Message,
     MessageCreate,
     Run,
+    RunDiff,
     Trace,
     User,
 )
@@ -415,6 +416,14 @@ class Runs:
 
     def get(self, run_id: str) -> Run:
         return self._transport.run(calls.get_run(run_id))
+
+    def diff(self, run_id: str) -> RunDiff:
+        """What it changed in the repository that it worked in.
+
+        Raises:
+            NotFoundError: also while nothing was told of it, or if that was no repository.
+        """
+        return self._transport.run(calls.get_diff(run_id))
 
     def events(self, run_id: str) -> Iterator[RunEvent]:
         return self._transport.items(calls.list_run_events(run_id))

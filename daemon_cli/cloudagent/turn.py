@@ -135,7 +135,7 @@ class TurnState:
         match event.type:
             case EventType.DELIVERY_UPDATED if data.get("id") == self.delivery_id:
                 return self._moved(DeliveryTrace.model_validate(data))
-            case EventType.RUN_STARTED | EventType.RUN_FINISHED:
+            case EventType.RUN_STARTED | EventType.RUN_FINISHED | EventType.RUN_UPDATED:
                 self._run(Run.model_validate(data))
             case EventType.RUN_DELTA if data.get("run_id") in self._runs:
                 return self._delta(data["run_id"], data["block"], data["offset"], data["text"])

@@ -37,6 +37,7 @@ from cloudagent_daemon.rounds import Rounds
 from cloudagent_daemon.runs import limits_file
 from cloudagent_daemon.runs.ahead import Ahead
 from cloudagent_daemon.runs.breaker import Breaker
+from cloudagent_daemon.runs.changes import Changes
 from cloudagent_daemon.runs.limits import Limits
 from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.runs.picking import copies_of
@@ -141,6 +142,7 @@ class Daemon:
             tunnel.ready if tunnel else None,
         )
         self._courier = Courier(spool, files, copies_of(settings), self.client, keeper)
+        self._changes = Changes(settings, self._masks, uplink)
         self._runner = runner = Runner(
             settings,
             self._bridge,
@@ -151,6 +153,7 @@ class Daemon:
             warm=self._warm,
             answers=spool,
             files=files,
+            changes=self._changes,
         )
         self.queue = RunQueue(
             spool,
@@ -196,6 +199,7 @@ class Daemon:
             await tasks.start(self._warm.serve)
             if self._settings.state_dir:
                 await tasks.start(self._control(self._settings.state_dir).serve)
+            await self._changes.recover()
             tasks.start_soon(self.queue.run)
             tasks.start_soon(self._courier.run)
             tasks.start_soon(self._fence)

@@ -25,6 +25,7 @@ from pydantic import (
 
 from cloudagent_protocol.attachments import MAX_ATTACHMENTS
 from cloudagent_protocol.content import Attachment
+from cloudagent_protocol.diffs import Diff
 from cloudagent_protocol.errors import CloseCode, ProtocolError
 from cloudagent_protocol.events import AnyDecision, AnyReason, RunEvent
 from cloudagent_protocol.ids import (
@@ -271,6 +272,16 @@ class HostReport(Numbered):
     runtimes: list[Runtime]
 
 
+class RunDiff(Numbered):
+    """What a run changed in the repository that it worked in; idempotent on its id."""
+
+    type: Literal["run_diff"] = "run_diff"
+    run_id: RunId
+    agent_id: AgentId
+    conversation_id: ConversationId
+    diff: Diff
+
+
 # --- passing ----------------------------------------------------------------------------
 
 
@@ -453,6 +464,7 @@ FromDaemon: TypeAlias = (
     | Send
     | DeliveryReport
     | HostReport
+    | RunDiff
     | Ack
     | Heartbeat
     | Delta
@@ -486,6 +498,7 @@ _Tagged: TypeAlias = Annotated[
     | Send
     | DeliveryReport
     | HostReport
+    | RunDiff
     | Ack
     | Heartbeat
     | Delta
@@ -509,6 +522,7 @@ _TYPES: Final = frozenset(
         "send",
         "delivery_report",
         "host_report",
+        "run_diff",
         "ack",
         "heartbeat",
         "delta",

@@ -18,6 +18,7 @@ from pydantic import (
 
 from cloudagent_protocol.attachments import MAX_ATTACHMENTS
 from cloudagent_protocol.content import Attachment, MaybeText, MessageText
+from cloudagent_protocol.diffs import ChangeCount, Diff
 from cloudagent_protocol.events import AnyDecision, ApprovalDecision, Usage
 from cloudagent_protocol.ids import (
     AgentId,
@@ -611,6 +612,14 @@ class Run(Resource):
     usage: Usage | None = None
     started_at: AwareDatetime
     ended_at: AwareDatetime | None = None
+    #: What it changed in the repository that it worked in; null: nothing, or nothing is known (yet).
+    changes: ChangeCount | None = None
+
+
+class RunDiff(Diff):
+    """What a run changed, file by file."""
+
+    run_id: RunId
 
 
 # --- approvals ------------------------------------------------------------------------
@@ -700,6 +709,7 @@ class EventType(StrEnum):
     RUN_DELTA = "run.delta"  # data: {run_id, conversation_id, block, offset, text}; not kept
     RUN_EVENT = "run.event"  # data: {run_id, conversation_id, agent_id, event}
     RUN_FINISHED = "run.finished"  # data: Run
+    RUN_UPDATED = "run.updated"  # data: Run; what it changed is known
     APPROVAL_REQUESTED = "approval.requested"  # data: Approval
     APPROVAL_RESOLVED = "approval.resolved"  # data: Approval; when decided, and when it is over
     HOST_UPDATED = "host.updated"  # data: HostMachine, or {id, deleted: true}

@@ -32,6 +32,8 @@ own. Each line of a prompt that begins with `@@` is an order, carried out in tur
 ``@@nothing``              print nothing at all and exit 0
 ``@@env NAME``             write a text block with this environment variable
 ``@@may TOOL JSON``        ask whether it may, and write a text block with the answer
+``@@edit PATH TEXT``       ask whether it may write that file, and write it if so; `|` ends a line
+``@@tool NAME``            say that it uses this tool, unasked
 ``@@pause``                wait for a message that is put into this turn
 ``@@gate``                 wait until FAKE_STATE/gate is there
 ``@@deaf``                 heed no control request any more
@@ -502,9 +504,22 @@ class Agent:
             append(path, "{}")
             time.sleep(0.1)
 
+    def do_edit(self, rest: str, earlier: list[str]) -> None:
+        path, _, text = rest.partition(" ")
+        body = text.replace("|", "\n") + "\n"
+        if self.may("Write", {"file_path": path, "content": body})["behavior"] == "allow":
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.write(handle, body.encode())
+            os.close(handle)
+
+    def do_tool(self, name: str, earlier: list[str]) -> None:
+        self.assistant({"type": "tool_use", "id": "call_1", "name": name, "input": {}})
+
     def do_may(self, rest: str, earlier: list[str]) -> None:
         tool, _, arguments = rest.partition(" ")
-        asked = json.loads(arguments or "{}")
+        self.text(json.dumps(self.may(tool, json.loads(arguments or "{}"))))
+
+    def may(self, tool: str, asked: Json) -> Json:
         use_id = f"call_{os.urandom(6).hex()}"
         self.assistant({"type": "tool_use", "id": use_id, "name": tool, "input": asked})
         request_id = new_id()
@@ -518,7 +533,7 @@ class Agent:
             raise
         self.tool_result(use_id, answer.get("message", "done"), answer["behavior"] != "allow")
         self.fold()
-        self.text(json.dumps(answer))
+        return answer
 
     def do_pause(self, rest: str, earlier: list[str]) -> None:
         effect("pause")

@@ -30,6 +30,7 @@ from cloudagent_protocol.frames import (
     Heartbeat,
     HostReport,
     Query,
+    RunDiff,
     RunReport,
     Send,
     UnknownFrame,
@@ -176,7 +177,7 @@ class Connection:
     def _judge(self, frame: Frame) -> Inbound | None:
         """What of a frame is left for the store; a duplicate is only acknowledged anew."""
         match frame:
-            case RunReport() | Send() | DeliveryReport() | HostReport():
+            case RunReport() | Send() | DeliveryReport() | HostReport() | RunDiff():
                 return frame if self._is_fresh(frame.seq) else None
             case UnknownFrame(seq=int(seq)):
                 return frame if self._is_fresh(seq) else None

@@ -11,11 +11,11 @@ from cloudagent_backend.api.idempotency import Once
 from cloudagent_backend.api.pages import page_of
 from cloudagent_backend.api.world import CurrentWorld
 from cloudagent_backend.delivery.errors import not_found
-from cloudagent_backend.store import runs
+from cloudagent_backend.store import diffs, runs
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.ids import RunId, UserId
-from cloudagent_protocol.resources import Page, Run
+from cloudagent_protocol.resources import Page, Run, RunDiff
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 _MISSING: Final = documented(ErrorCode.NOT_FOUND)
@@ -44,6 +44,23 @@ async def list_events(
 
     found = await world.database.read(work)
     return page_of(found, limit, lambda event: str(event["seq"]))
+
+
+@router.get("/{run_id}/diff", responses=_MISSING)
+async def show_diff(run_id: RunId, user: CurrentUser, world: CurrentWorld) -> RunDiff:
+    """What a run changed in the repository that it worked in; without files, where that is nothing.
+
+    404 too while nothing was told of it: it still works, or its folder is in no repository.
+    """
+
+    def work(c: sqlite3.Connection) -> RunDiff:
+        _own(c, user.user_id, run_id)
+        diff = diffs.load(c, run_id)
+        if diff is None:
+            raise not_found()
+        return RunDiff(run_id=run_id, **dict(diff))
+
+    return await world.database.read(work)
 
 
 @router.post(

@@ -22,6 +22,7 @@ from cloudagent_backend.store import (
     clock,
     conversations,
     deliveries,
+    diffs,
     events,
     hosts,
     messages,
@@ -55,6 +56,7 @@ from cloudagent_protocol.frames import (
     Delta,
     Heartbeat,
     HostReport,
+    RunDiff,
     RunReport,
     Send,
     UnknownFrame,
@@ -72,7 +74,17 @@ from cloudagent_protocol.resources import (
 )
 
 #: What can wait in a group. An unknown numbered frame is accepted and otherwise ignored.
-Reported = RunReport | Send | DeliveryReport | HostReport | Ack | Delta | Heartbeat | UnknownFrame
+Reported = (
+    RunReport
+    | Send
+    | DeliveryReport
+    | HostReport
+    | RunDiff
+    | Ack
+    | Delta
+    | Heartbeat
+    | UnknownFrame
+)
 
 
 #: Of a delivery that has no process and no run of its own.
@@ -126,6 +138,8 @@ def _apply_one(
         case HostReport():
             hosts.set_runtimes(c, machine.host_id, frame.runtimes)
             tell_host(c, machine)
+        case RunDiff():
+            _changed(c, machine, frame)
         case Ack():
             acked(c, machine, frame.seq)
         case Delta():
@@ -303,6 +317,22 @@ def _report(
         case event:
             events.append(c, run.user_id, EventType.RUN_EVENT, data)
             _went_on(c, run, event, body)
+
+
+def _changed(c: sqlite3.Connection, machine: Machine, frame: RunDiff) -> None:
+    """What a run changed; of one that is not known, nothing is kept."""
+    _check_id("run", frame.run_id)
+    run = runs.load(c, frame.run_id)
+    if run is None:
+        return
+    if (run.host_id, run.agent_id) != (machine.host_id, frame.agent_id):
+        raise ProtocolError(f"{frame.run_id} is not a run of {frame.agent_id} on this host")
+    try:
+        fresh = diffs.add(c, run.user_id, run.id, frame.diff)
+    except ValueError as error:  # half of a surrogate pair
+        raise ProtocolError(f"a diff that cannot be kept: {error}") from error
+    if fresh and (changed := runs.load(c, run.id)):
+        events.append(c, run.user_id, EventType.RUN_UPDATED, changed.resource)
 
 
 def _new_run(c: sqlite3.Connection, machine: Machine, frame: RunReport) -> RunRow | None:

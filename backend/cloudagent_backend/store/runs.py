@@ -31,6 +31,8 @@ class RunRow:
     seen: bool
     started_us: int
     ended_us: int | None
+    #: JSON of `ChangeCount`.
+    changes: str | None = None
 
     @property
     def resource(self) -> Run:
@@ -38,6 +40,7 @@ class RunRow:
             {
                 **self.__dict__,
                 "usage": json.loads(self.usage) if self.usage else None,
+                "changes": json.loads(self.changes) if self.changes else None,
                 "started_at": clock.at(self.started_us),
                 "ended_at": clock.at_or_none(self.ended_us),
             }
@@ -62,6 +65,7 @@ def _row(row: sqlite3.Row) -> RunRow:
         seen=bool(row["seen"]),
         started_us=row["started_us"],
         ended_us=row["ended_us"],
+        changes=row["changes"],
     )
 
 

@@ -265,6 +265,18 @@ CREATE INDEX attachments_unsent ON attachments (created_us) WHERE message_id IS 
 ALTER TABLE messages ADD COLUMN attachments TEXT;  -- JSON; null: none
 """
 
+_DIFFS: Final = """
+CREATE TABLE run_diffs (        -- what runs changed; of each person the newest ones
+  run_id TEXT PRIMARY KEY REFERENCES runs (id) ON DELETE CASCADE,
+  user_id TEXT NOT NULL,
+  body TEXT NOT NULL            -- JSON of Diff
+) STRICT, WITHOUT ROWID;
+CREATE INDEX run_diffs_of_user ON run_diffs (user_id, run_id);
+
+ALTER TABLE runs ADD COLUMN changes TEXT;  -- JSON of ChangeCount; null: nothing was told
+ALTER TABLE agents ADD COLUMN worktree TEXT;  -- null: as `off`
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
@@ -283,6 +295,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _USAGE,
     _CONTINUED,
     _ATTACHMENTS,
+    _DIFFS,
 )
 
 

@@ -10,6 +10,7 @@ from cloudagent.cli.agents import agents
 from cloudagent.cli.approvals import approvals, approve
 from cloudagent.cli.budget import budget
 from cloudagent.cli.chains import chain, chains
+from cloudagent.cli.diff import diff
 from cloudagent.cli.go_on import go_on
 from cloudagent.cli.hosts import hosts
 from cloudagent.cli.interrupt import interrupt
@@ -39,6 +40,7 @@ commands: list[Callable[..., None]] = [
     up,
     send,
     trace,
+    diff,
     retry,
     go_on,
     agents,

@@ -28,6 +28,7 @@ from cloudagent_protocol.frames import (
     DeliveryReport,
     HostReport,
     Numbered,
+    RunDiff,
     RunReport,
     Send,
 )
@@ -136,7 +137,7 @@ class Spool:
 
     # --- outbox ---
 
-    async def append(self, frame: RunReport | Send | DeliveryReport | HostReport) -> None:
+    async def append(self, frame: RunReport | Send | DeliveryReport | HostReport | RunDiff) -> None:
         """Keeps a frame for the backend until it is acked; a message is held until its files are there.
 
         Raises:

@@ -16,13 +16,14 @@ from cloudagent_protocol.frames import (
     FoundAgent,
     ListAgents,
     ListMessages,
+    RunDiff,
     RunReport,
     Send,
 )
 from cloudagent_protocol.ids import AgentId, ApprovalId, ConversationId, DeliveryId, RunId
 
 #: What a machine says of its work.
-Said: TypeAlias = RunReport | Send | DeliveryReport
+Said: TypeAlias = RunReport | Send | DeliveryReport | RunDiff
 
 
 class UplinkError(Exception):

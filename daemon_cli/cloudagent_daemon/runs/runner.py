@@ -33,6 +33,7 @@ from cloudagent_daemon.runs import prompts
 from cloudagent_daemon.runs.ahead import Ahead
 from cloudagent_daemon.runs.approvals import Asking, UnansweredError
 from cloudagent_daemon.runs.attempt import Attempt, Seen
+from cloudagent_daemon.runs.changes import Changes
 from cloudagent_daemon.runs.conclusion import conclude, settle
 from cloudagent_daemon.runs.desk import RunDesk
 from cloudagent_daemon.runs.enclosed import Porter, words
@@ -103,6 +104,7 @@ class Runner:
         warm: Warm | None = None,
         answers: Answers | None = None,
         files: Files | None = None,
+        changes: Changes | None = None,
     ) -> None:
         self._settings = settings
         self._keeper = keeper or Keeper()
@@ -113,6 +115,7 @@ class Runner:
         ladder = ladder or Ladder(settings.limits.term_timeout_s)
         self._launcher = Launcher(settings, bridge, masks, self._keeper, ladder)
         self._warm = warm
+        self._changes = changes or Changes(settings, masks, uplink)
         self.ahead = Ahead(settings, self._launcher, warm, uplink, self._keeper) if warm else None
         self._live: dict[DeliveryId, _Run] = {}
 
@@ -164,6 +167,7 @@ class Runner:
                 self._relaunch_s,
                 self._answers,
                 self._porter,
+                self._changes,
             )
             self._live[deliver.delivery_id] = run
             return await run.go(attempt, stop, earlier)
@@ -220,6 +224,7 @@ class _Run:
         relaunch_s: Sequence[float],
         answers: Answers | None,
         porter: Porter,
+        changes: Changes,
     ) -> None:
         self._settings = settings
         self._relaunch_s = relaunch_s
@@ -255,6 +260,7 @@ class _Run:
             baggage=Baggage(reach_of(settings, workspace), copies_of(settings)),
         )
         self._toolbox = Toolbox(self._desk)
+        self._change = changes.of(workspace, deliver, self._run_id)
         #: What is told of decisions that came while nothing ran.
         self._resumes_with = ""
         self._porter = porter
@@ -290,6 +296,7 @@ class _Run:
             seen, failure = Seen(), brought
         else:
             self._enclosed = words(brought)
+            self._change.begin(self._tasks)
             seen, failure = await self._worked(note, attempt, stop)
         await self._let_off()
         if stop.parks:
@@ -304,6 +311,11 @@ class _Run:
             return await self._attempts(note, attempt, stop)
         except DriverError as error:
             return Seen(), Failure(error.reason, str(error))
+        except anyio.get_cancelled_exc_class():
+            self._change.drop()
+            raise
+        finally:
+            self._change.over()
 
     async def _conclude(self, seen: Seen, failure: Failure | None, stop: StopSignal) -> Finished:
         return await conclude(self._desk, self._reporter, self._workspace, seen, failure, stop)
@@ -591,6 +603,8 @@ class _Run:
         if self._desk.record.sends and not asked.ours and not self._desk.record.worked_since:
             self._desk.record.worked_since = True  # it has not said its last word
             await self._desk.keep_record()
+        if not asked.ours:
+            await self._change.looked(asked)
         decision = await self._asking.decide(asked)
         logger.info(
             "%s: %s",
@@ -611,6 +625,8 @@ class _Run:
             await self._keep_session(event.session_id)
         if isinstance(event, ToolCall):
             self._asking.saw(event)
+            if not _is_ours(event):
+                self._change.acted(event)
         if isinstance(event, ToolCall) and self._desk.record.sends and not _is_ours(event):
             self._desk.record.worked_since = True
             await self._desk.keep_record()

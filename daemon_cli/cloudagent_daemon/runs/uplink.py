@@ -22,6 +22,7 @@ from cloudagent_protocol.frames import (
     ListMessages,
     LiveRun,
     Question,
+    RunDiff,
     RunReport,
     Send,
 )
@@ -76,7 +77,7 @@ class SpoolUplink:
     def full(self) -> bool:
         return self._spool.marks.unsent >= UNSENT
 
-    async def report(self, frame: RunReport | Send | DeliveryReport | HostReport) -> None:
+    async def report(self, frame: RunReport | Send | DeliveryReport | HostReport | RunDiff) -> None:
         await self._keeper.kept(lambda: self._spool.append(frame))
         if isinstance(frame, DeliveryReport) and frame.reason in _PARKED:
             self._live.leave(frame.delivery_id)

@@ -111,6 +111,8 @@ class Workspace:
         #: Files that came with messages.
         self.attachments = self.home / "attachments"
         self.meta = self.home / ".meta"
+        #: What runs under way are compared with, by run.
+        self.looks = self.meta / "looks"
         self.sessions = self.meta / "sessions"
         self._turns = self.meta / "turns"
 
