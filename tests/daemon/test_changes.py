@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import pytest
 
 from cloudagent_daemon.mask import Masks
 from cloudagent_daemon.runs import changes
@@ -100,7 +99,7 @@ def wrote(frame: Any) -> bool:
 
 
 async def test_a_repository_that_is_too_large_is_said_once_and_looked_at_no_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     repo = a_repository(tmp_path / "repo")
     async with a_world(tmp_path) as world:
@@ -113,7 +112,7 @@ async def test_a_repository_that_is_too_large_is_said_once_and_looked_at_no_more
         assert looks(world) == []
     [diff] = diffs(uplink)
     assert diff.problem == changes.TOO_LARGE
-    assert [frame.event.outcome for frame in uplink.finished] == ["replied", "replied"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert uplink.types.count("finished") == 2
 
 
 async def test_a_run_that_the_daemon_did_not_survive_is_told_of_in_its_next_life(
@@ -149,29 +148,24 @@ async def test_an_agent_that_acts_before_the_first_look_is_over_makes_the_diff_s
     tmp_path: Path,
 ) -> None:
     repo = a_repository(tmp_path / "repo")
-    async with a_world(tmp_path) as world:
+    gate, programs = tmp_path / "gate", tmp_path / "bin"
+    programs.mkdir()
+    slow = programs / "git"
+    slow.write_text(
+        f'#!/bin/sh\nuntil [ -e {gate} ]; do sleep 0.02; done\nexec /usr/bin/git "$@"\n'
+    )
+    slow.chmod(0o755)
+    async with a_world(tmp_path, env={"PATH": f"{programs}:/usr/bin:/bin"}) as world:
         uplink = RecordedUplink()
-        slow = Changes(world.settings, Masks(world.settings), uplink)
-        waits = anyio.Event()
-        printed = slow._printed
-
-        async def held(step: str, *rest: Any) -> Any:
-            if step == "before":
-                await waits.wait()
-            return await printed(step, *rest)
-
-        slow._printed = held  # the far end of this one is a program that is slow to start
-        runner = Runner(world.settings, world.bridge, uplink, Masks(world.settings), changes=slow)
-        order = "@@call list_messages\n@@retry 529 overloaded\n@@tool Bash\n@@reply done"
-        deliver = world.deliver(order, cwd=str(repo))
+        deliver = world.deliver("@@tool Bash\n@@reply done", cwd=str(repo))
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
 
                 async def run() -> None:
-                    await runner.run(deliver, attempt=1, stop=StopSignal())
+                    await world.runner_for(uplink).run(deliver, attempt=1, stop=StopSignal())
 
                 tasks.start_soon(run)
                 await uplink.until(lambda frame: getattr(frame, "text", "") == "done")
-                waits.set()
+                gate.touch()
     [diff] = diffs(uplink)
     assert (diff.late, diff.files) == (True, [])

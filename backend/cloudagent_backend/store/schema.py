@@ -274,7 +274,6 @@ CREATE TABLE run_diffs (        -- what runs changed; of each person the newest 
 CREATE INDEX run_diffs_of_user ON run_diffs (user_id, run_id);
 
 ALTER TABLE runs ADD COLUMN changes TEXT;  -- JSON of ChangeCount; null: nothing was told
-ALTER TABLE agents ADD COLUMN worktree TEXT;  -- null: as `off`
 """
 
 #: Step n brings a database from version n to n + 1.

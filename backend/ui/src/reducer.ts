@@ -256,7 +256,8 @@ function applyKept(state: State, event: LogEvent): State {
     case "delivery.updated":
       return withTrace(state, data as unknown as DeliveryTrace);
     case "run.started":
-    case "run.finished": {
+    case "run.finished":
+    case "run.updated": {
       const run = data as unknown as Run;
       return updateRun(state, run.id, run.conversation_id, run.agent_id, (view) => {
         const next = withRun(view, run);

@@ -125,6 +125,22 @@ export function items(view: RunView): Item[] {
   return out;
 }
 
+export interface DiffLine {
+  kind: "add" | "del" | "hunk" | "same";
+  text: string;
+}
+
+/** What of a patch one reads: its hunks, without the head that names the file. */
+export function diffLines(patch: string): DiffLine[] {
+  const lines = patch.split("\n");
+  if (lines.at(-1) === "") lines.pop();
+  const first = lines.findIndex((line) => line.startsWith("@@"));
+  if (first < 0) return [];
+  return lines.slice(first).map((text) => ({ kind: KINDS[text[0] ?? ""] ?? "same", text }));
+}
+
+const KINDS: Readonly<Record<string, DiffLine["kind"]>> = { "+": "add", "-": "del", "@": "hunk" };
+
 export function finishedEvent(view: RunView): Extract<RunEvent, { type: "finished" }> | null {
   const last = view.events.at(-1);
   return last?.type === "finished" ? last : null;

@@ -19,6 +19,7 @@ import type {
   Message,
   Page,
   Run,
+  RunDiff,
   RunEvent,
   Trace,
   User,
@@ -288,6 +289,11 @@ export class Session {
       ]);
       this.store.dispatch({ type: "run", run, events });
     });
+  }
+
+  /** What a run changed, file by file; not kept, for it may be long. */
+  diff(id: string): Promise<RunDiff> {
+    return get<RunDiff>(`/v1/runs/${id}/diff`);
   }
 
   /** The first words of a conversation that has no title. */

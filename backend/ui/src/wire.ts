@@ -294,6 +294,42 @@ export interface Run {
   usage?: Usage | null;
   started_at: string;
   ended_at?: string | null;
+  /** What it changed in its repository; null: nothing, or nothing is known (yet). */
+  changes?: Changes | null;
+}
+
+/** How much a run changed. */
+export interface Changes {
+  files: number;
+  additions: number;
+  deletions: number;
+  /** Why there is no diff. */
+  problem?: string | null;
+}
+
+export interface FileDiff {
+  path: string;
+  old_path?: string | null;
+  status: string;
+  additions: number;
+  deletions: number;
+  binary: boolean;
+  patch: string;
+  truncated: boolean;
+}
+
+export interface RunDiff {
+  run_id: string;
+  root: string;
+  files: FileDiff[];
+  /** Files that changed and are not listed. */
+  more: number;
+  /** Others worked in the same folder meanwhile. */
+  shared: boolean;
+  /** The first changes may be missing. */
+  late: boolean;
+  redacted: boolean;
+  problem?: string | null;
 }
 
 interface At {

@@ -1,7 +1,7 @@
 /** States, ladders and reasons as a person says them. Pure. */
 
 import { isFailure, isLive, type RunView } from "./run";
-import type { Agent, AgentStatus, DeliveryTrace, Host, Rung, Runtime } from "./wire";
+import type { Agent, AgentStatus, Changes, DeliveryTrace, Host, Rung, RunDiff, Runtime } from "./wire";
 import { OVER } from "./wire";
 
 export type Tone = "quiet" | "busy" | "good" | "warn" | "bad";
@@ -333,6 +333,22 @@ export const reasonWords = (reason: string | null | undefined): string =>
 export const price = (usd: number): string => `$${usd.toFixed(usd < 0.1 ? 3 : 2)}`;
 
 /** "Worked for 12 s · 3 steps · 1,204 tokens". */
+/** `3 files changed`. */
+export function changeWords(changes: Changes): string {
+  return changes.files === 1 ? "1 file changed" : `${changes.files.toLocaleString()} files changed`;
+}
+
+/** What to know of a diff. */
+export function diffNotes(diff: RunDiff): string[] {
+  const notes: string[] = [];
+  if (diff.problem != null) notes.push(diff.problem);
+  else if (diff.more > 0) notes.push(diff.more === 1 ? "One more file is not listed." : `${diff.more.toLocaleString()} more files are not listed.`);
+  if (diff.shared) notes.push("Others worked in this folder at the same time: their changes are in it too.");
+  if (diff.late) notes.push("The agent began before the first look at its folder was over: its first changes may be missing.");
+  if (diff.redacted) notes.push("What looks like a key was taken out.");
+  return notes;
+}
+
 export function runSummary(view: RunView): string {
   const run = view.run;
   if (run === null) return "";

@@ -1,8 +1,9 @@
 import { describe, expect, test } from "vitest";
 
 import { approvalsIn, initial, outgoingIn, pending, reduce, type Action, type Outgoing, type State } from "../src/reducer";
-import { countPoints, skipPoints } from "../src/run";
+import { countPoints, diffLines, skipPoints } from "../src/run";
 import { timeline } from "../src/timeline";
+import { changeWords } from "../src/words";
 import { NO_LIMITS, type Agent, type Approval, type DeliveryTrace, type Host, type Message, type Run } from "../src/wire";
 
 const at = (minute: number): string => `2026-01-01T12:${String(minute).padStart(2, "0")}:00Z`;
@@ -256,4 +257,24 @@ test("offsets count code points", () => {
   expect(countPoints("a🙂b")).toBe(3);
   expect(skipPoints("a🙂b", 2)).toBe("b");
   expect(skipPoints("ab", 5)).toBe("");
+});
+
+describe("what a run changed", () => {
+  const changes = { files: 3, additions: 12, deletions: 4 };
+
+  test("is known when it is told, after the run's end", () => {
+    const ended = { id: 1, type: "run.finished", at: at(2), data: run("run_1", "dlv_1", 1) as unknown as Record<string, unknown> };
+    const told = { id: 2, type: "run.updated", at: at(2), data: run("run_1", "dlv_1", 1, { changes }) as unknown as Record<string, unknown> };
+    const state = after({ type: "event", event: ended }, { type: "event", event: told });
+    expect(state.runs["run_1"]?.run?.changes).toEqual(changes);
+    expect(changeWords(changes)).toBe("3 files changed");
+    expect(changeWords({ ...changes, files: 1 })).toBe("1 file changed");
+  });
+
+  test("is read without the head of the patch", () => {
+    const patch = "diff --git a/f b/f\nindex 1..2 100644\n--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n one\n--- two\n+++ three\n";
+    expect(diffLines(patch).map((line) => line.kind)).toEqual(["hunk", "same", "del", "add"]);
+    expect(diffLines("diff --git a/a b/b\nrename from a\nrename to b\n")).toEqual([]);
+    expect(diffLines("")).toEqual([]);
+  });
 });

@@ -27,6 +27,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from cloudagent_protocol.attachments import PICTURES, SNIFFED_BYTES, file_name, media_type_of
 from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.device import DeviceLogin, DeviceState
+from cloudagent_protocol.diffs import Diff
 from cloudagent_protocol.events import Finished, Outcome, Reason, Usage
 from cloudagent_protocol.ids import (
     MessageId,
@@ -59,6 +60,7 @@ from cloudagent_protocol.resources import (
     HostState,
     Message,
     Run,
+    RunDiff,
     Rung,
     RungName,
     RunState,
@@ -123,6 +125,7 @@ class ScriptedBackend:
         self.approvals: dict[str, Approval] = {}
         self.files: dict[str, tuple[Attachment, bytes]] = {}
         self.run_events: dict[str, list[dict[str, Any]]] = {}
+        self.diffs: dict[str, RunDiff] = {}
         self.idempotent: dict[str, dict[str, Any]] = {}
         #: Requests as "METHOD /path", in their order.
         self.asked: list[str] = []
@@ -539,6 +542,8 @@ class ScriptedBackend:
                 return {"message_id": message_id, "deliveries": traces}
             case ["runs", run_id, "events"]:
                 return {"data": self.run_events[run_id], "next_cursor": None}
+            case ["runs", run_id, "diff"]:
+                return self.diffs[run_id].model_dump(mode="json")
             case ["attachments", file_id] if file_id in self.files:
                 return self._file(*self.files[file_id])
             case [kind]:
@@ -865,6 +870,13 @@ class Work:
         )
         self.backend.add_message(message)
         return message
+
+    def change(self, diff: Diff) -> None:
+        """What it changed is known, a moment after its end."""
+        self.backend.diffs[self.run.id] = RunDiff(run_id=self.run.id, **dict(diff))
+        self.run = self.run.model_copy(update={"changes": diff.count})
+        self.backend.runs[self.run.id] = self.run
+        self.backend.tell(EventType.RUN_UPDATED, self.run.model_dump(mode="json"))
 
     def finish(
         self,

@@ -14,6 +14,7 @@ import { Activity } from "./Activity";
 import { Asked } from "./Approvals";
 import { PausedAgent } from "./Budget";
 import { PausedChains } from "./Chains";
+import { Changes } from "./Changes";
 import { Composer, focusComposer } from "./Composer";
 import { Log } from "./Log";
 import { AgentMessage, OwnMessage, Pending } from "./Messages";
@@ -229,13 +230,28 @@ function Line(props: {
     const said = props.entries.flatMap((other) =>
       other.kind === "message" && other.message.run_id === entry.view.id ? [other.message.text.trim()] : [],
     );
-    return <Activity view={entry.view} name={name} head={head} said={said} />;
+    return (
+      <>
+        <Activity view={entry.view} name={name} head={head} said={said} />
+        {said.length === 0 && <Changes run={entry.view.run} />}
+      </>
+    );
   }
   if (entry.message.author.type === "user") {
     const above = before?.kind === "message" && waitsHere(state, before.message) ? before.message.id : null;
     return <OwnMessage message={entry.message} state={state} above={above} />;
   }
-  return <AgentMessage message={entry.message} head={head} here={here} state={state} />;
+  return (
+    <>
+      <AgentMessage message={entry.message} head={head} here={here} state={state} />
+      {isLastOfRun(entry.message, props.entries) && <Changes run={state.runs[entry.message.run_id ?? ""]?.run} />}
+    </>
+  );
+}
+
+function isLastOfRun(message: Message, entries: Entry[]): boolean {
+  const last = entries.findLast((other) => other.kind === "message" && other.message.run_id === message.run_id);
+  return message.run_id != null && last?.key === message.id;
 }
 
 function authorOf(entry: Entry): string {
