@@ -22,7 +22,7 @@ DIFF = Diff(
 
 def of(run: Run, diff: Diff = DIFF, **more: Any) -> RunDiff:
     agent_id = run.message.deliveries[0].agent_id
-    fields = {"run_id": run.id, "agent_id": agent_id} | more
+    fields: dict[str, Any] = {"run_id": run.id, "agent_id": agent_id} | more
     return RunDiff(conversation_id=run.message.conversation_id, diff=diff, **fields)
 
 
