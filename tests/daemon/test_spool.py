@@ -1,11 +1,14 @@
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -122,6 +125,20 @@ async def test_a_batch_of_new_ones_a_double_and_an_interrupt_is_kept_in_its_orde
         waiting = [change.waiting for change in changes if change.waiting]
         assert [one.interrupted_by for one in waiting] == [None, "Ana", None]
         assert spool.marks.changes == changes[-1].number
+
+
+async def test_a_batch_that_is_here_already_is_no_change() -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1), delivery(2)], 2)
+        before = spool.marks
+        await spool.receive([delivery(1, seq=3), delivery(2, seq=4)], 4)
+        assert spool.marks == replace(before, accepted=4)
+
+
+async def test_a_delivery_that_stands_twice_in_a_batch_is_one() -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1), delivery(2), delivery(1, seq=3)], 3)
+        assert await waiting_ids(spool) == ["dlv_1", "dlv_2"]
 
 
 async def test_changes_are_followed_by_their_number(tmp_path: Path) -> None:
@@ -375,6 +392,24 @@ async def test_one_bad_change_does_not_take_others_of_its_batch_with_it() -> Non
         tasks.start_soon(attempt, lambda: spool._committer.do(fail))
         tasks.start_soon(attempt, lambda: spool.append(report("b")))
     assert outcomes == ["kept", "refused", "kept"]
+
+
+async def test_a_caller_that_is_cancelled_does_not_stop_its_change(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_: sqlite3.Connection) -> None:
+        begun.set()
+        go_on.wait(5)
+
+    async with open_spool(tmp_path / "state.db") as spool, anyio.create_task_group() as tasks:
+        tasks.start_soon(spool._committer.do, hold_up)
+        await anyio.to_thread.run_sync(begun.wait, 5)
+        tasks.start_soon(spool.append, report("a"))
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+        go_on.set()
+    async with open_spool(tmp_path / "state.db") as spool:
+        assert [seq for seq, _ in await spool.frames_after(0, 10)] == [1]
 
 
 async def test_a_full_disk_is_an_error_of_the_change_and_keeps_what_was_there(

@@ -255,22 +255,17 @@ def receive(c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int) ->
 
     Of a backlog all are new: these are added together, what else comes takes its turn between them.
     """
-    known = _known(c, [frame.delivery_id for frame in frames if isinstance(frame, Deliver)])
     fresh: list[Deliver] = []
     for frame in frames:
+        if isinstance(frame, Deliver) and frame.mode is not DeliveryMode.INTERRUPT:
+            fresh.append(frame)
+            continue
+        _add(c, fresh)
+        fresh = []
         match frame:
-            case Deliver(mode=mode, delivery_id=delivery_id) if (
-                delivery_id not in known and mode is not DeliveryMode.INTERRUPT
-            ):
-                known.add(delivery_id)
-                fresh.append(frame)
             case Deliver():
-                _add(c, fresh)
-                fresh = []
                 _keep(c, frame)
             case Interrupt():
-                _add(c, fresh)
-                fresh = []
                 c.execute(
                     "UPDATE inbox SET interrupted_by = ?, changed = ?"
                     " WHERE id = ? AND finished_at IS NULL",
@@ -284,21 +279,15 @@ def receive(c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int) ->
     c.execute("UPDATE link SET accepted = max(accepted, ?)", (accepted,))
 
 
-def _known(c: sqlite3.Connection, delivery_ids: Sequence[DeliveryId]) -> set[DeliveryId]:
-    rows = c.execute(
-        "SELECT id FROM inbox WHERE id IN (SELECT value FROM json_each(?))",
-        (json.dumps(delivery_ids),),
-    )
-    return {row[0] for row in rows}
-
-
 def _add(c: sqlite3.Connection, fresh: Sequence[Deliver]) -> None:
-    """Keeps deliveries that the inbox has never had."""
+    """Keeps deliveries as if the inbox had had none of them; if it had, one by one."""
     if not fresh:
         return
+    c.execute("SAVEPOINT fresh")
     first = _next_change(c, len(fresh)) - len(fresh) + 1
-    c.executemany(
-        "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)",
+    added = c.executemany(
+        "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (id) DO NOTHING",
         [
             (
                 frame.delivery_id,
@@ -308,7 +297,12 @@ def _add(c: sqlite3.Connection, fresh: Sequence[Deliver]) -> None:
             )
             for number, frame in enumerate(fresh, first)
         ],
-    )
+    ).rowcount
+    if added < len(fresh):
+        c.execute("ROLLBACK TO fresh")
+        for frame in fresh:
+            _keep(c, frame)
+    c.execute("RELEASE fresh")
 
 
 def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
@@ -331,7 +325,12 @@ def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
             "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET changed = excluded.changed, frame = excluded.frame,"
             " interrupted_by = NULL, finished_at = NULL",
-            (frame.delivery_id, frame.delivery_seq, _next_change(c), frame.model_dump_json()),
+            (
+                frame.delivery_id,
+                frame.delivery_seq,
+                _next_change(c),
+                frame.model_dump_json(exclude_none=True),
+            ),
         )
     elif not c.execute(
         "SELECT 1 FROM outbox WHERE body = :ending UNION ALL SELECT 1 FROM held WHERE body = :ending",
