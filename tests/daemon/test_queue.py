@@ -162,6 +162,12 @@ class World:
             event=ending,
         )
 
+    async def at_rest(self) -> None:
+        """Until nothing follows any more from what the spool holds: some rounds through its thread."""
+        for _ in range(5):
+            await self.spool.held()
+            await anyio.wait_all_tasks_blocked()
+
     # --- the uplink ---
 
     async def report(self, frame: Said) -> None:
@@ -323,7 +329,7 @@ async def test_a_message_to_two_agents_does_not_interrupt_itself() -> None:
         await world.until(1)
         await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 2**22 - 1, 1.0), 1)
         await spool.receive([other], 2)
-        await anyio.wait_all_tasks_blocked()
+        await world.at_rest()
         assert world.stopped == []
         world.end(1)
         await world.until(1, 2)
@@ -538,7 +544,7 @@ async def test_a_missing_program_fails_one_message_and_the_rest_waits_for_it() -
         await spool.receive([delivery(4, "conv_4", "agent_2")], 4)
         await world.until(1, 4)  # another agent works on
         world.queue.found([Runtime(name="scripted", problem="still gone")])
-        await anyio.wait_all_tasks_blocked()
+        await world.at_rest()
         assert world.queue.order.queued(AgentId("agent_1")) == 2
         world.queue.found([Runtime(name="scripted")])
         await world.until(1, 4, 2)
@@ -562,7 +568,7 @@ async def test_an_account_at_its_limit_keeps_what_waits_in_order_until_the_end_o
         # It is done over again: in front of what waits, by the number that it was given.
         redo = delivery(4).model_copy(update={"delivery_seq": -1})
         await spool.receive([redo, delivery(5, "conv_2", "agent_2")], 5)
-        await anyio.wait_all_tasks_blocked()
+        await world.at_rest()
         assert world.started == [("dlv_1", 1)]
         assert set(limits.limited()) == {"agent_1", "agent_2"}  # they share the account
         now[0] = until
@@ -582,7 +588,7 @@ async def test_nothing_starts_while_another_daemon_has_the_host() -> None:
         await spool.receive([delivery(3)], 3)
         await spool.receive([delivery(4, "conv_4")], 4)
         world.end(2)
-        await anyio.wait_all_tasks_blocked()
+        await world.at_rest()
         assert world.started == [("dlv_1", 1), ("dlv_2", 1)]
         world.queue.hold("test", held=False)
         await world.until(1, 2, 3, 4)
