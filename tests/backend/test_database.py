@@ -2,13 +2,17 @@
 
 import sqlite3
 import stat
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from cloudagent_backend.store import deliveries, delivery_schema, events, schema
 from cloudagent_backend.store.database import (
+    Database,
     DatabaseError,
     connect,
     migrate,
@@ -67,6 +71,38 @@ async def test_a_failing_write_takes_back_its_own_work_only(tmp_path: Path) -> N
             tg.start_soon(failing)
             tg.start_soon(database.write, lambda c: insert(c, "last"))
         assert await database.read(names) == ["first", "last"]
+
+
+async def test_of_works_that_may_be_repeated_one_that_fails_is_undone_alone(tmp_path: Path) -> None:
+    runs: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold_up(_: sqlite3.Connection) -> None:
+        begun.set()
+        go_on.wait(10)
+
+    async def attempt(database: Database, name: str, *, repeatable: bool = True) -> None:
+        def work(c: sqlite3.Connection) -> None:
+            runs.append(name)
+            insert(c, name)
+            if name == "bad":
+                raise KeyError(name)
+
+        with suppress(KeyError):
+            await database.write(work, repeatable=repeatable)
+
+    async with open_database(tmp_path / "a.db") as database, anyio.create_task_group() as tg:
+        tg.start_soon(database.write, hold_up)
+        await anyio.to_thread.run_sync(begun.wait, 10)
+        for name in ("first", "bad", "last"):
+            tg.start_soon(attempt, database, name)
+        tg.start_soon(lambda: attempt(database, "once", repeatable=False))
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
+    names_now = connect(tmp_path / "a.db")
+    assert names(names_now) == ["first", "last", "once"]
+    names_now.close()
+    assert runs == ["first", "bad", "first", "bad", "last", "once"]
 
 
 async def test_a_transaction_that_sqlite_itself_ends_fails_for_all_in_it(tmp_path: Path) -> None:

@@ -813,7 +813,7 @@ async def test_hot_queries_use_indexes(tmp_path: Path) -> None:
             deliveries.open_of_host(c, desk.machine.host_id)
             deliveries.in_flight(c, desk.machine.host_id)
             deliveries.open_of_agent(c, desk.agent_id, [desk.machine.host_id])
-            deliveries.carried(c, desk.machine.host_id, 5)
+            deliveries.carried(c, [(desk.machine.host_id, 5)])
             outbox.link(c, desk.machine.host_id)
             outbox.take_free_way(c, desk.machine.host_id, desk.agent_id, 5)
             deliveries.of_message(c, desk.user_id, MessageId("msg_1"))

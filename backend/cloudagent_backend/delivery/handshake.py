@@ -110,7 +110,7 @@ def _resumed(c: sqlite3.Connection, machine: Machine, hello: Hello) -> LinkRow |
         resume(outbox_acked=link.acked, outbox_last=link.last, peer_has=hello.last_seq)
     except ProtocolError:
         return None
-    reports.acked(c, machine, hello.last_seq)
+    reports.acked(c, [(machine, hello.last_seq)])
     return LinkRow(link.epoch, link.accepted, hello.last_seq, link.last)
 
 

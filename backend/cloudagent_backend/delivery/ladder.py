@@ -4,6 +4,9 @@ All of it runs inside the caller's transaction.
 """
 
 import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from cloudagent_backend.delivery import states
 from cloudagent_backend.delivery.away import away
@@ -34,6 +37,8 @@ from cloudagent_protocol.resources import (
 )
 
 BACKEND = "backend"
+#: Of what no machine is known to have.
+_NOT_THERE: Final = frozenset({DeliveryState.QUEUED, DeliveryState.LEASED})
 
 
 def trace(c: sqlite3.Connection, row: DeliveryRow) -> DeliveryTrace:
@@ -131,23 +136,41 @@ def end_request(
         events.append(c, ended.user_id, EventType.APPROVAL_RESOLVED, ended.resource)
 
 
-def receive(
-    c: sqlite3.Connection, row: DeliveryRow, host_name: str, sent_us: int | None = None
-) -> DeliveryRow:
-    """The machine has it on its disk, whatever was known before; told if that is news.
+@dataclass(slots=True)
+class Receipt:
+    """A machine has a delivery on its disk."""
 
-    `sent_us` is when it was sent, where that is known and was not noted: one step tells of both.
-    """
-    if row.state not in {DeliveryState.QUEUED, DeliveryState.LEASED}:
-        return row
-    sent = NewRung(RungName.SENT, BACKEND, None, sent_us)
-    missing = [] if row.has_rung(RungName.SENT) else [sent]
-    received = NewRung(RungName.RECEIVED, host_name)
-    moved = move(c, row, DeliveryState.RECEIVED, *missing, received)
-    if moved is None:
-        return row
-    tell(c, moved)
-    return moved
+    row: DeliveryRow
+    host_name: str
+    #: When it was sent, where that is known and was not noted: one step tells of both.
+    sent_us: int | None = None
+
+
+def receive(c: sqlite3.Connection, row: DeliveryRow, host_name: str) -> DeliveryRow:
+    """The machine has it on its disk, whatever was known before; told if that is news."""
+    [row] = receive_all(c, [Receipt(row, host_name)])
+    return row
+
+
+def receive_all(c: sqlite3.Connection, receipts: Sequence[Receipt]) -> list[DeliveryRow]:
+    """As `receive`, of many: they are moved, and told, together."""
+    steps = [(one.row, _received(one)) for one in receipts if one.row.state in _NOT_THERE]
+    target = DeliveryState.RECEIVED
+    moved = iter(deliveries.move_all(c, steps, target, states.sources(target)))
+    rows = [
+        (next(moved) or one.row) if one.row.state in _NOT_THERE else one.row for one in receipts
+    ]
+    news = [row for row, one in zip(rows, receipts, strict=True) if row is not one.row]
+    texts = [(row.user_id, deliveries.trace_text(row, _waits(c, row))) for row in news]
+    events.append_all(c, EventType.DELIVERY_UPDATED, texts)
+    return rows
+
+
+def _received(receipt: Receipt) -> list[NewRung]:
+    received = NewRung(RungName.RECEIVED, receipt.host_name)
+    if receipt.row.has_rung(RungName.SENT):
+        return [received]
+    return [NewRung(RungName.SENT, BACKEND, None, receipt.sent_us), received]
 
 
 def close(

@@ -15,6 +15,7 @@ from typing import Final
 
 from cloudagent_backend.delivery import approvals, holds, ladder, resuming, sending, states
 from cloudagent_backend.delivery.enclosing import enclose_of_agent
+from cloudagent_backend.delivery.ladder import Receipt
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.relay import Relay, linked
 from cloudagent_backend.store import (
@@ -141,7 +142,7 @@ def _apply_one(
         case RunDiff():
             _changed(c, machine, frame)
         case Ack():
-            acked(c, machine, frame.seq)
+            acked(c, [(machine, frame.seq)])
         case Delta():
             _begin_to_answer(c, machine, frame)
         case Heartbeat():
@@ -191,20 +192,38 @@ def _waits(c: sqlite3.Connection, machine: Machine, frame: DeliveryReport) -> No
     ladder.tell(c, deliveries.note(c, row, rung))
 
 
-def acked(c: sqlite3.Connection, machine: Machine, seq: int) -> None:
-    """The machine has all frames up to `seq` on its disk."""
-    rows = deliveries.carried(c, machine.host_id, seq)
-    outbox.acked(c, machine.host_id, seq)
-    for row in rows:
-        receive(c, machine, row)
+def acked(c: sqlite3.Connection, acks: Sequence[tuple[Machine, int]]) -> None:
+    """These machines have all frames up to these numbers on their disks."""
+    upto = [(machine.host_id, seq) for machine, seq in acks]
+    by_host = {machine.host_id: machine for machine, _ in acks}
+    carried = deliveries.carried(c, upto)
+    outbox.acked(c, upto)
+    _receive(c, [(by_host[host_id], row) for host_id, row in carried])
 
 
 def receive(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> DeliveryRow:
     """The machine has it on its disk; it may have said why it will not begin it yet."""
-    known, sent_us = row.state, machine.sent.pop(row.id, None)
-    row = ladder.receive(c, row, machine.name, sent_us)
+    [row] = _receive(c, [(machine, row)])
+    return row
+
+
+def _receive(
+    c: sqlite3.Connection, taken: Sequence[tuple[Machine, DeliveryRow]]
+) -> list[DeliveryRow]:
+    receipts = [
+        Receipt(row, machine.name, machine.sent.pop(row.id, None)) for machine, row in taken
+    ]
+    rows = ladder.receive_all(c, receipts)
+    return [
+        _held(c, machine, row) if row.state is DeliveryState.RECEIVED is not known.state else row
+        for row, (machine, known) in zip(rows, taken, strict=True)
+    ]
+
+
+def _held(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> DeliveryRow:
+    """What was received, with the reason why its machine does not begin it."""
     held = states.hold_of(machine.holds, row.agent_id) if machine.holds else None
-    if held and row.state is DeliveryState.RECEIVED is not known:
+    if held:
         row = holds.wait(c, row, machine.name, held)
         ladder.tell(c, row)
     return row

@@ -160,6 +160,15 @@ def _extended(ladder: str, rungs: Iterable[NewRung]) -> str:
     return ladder
 
 
+#: CROSS JOIN: SQLite keeps the order, from few hosts to their frames.
+_CARRIED: Final = (
+    "SELECT o.host_id AS carried_by, d.* FROM json_each(?)"
+    " CROSS JOIN outbox o ON o.host_id = json_each.value ->> 0 AND o.seq <= json_each.value ->> 1"
+    " CROSS JOIN deliveries d ON d.id = o.delivery_id"
+    " WHERE o.type = 'deliver' ORDER BY json_each.key, o.seq"
+)
+
+
 def insert(c: sqlite3.Connection, row: DeliveryRow, rungs: Iterable[NewRung]) -> DeliveryRow:
     """Keep a new delivery, with its first rungs."""
     ladder = _extended("[]", rungs)
@@ -395,14 +404,12 @@ def open_of_agent(
     return sorted(rows, key=attrgetter("seq"))
 
 
-def carried(c: sqlite3.Connection, host_id: HostId, seq: int) -> list[DeliveryRow]:
-    """What the frames of a host's outbox up to `seq` deliver, in their order."""
-    rows = c.execute(
-        "SELECT d.* FROM outbox o CROSS JOIN deliveries d ON d.id = o.delivery_id"
-        " WHERE o.host_id = ? AND o.seq <= ? AND o.type = 'deliver' ORDER BY o.seq",
-        (host_id, seq),
-    )
-    return [_row(row) for row in rows]
+def carried(
+    c: sqlite3.Connection, upto: Sequence[tuple[HostId, int]]
+) -> list[tuple[HostId, DeliveryRow]]:
+    """What the frames in these hosts' outboxes up to these numbers deliver, in their order."""
+    rows = c.execute(_CARRIED, (json.dumps(upto),))
+    return [(row["carried_by"], _row(row)) for row in rows]
 
 
 def head(c: sqlite3.Connection, host_id: HostId, agent_id: AgentId) -> DeliveryRow | None:
@@ -513,6 +520,27 @@ def move(
     )
 
 
+def move_all(
+    c: sqlite3.Connection,
+    rows: Sequence[tuple[DeliveryRow, Sequence[NewRung]]],
+    target: DeliveryState,
+    sources: Collection[DeliveryState],
+) -> list[DeliveryRow | None]:
+    """As `move`, of many, each with its new rungs; one statement where all are as they stand."""
+    moved = [
+        row.but(state=target, reason=None, rungs=_extended(row.rungs, rungs)) for row, rungs in rows
+    ]
+    plain = all(row.state in sources and row.state in _IN_FLIGHT for row, _ in rows)
+    if plain and target in _IN_FLIGHT and len({row.id for row, _ in rows}) == len(rows):
+        changes = [_change(row, new) for (row, _), new in zip(rows, moved, strict=True)]
+        if c.executemany(_PUT + _IF_AS_READ, changes).rowcount == len(rows):
+            return [*moved]
+    return [
+        new if load(c, row.id) == new else move(c, row, target, sources, rungs)
+        for (row, rungs), new in zip(rows, moved, strict=True)
+    ]
+
+
 def note(c: sqlite3.Connection, row: DeliveryRow, rung: NewRung) -> DeliveryRow:
     """Add a rung without a change of state."""
     noted = row.but(rungs=_extended(row.rungs, [rung]))
@@ -535,24 +563,25 @@ _TURN_FLIGHT: Final = ", in_flight = 1 - in_flight"
 def _put(c: sqlite3.Connection, old: DeliveryRow, new: DeliveryRow) -> bool:
     """Write what may change of a delivery, if it still stands as it was read."""
     stays = (old.state in _IN_FLIGHT) is (new.state in _IN_FLIGHT)
-    changed = c.execute(
-        _PUT + _IF_AS_READ if stays else _PUT + _TURN_FLIGHT + _IF_AS_READ,
-        (
-            new.state.value,
-            new.outcome,
-            new.reason,
-            new.attempt,
-            new.run_id,
-            new.rungs,
-            old.id,
-            old.state.value,
-            old.rungs,
-            old.interrupted_by,
-            old.held,
-            old.host_id,
-        ),
+    statement = _PUT + _IF_AS_READ if stays else _PUT + _TURN_FLIGHT + _IF_AS_READ
+    return c.execute(statement, _change(old, new)).rowcount == 1
+
+
+def _change(old: DeliveryRow, new: DeliveryRow) -> tuple[object, ...]:
+    return (
+        new.state.value,
+        new.outcome,
+        new.reason,
+        new.attempt,
+        new.run_id,
+        new.rungs,
+        old.id,
+        old.state.value,
+        old.rungs,
+        old.interrupted_by,
+        old.held,
+        old.host_id,
     )
-    return changed.rowcount == 1
 
 
 def interrupted(c: sqlite3.Connection, delivery_id: DeliveryId, actor: str) -> None:

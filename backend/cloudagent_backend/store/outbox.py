@@ -1,6 +1,7 @@
 """The backend's durable end of each host's link: watermarks, and numbered frames until acked."""
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -172,9 +173,9 @@ def has_delivery(c: sqlite3.Connection, host_id: HostId, delivery_id: DeliveryId
     return row is not None
 
 
-def acked(c: sqlite3.Connection, host_id: HostId, seq: int) -> None:
-    """The daemon has everything up to `seq`: forget it."""
-    c.execute("DELETE FROM outbox WHERE host_id = ? AND seq <= ?", (host_id, seq))
+def acked(c: sqlite3.Connection, acks: Sequence[tuple[HostId, int]]) -> None:
+    """These daemons have everything up to these numbers: forget it."""
+    c.executemany("DELETE FROM outbox WHERE host_id = ? AND seq <= ?", acks)
 
 
 def accepted(c: sqlite3.Connection, host_id: HostId, seq: int) -> None:
