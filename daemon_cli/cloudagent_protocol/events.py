@@ -66,6 +66,7 @@ class Reason(StrEnum):
     NOT_STEERABLE = "not_steerable"  # its driver takes nothing into a turn that is under way
     FETCHING = "fetching"  # its files are on their way to its machine
     ATTACHMENT_MISSING = "attachment_missing"  # a file of it cannot be had
+    WORKTREE = "worktree"  # the work tree that it is to work in cannot be made
     TOO_LARGE = "too_large"  # the message and its agent's settings do not fit into one frame
     HOST_REMOVED = "host_removed"
     UNLISTED = "unlisted"  # its machine does not say that it works on it, and not that it is over

@@ -218,6 +218,9 @@ class AgentSpec(AgentRef):
     #: What happens when nobody has answered a request of it for a while: `ask` (so is null) goes on
     #: asking, with its process ended, and `deny` refuses, so that it goes on without.
     unattended: str | None = None
+    #: Whether each conversation's runs work in a git work tree of their own: `per_conversation`; null
+    #: is `off`.
+    worktree: str | None = None
 
 
 class AgentLimits(Resource):
@@ -290,6 +293,7 @@ _Path = Annotated[str, StringConstraints(max_length=4_096, pattern=r"^(/|~)[^\x0
 _HangTimeout = Annotated[float, Field(ge=10, le=604_800, allow_inf_nan=False)]
 _Mode = Literal["default", "acceptEdits", "plan", "bypassPermissions"]
 _Unattended = Literal["ask", "deny"]
+_Worktree = Literal["off", "per_conversation"]
 _Model = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$")
 ]
@@ -315,6 +319,7 @@ class AgentCreate(Body):
     cwd: _Path | None = None
     hang_timeout_s: _HangTimeout | None = None
     unattended: _Unattended | None = None
+    worktree: _Worktree | None = None
     limits: AgentLimitsGiven | None = None
 
 
@@ -331,6 +336,7 @@ class AgentUpdate(Body):
     cwd: _Path | None = None
     hang_timeout_s: _HangTimeout | None = None
     unattended: _Unattended | None = None
+    worktree: _Worktree | None = None
     limits: AgentLimitsGiven | None = None
 
 

@@ -29,6 +29,7 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
             cwd="~/src",
             hang_timeout_s=7_200,
             unattended="deny",
+            worktree="per_conversation",
             limits={
                 "auto_resume": True,
                 "resume_times": 2,
@@ -67,6 +68,7 @@ async def test_an_agent_is_made_with_what_was_asked_for(tmp_path: Path) -> None:
         {"cwd": "relative"},
         {"hang_timeout_s": 0},
         {"unattended": "allow"},
+        {"worktree": "always"},
         {"hang_timeout_s": 1e9},
         {"hang_timeout_s": "long"},
         {"limits": {"resume_times": 0}},

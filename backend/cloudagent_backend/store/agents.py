@@ -48,6 +48,7 @@ class AgentRow:
     cwd: str | None
     hang_timeout_s: float | None
     unattended: str | None
+    worktree: str | None
     limits: AgentLimits
     #: As of its last run; see `resource`.
     status: AgentStatus
@@ -82,6 +83,7 @@ def spec(row: AgentRow) -> AgentSpec:
         cwd=row.cwd,
         hang_timeout_s=row.hang_timeout_s,
         unattended=row.unattended,
+        worktree=row.worktree,
     )
 
 
@@ -131,8 +133,8 @@ def create(c: sqlite3.Connection, user_id: UserId, body: AgentCreate) -> AgentRo
     agent_id = new_agent_id()
     c.execute(
         "INSERT INTO agents (id, user_id, host_machine_id, name, driver, model, instructions,"
-        " mode, command, env, cwd, hang_timeout_s, unattended, limits, created_us)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " mode, command, env, cwd, hang_timeout_s, unattended, worktree, limits, created_us)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             agent_id,
             user_id,
@@ -147,6 +149,7 @@ def create(c: sqlite3.Connection, user_id: UserId, body: AgentCreate) -> AgentRo
             body.cwd,
             body.hang_timeout_s,
             body.unattended,
+            body.worktree,
             body.limits.model_dump_json() if body.limits else None,
             clock.now_us(),
         ),
@@ -170,7 +173,8 @@ def update(c: sqlite3.Connection, row: AgentRow, changes: dict[str, Any]) -> Age
     after = replace(row, **changes)
     c.execute(
         "UPDATE agents SET name = ?, driver = ?, model = ?, instructions = ?, mode = ?,"
-        " command = ?, env = ?, cwd = ?, hang_timeout_s = ?, unattended = ?, limits = ? WHERE id = ?",
+        " command = ?, env = ?, cwd = ?, hang_timeout_s = ?, unattended = ?, worktree = ?,"
+        " limits = ? WHERE id = ?",
         (
             after.name,
             after.driver,
@@ -182,6 +186,7 @@ def update(c: sqlite3.Connection, row: AgentRow, changes: dict[str, Any]) -> Age
             after.cwd,
             after.hang_timeout_s,
             after.unattended,
+            after.worktree,
             None if after.limits == NO_LIMITS else after.limits.model_dump_json(),
             row.id,
         ),

@@ -276,6 +276,10 @@ CREATE INDEX run_diffs_of_user ON run_diffs (user_id, run_id);
 ALTER TABLE runs ADD COLUMN changes TEXT;  -- JSON of ChangeCount; null: nothing was told
 """
 
+_WORKTREES: Final = """
+ALTER TABLE agents ADD COLUMN worktree TEXT;  -- null: as `off`
+"""
+
 #: Step n brings a database from version n to n + 1.
 MIGRATIONS: Final[tuple[str, ...]] = (
     _ACCOUNTS + delivery_schema.TABLES,
@@ -295,6 +299,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _CONTINUED,
     _ATTACHMENTS,
     _DIFFS,
+    _WORKTREES,
 )
 
 

@@ -83,6 +83,8 @@ export interface Agent {
   hang_timeout_s?: number | null;
   /** What becomes of a question that nobody answers: `ask` (or none) parks the run, `deny` refuses. */
   unattended?: "ask" | "deny" | null;
+  /** Whether each conversation works in a git work tree of its own; null is `off`. */
+  worktree?: "off" | "per_conversation" | null;
   cwd: string | null;
   limits: AgentLimits;
   pause?: AgentPause | null;

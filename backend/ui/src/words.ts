@@ -315,6 +315,7 @@ const REASONS: Record<string, string> = {
   internal: "Internal error",
   too_large: "It is too large for its machine",
   fetching: "Its files are on their way to its machine",
+  worktree: "It has no work tree to work in",
   attachment_missing: "A file of it cannot be had",
   host_removed: "Its machine was removed",
   unlisted: "Its machine does not know how it ended",

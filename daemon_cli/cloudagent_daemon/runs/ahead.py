@@ -19,6 +19,7 @@ from cloudagent_daemon.mask import UnmaskedError
 from cloudagent_daemon.process import SpawnError
 from cloudagent_daemon.runs.launching import Held, Launcher, Print, Wanted
 from cloudagent_daemon.runs.ports import Uplink
+from cloudagent_daemon.runs.trees import NoTreeError, take_known, wants_tree
 from cloudagent_daemon.runs.warm import Warm
 from cloudagent_daemon.runs.workspace import NewerRecordError, Workspace
 from cloudagent_protocol.frames import Expect
@@ -49,7 +50,14 @@ class Ahead:
         about = {"action": "ahead", "agent_id": expected.agent.id}
         try:
             started = await self._warm.start_ahead(key, stays_s, partial(self._start, expected))
-        except (DriverError, SpawnError, UnmaskedError, NewerRecordError, OSError) as error:
+        except (
+            DriverError,
+            NoTreeError,
+            SpawnError,
+            UnmaskedError,
+            NewerRecordError,
+            OSError,
+        ) as error:
             # Whoever sends a message is told; until then nobody has asked for anything.
             logger.info("no process is started ahead: %s", error, extra=about)
             return False
@@ -59,6 +67,7 @@ class Ahead:
 
     async def _start(self, expected: Expect) -> tuple[Held, Print]:
         space = Workspace(self._settings.agents_dir, expected.agent)
+        await anyio.to_thread.run_sync(_place, space, expected.conversation_id)
         session_id = await anyio.to_thread.run_sync(_session, space, expected.conversation_id)
         launch_id = uuid.uuid4().hex
         wanted = Wanted(
@@ -76,6 +85,12 @@ class Ahead:
         child = held.worker.child
         await self._uplink.waits(launch_id, child.pid, child.started_at)
         return held, made_of
+
+
+def _place(space: Workspace, conversation_id: ConversationId) -> None:
+    """Settles it where the message's run will work; a work tree is made by a message only. Blocks."""
+    if wants_tree(space) and not take_known(space, conversation_id):
+        raise NoTreeError("its conversation has no work tree yet")
 
 
 def _session(space: Workspace, conversation_id: ConversationId) -> str | None:

@@ -168,7 +168,12 @@ class Launcher:
 
     def _system_prompt(self, space: Workspace) -> str:
         return prompts.system_prompt(
-            space.agent, cwd=space.cwd, memory=space.memory, notes=space.notes
+            space.agent,
+            cwd=space.cwd,
+            memory=space.memory,
+            notes=space.notes,
+            branch=space.place.branch if space.place else None,
+            root=space.place.root if space.place else "",
         )
 
     async def _environment(self, agent: AgentSpec, command: Command) -> dict[str, str]:

@@ -28,6 +28,11 @@ You work in {cwd}. Your long-term memory is the file {memory} (tools `read_memor
 this conversation. Longer notes go into {notes}.
 """
 
+_TREE = """
+That is a git work tree of this conversation's own, on the branch {branch}. Stay in it: the person's \
+own work tree is {root}, and is not yours to change.
+"""
+
 _FROM_ASKED = """\
 [From the agent {name}, which you have asked. What you send with `send_message` goes to whoever \
 you ask for, not to {name}.]
@@ -47,9 +52,27 @@ _HANDOFF = """\
 fresh one."""
 
 
-def system_prompt(agent: AgentSpec, *, cwd: Path, memory: Path, notes: Path) -> str:
-    """Who the agent is and how it answers; given at each start, CLIs do not keep it."""
+def system_prompt(
+    agent: AgentSpec,
+    *,
+    cwd: Path,
+    memory: Path,
+    notes: Path,
+    branch: str | None = None,
+    root: str = "",
+) -> str:
+    """Who the agent is and how it answers; given at each start, CLIs do not keep it.
+
+    Args:
+        agent: its name and instructions.
+        cwd: where it works.
+        memory: its file for that.
+        notes: its folder for that.
+        branch: of a work tree that is this conversation's own.
+        root: the person's own work tree, then.
+    """
     text = _SYSTEM.format(name=agent.name, cwd=cwd, memory=memory, notes=notes)
+    text += _TREE.format(branch=branch, root=root) if branch else ""
     return f"{text}\n{agent.instructions}\n" if agent.instructions else text
 
 

@@ -50,6 +50,7 @@ from cloudagent_daemon.runs.ports import (
     UplinkError,
 )
 from cloudagent_daemon.runs.report import Reporter, now
+from cloudagent_daemon.runs.trees import Trees
 from cloudagent_daemon.runs.warm import Key, Warm
 from cloudagent_daemon.runs.worker import Worker
 from cloudagent_daemon.runs.workspace import (
@@ -116,6 +117,7 @@ class Runner:
         self._launcher = Launcher(settings, bridge, masks, self._keeper, ladder)
         self._warm = warm
         self._changes = changes or Changes(settings, masks, uplink)
+        self._trees = Trees(settings, masks)
         self.ahead = Ahead(settings, self._launcher, warm, uplink, self._keeper) if warm else None
         self._live: dict[DeliveryId, _Run] = {}
 
@@ -145,6 +147,7 @@ class Runner:
     ) -> Finished | Parked:
         try:
             workspace = Workspace(self._settings.agents_dir, deliver.agent)
+            misplaced = await self._trees.settle(workspace, deliver.message.conversation_id)
             earlier, session = await self._keeper.in_thread(_remembered, workspace, deliver)
             if earlier and (
                 finished := await settle(deliver, workspace, earlier, self._uplink, self._keeper)
@@ -170,7 +173,7 @@ class Runner:
                 self._changes,
             )
             self._live[deliver.delivery_id] = run
-            return await run.go(attempt, stop, earlier)
+            return await run.go(attempt, stop, earlier, misplaced)
         except NewerRecordError as error:
             logger.error("%s", error, extra={"action": "newer_record"})  # noqa: TRY400 - the trace tells nothing more
             return await self._give_up(deliver, str(error))
@@ -277,7 +280,11 @@ class _Run:
         self._closed = False
 
     async def go(
-        self, attempt: int, stop: StopSignal, earlier: TurnRecord | None
+        self,
+        attempt: int,
+        stop: StopSignal,
+        earlier: TurnRecord | None,
+        misplaced: Failure | None = None,
     ) -> Finished | Parked:
         self._asking.stop = stop
         try:
@@ -291,7 +298,7 @@ class _Run:
         if earlier:
             self._desk.go_on_from(earlier)
         self._resumes_with = prompts.decided(decided) if decided else ""
-        brought = await self._porter.bring(self._deliver, self._workspace, stop)
+        brought = misplaced or await self._porter.bring(self._deliver, self._workspace, stop)
         if isinstance(brought, Failure):
             seen, failure = Seen(), brought
         else:

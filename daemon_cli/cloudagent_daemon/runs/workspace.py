@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -95,6 +96,18 @@ class SpawnRecord(BaseModel):
     stderr_tail: str = ""
 
 
+@dataclass(frozen=True)
+class Place:
+    """A git work tree of a conversation's own (runs/trees.py)."""
+
+    #: Where in it the agent works.
+    cwd: Path
+    tree: Path
+    branch: str
+    #: The person's own work tree of the same repository.
+    root: str
+
+
 class Workspace:
     """The folder of one agent.
 
@@ -110,6 +123,10 @@ class Workspace:
         self.folder = self.home / "workspace"
         #: Files that came with messages.
         self.attachments = self.home / "attachments"
+        #: Work trees of its conversations.
+        self.trees = self.home / "worktrees"
+        #: The one that it works in now.
+        self.place: Place | None = None
         self.meta = self.home / ".meta"
         #: What runs under way are compared with, by run.
         self.looks = self.meta / "looks"
@@ -119,6 +136,8 @@ class Workspace:
     @property
     def cwd(self) -> Path:
         """Where the agent works: the folder it was given, or its own."""
+        if self.place:
+            return self.place.cwd
         return Path(self.agent.cwd).expanduser() if self.agent.cwd else self.folder
 
     def prepare(self) -> None:
@@ -177,6 +196,11 @@ class Workspace:
 
     def _turn_file(self, delivery: DeliveryId) -> Path:
         return self._turns / f"{_safe(delivery)}.json"
+
+    def keep_tree(self, file: Path, record: str) -> None:
+        """Writes down a work tree that is there or is about to be."""
+        self.trees.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _replace(file, record)
 
     # --- for people ---
 

@@ -47,6 +47,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
   const [command, setCommand] = useState(line(agent?.command ?? []));
   const [silence, setSilence] = useState(agent?.hang_timeout_s == null ? "" : `${agent.hang_timeout_s / 60}`);
   const [unattended, setUnattended] = useState<"ask" | "deny">(agent?.unattended ?? "ask");
+  const [worktree, setWorktree] = useState(agent?.worktree === "per_conversation");
   const [limits, setLimits] = useState<AgentLimits>(agent?.limits ?? NO_LIMITS);
   const [asking, setAsking] = useState(false);
   const [key] = useState(() => crypto.randomUUID());
@@ -70,6 +71,7 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
       command: command.trim() === "" ? null : words(command),
       hang_timeout_s: silence === "" ? null : Math.round(Number(silence) * 60),
       unattended,
+      worktree: worktree ? ("per_conversation" as const) : ("off" as const),
       limits,
     };
     void attempt(async () => {
@@ -194,6 +196,13 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                 </label>
                 <p className="hint" id="unattended-hint">
                   It shows what it wants in the conversation, and under “Waiting for you”. After ten minutes its process is ended; your answer starts it again.
+                </p>
+                <label className="choice">
+                  <input type="checkbox" aria-describedby="worktree-hint" checked={worktree} onChange={(e) => setWorktree(e.target.checked)} />
+                  <span>Each conversation works in a git work tree of its own</span>
+                </label>
+                <p className="hint" id="worktree-hint">
+                  Its folder must be in a git repository. Your own files there stay as they are; what it does is on a branch “cloudagent/…”, which begins at your last commit.
                 </p>
                 <label className="field">
                   <span>Minutes of silence until it counts as hung</span>
