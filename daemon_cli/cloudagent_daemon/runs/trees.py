@@ -293,8 +293,10 @@ async def _said(child: Child) -> _Said:
         pumps.start_soon(partial(keep, out, error=False))
         pumps.start_soon(partial(keep, err, error=True))
         await child.close_stdin()
-        code = await child.wait()
+        await child.wait()
         await child.end(at_once=True)
+    code = child.exit_code
+    assert code is not None, "it was waited for"
     return _Said(code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
 
 

@@ -197,13 +197,18 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                 <p className="hint" id="unattended-hint">
                   It shows what it wants in the conversation, and under “Waiting for you”. After ten minutes its process is ended; your answer starts it again.
                 </p>
-                <label className="choice">
-                  <input type="checkbox" aria-describedby="worktree-hint" checked={worktree} onChange={(e) => setWorktree(e.target.checked)} />
-                  <span>Each conversation works in a git work tree of its own</span>
-                </label>
-                <p className="hint" id="worktree-hint">
-                  Its folder must be in a git repository. Your own files there stay as they are; what it does is on a branch “cloudagent/…”, which begins at your last commit.
-                </p>
+                <fieldset className="field choices">
+                  <legend>In a git repository</legend>
+                  <label className="choice">
+                    <input type="checkbox" checked={worktree} onChange={(e) => setWorktree(e.target.checked)} />
+                    <span>
+                      <strong>Each conversation works in a work tree of its own</strong>
+                      <span className="muted">
+                        On a branch “cloudagent/…” that begins at your last commit. Your own files there stay as they are. Its folder must be in a git repository.
+                      </span>
+                    </span>
+                  </label>
+                </fieldset>
                 <label className="field">
                   <span>Minutes of silence until it counts as hung</span>
                   <input type="number" inputMode="decimal" min={0.2} max={10_080} step="any" placeholder="as its machine has it" aria-describedby="silence-hint" value={silence} onChange={(e) => setSilence(e.target.value)} />
