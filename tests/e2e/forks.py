@@ -55,19 +55,12 @@ _START_S: Final = 30.0
 class Forked:
     """A started command; as much of `subprocess.Popen` as tests use."""
 
-    def __init__(
-        self,
-        parent: "_Parent",
-        pid: int,
-        stdin: IO[str] | None = None,
-        stdout: IO[str] | None = None,
-    ) -> None:
+    def __init__(self, parent: "_Parent", pid: int) -> None:
         self._parent = parent
-        self.pid, self.stdin, self.stdout = pid, stdin, stdout
-
-    @property
-    def returncode(self) -> int | None:
-        return self._parent.exits.get(self.pid)
+        self.pid = pid
+        self.stdin: IO[str] | None = None
+        self.stdout: IO[str] | None = None
+        self.returncode: int | None = None
 
     def poll(self) -> int | None:
         return self.returncode
@@ -142,8 +135,9 @@ class _Parent:
             argv = [sys.executable, __file__, str(theirs.fileno())]
             self._process = subprocess.Popen(argv, pass_fds=[theirs.fileno()])
         self._lines = self._socket.makefile("r", encoding="utf-8")
-        self.exits: dict[int, int] = {}
-        self._started: list[int] = []
+        self._started: list[Forked] = []
+        #: By pid, which another process may have once this one is gone.
+        self._running: dict[int, Forked] = {}
         self.news = threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -157,8 +151,7 @@ class _Parent:
         self._socket.sendmsg([json.dumps(job).encode() + b"\n"], control)
         with self.news:
             assert self.news.wait_for(lambda: bool(self._started), _START_S), "nothing was forked"
-            pid = self._started.pop()
-        return Forked(self, pid)
+            return self._started.pop()
 
     def end(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -169,9 +162,11 @@ class _Parent:
             word, *numbers = line.split()
             with self.news:
                 if word == "started":
-                    self._started.append(int(numbers[0]))
+                    started = Forked(self, int(numbers[0]))
+                    self._running[started.pid] = started
+                    self._started.append(started)
                 else:
-                    self.exits[int(numbers[0])] = int(numbers[1])
+                    self._running.pop(int(numbers[0])).returncode = int(numbers[1])
                 self.news.notify_all()
 
 
