@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +21,7 @@ from cloudagent_daemon.bridge.server import Bridge
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.control_server import ControlServer
 from cloudagent_daemon.disk import Keeper
+from cloudagent_daemon.drivers.models import Models
 from cloudagent_daemon.drivers.table import detect
 from cloudagent_daemon.ending import FLUSH_S, INTERRUPTED, Ending, longest_s, why_no_restart
 from cloudagent_daemon.guards import Guards
@@ -133,6 +135,7 @@ class Daemon:
         )
         self._uplink = SpoolUplink(spool, self.client, live, keeper)
         self._masks = Masks(settings)
+        self._models, self._models_wanted = Models(), anyio.Event()
         self._bridge = Bridge(settings.state_dir, settings.runtime_dir, keeper)
         uplink = job.uplink(self._uplink) if job else self._uplink
         self._warm = Warm(0 if job else settings.limits.warm_s, settings.limits.max_warm)
@@ -209,6 +212,8 @@ class Daemon:
             tasks.start_soon(self._heed_guards)
             tasks.start_soon(self._heed_pauses)
             tasks.start_soon(self._heed_missing)
+            if not self._settings.one_shot:
+                tasks.start_soon(self._heed_models)
             tasks.start_soon(self._installation.watch)
             tasks.start_soon(self._heed_installation, ending)
             tasks.start_soon(self._obey_people, ending)
@@ -291,6 +296,7 @@ class Daemon:
         with anyio.move_on_after(FLUSH_S):
             await self.client.flush()  # so that who asked sees it
         await self.client.reply(CommandResult(id=command.id))
+        self._models_wanted.set()
 
     async def _restart(self, command: Command, ending: Ending) -> None:
         unusable = self._installation.detail if self._installation.holds else ""
@@ -460,6 +466,7 @@ class Daemon:
             return
         if self._settings.one_shot and self.client.standing.state == "unauthorized":
             ending.request(KEY_REJECTED)
+        self._models_wanted.set()
 
     async def _look_for_runtimes(self) -> None:
         try:
@@ -467,8 +474,21 @@ class Daemon:
         except (UnmaskedError, OSError) as error:
             self._say(f"✗ {error}")
         else:
-            self.about.runtimes = await detect(self._settings.environment, mask)
+            found = await detect(self._settings.environment, mask)
+            self.about.runtimes = self._models.added(found)
             self.queue.found(self.about.runtimes)
+
+    async def _heed_models(self) -> None:
+        """Told after the programs themselves, which take seconds to say what they offer."""
+        while True:
+            await self._models_wanted.wait()
+            self._models_wanted = anyio.Event()
+            with suppress(UnmaskedError, OSError):  # was said when the programs were looked for
+                mask, before = await self._masks.of_run(), self.about.runtimes
+                await self._models.ask(before, self._settings.environment, mask)
+                self.about.runtimes = self._models.added(self.about.runtimes)
+                if self.about.runtimes != before:
+                    await self._uplink.report(HostReport(runtimes=self.about.runtimes))
 
     async def _host_id(self) -> str | None:
         with anyio.move_on_after(NAMED_S):

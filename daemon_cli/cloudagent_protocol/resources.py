@@ -107,6 +107,11 @@ class HostState(StrEnum):
     DRAINING = "draining"
 
 
+#: Names of models that a host tells of one program.
+MAX_MODELS: Final = 50
+_ModelName = Annotated[str, StringConstraints(max_length=100)]
+
+
 class Runtime(Resource):
     """An agent program found on a host; `problem` says why it cannot be used."""
 
@@ -117,6 +122,8 @@ class Runtime(Resource):
     problem: str | None = None
     #: What a person should know of one that can be used, and what to do about it.
     warning: str | None = None
+    #: What it offers by name; null: not known, or not asked yet.
+    models: Annotated[list[_ModelName], Field(max_length=MAX_MODELS)] | None = None
 
 
 class Hold(Resource):

@@ -22,6 +22,14 @@ from fakes.backend import KEY, HostConnection, ScriptedBackend, scripted_backend
 from fakes.home import Home
 from fakes.runs import FAKE
 
+CLAUDE = """\
+#!/bin/sh
+if [ "$1" = --version ]; then echo "9.9.9 (Claude Code)"; exit; fi
+if [ "$1" = auth ]; then exit 1; fi
+read -r request
+echo '{"type": "control_response", "response": {"response": {"models": [{"value": "opus"}]}}}'
+"""
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
@@ -47,12 +55,16 @@ async def test_a_daemon_looks_again_and_starts_anew_in_the_same_process(home: Ho
             bin_ = home.folder / "bin"
             bin_.mkdir()
             claude = bin_ / "claude"
-            claude.write_text('#!/bin/sh\necho "9.9.9 (Claude Code)"\n')
+            claude.write_text(CLAUDE)
             claude.chmod(0o755)
             result = await ask(backend, link, "rescan")
             assert result.error is None
             found = {one.name: one.version for one in backend.all(HostReport)[-1].runtimes}
             assert found["claude_code"] == "9.9.9"
+            # Asked for its models afterwards, as that takes a real one a second.
+            await backend.until(
+                lambda: ["opus"] in [one.models for one in backend.all(HostReport)[-1].runtimes]
+            )
 
             result = await ask(backend, link, "dance")
             assert result.error

@@ -15,6 +15,8 @@ export interface Runtime {
   problem?: string | null;
   /** What a person should know of one that can be used. */
   warning?: string | null;
+  /** What it offers by name, where that is known. */
+  models?: readonly string[] | null;
 }
 
 /** Why a machine starts nothing for now, of one agent or at all. */

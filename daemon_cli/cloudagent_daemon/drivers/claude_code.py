@@ -65,7 +65,7 @@ from cloudagent_protocol.events import (
 from cloudagent_protocol.resources import Runtime
 
 PROGRAM: Final = "claude"
-_INHERITS: Final = (
+INHERITS: Final = (
     "ANTHROPIC_*", "CLAUDE_*", "DISABLE_*", "IS_SANDBOX", "MCP_*", "ENABLE_TOOL_SEARCH",
     "AWS_*", "GOOGLE_*", "CLOUD_ML_REGION", "VERTEX_*",
 )  # fmt: skip
@@ -142,7 +142,7 @@ async def _logged_in(
     # Earlier ones would take the words for a prompt (Claude Code's changelog, 2.1.41).
     if numbers is None or tuple(map(int, numbers.groups())) < _AUTH_STATUS_SINCE:
         return None
-    output, _ = await probe([path, "auth", "status"], environment, inherits=_INHERITS, mask=mask)
+    output, _ = await probe([path, "auth", "status"], environment, inherits=INHERITS, mask=mask)
     said = parse_object(output.encode("utf-8", "replace")) or {}
     logged_in = said.get("loggedIn")
     return logged_in if isinstance(logged_in, bool) else None
@@ -213,7 +213,7 @@ class ClaudeSession:
                     "CLAUDE_CODE_MAX_RETRIES", _MAX_RETRIES
                 ),
             },
-            inherits=_INHERITS,
+            inherits=INHERITS,
             files={config: self._mcp_config(), append: job.system_prompt},
             journal=self._journal(),
         )

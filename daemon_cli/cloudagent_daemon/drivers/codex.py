@@ -39,7 +39,7 @@ from cloudagent_protocol.events import Ready, Reason, UsageReported
 from cloudagent_protocol.resources import Runtime
 from cloudagent_protocol.version import DISTRIBUTION
 
-_INHERITS: Final = ("CODEX_*", "OPENAI_*", "AZURE_*", "OPENROUTER_API_KEY", "RUST_LOG")
+INHERITS: Final = ("CODEX_*", "OPENAI_*", "AZURE_*", "OPENROUTER_API_KEY", "RUST_LOG")
 #: What a mode is in codex's words; `default` is what its own configuration says.
 _MODES: Final[dict[str, Json]] = {
     "plan": {"sandbox": "read-only", "approvalPolicy": "on-request"},
@@ -66,11 +66,11 @@ class Codex:
             return Runtime(name=self.name, problem=why)
         path, program = found
         version, problem = await version_of(
-            path, PACKAGE, environment, inherits=_INHERITS, mask=mask
+            path, PACKAGE, environment, inherits=INHERITS, mask=mask
         )
         # False is a hint only: a provider of the configuration's own needs no login.
         _, refused = await probe(
-            [program, "login", "status"], environment, inherits=_INHERITS, mask=mask
+            [program, "login", "status"], environment, inherits=INHERITS, mask=mask
         )
         return Runtime(
             name=self.name,
@@ -120,7 +120,7 @@ class CodexSession:
         settings.append("check_for_update_on_startup=false")
         flags = [word for setting in settings for word in ("-c", setting)]
         return Command(
-            argv=(*words, "app-server", *flags), env=path, inherits=_INHERITS, linger_s=_LINGER_S
+            argv=(*words, "app-server", *flags), env=path, inherits=INHERITS, linger_s=_LINGER_S
         )
 
     def _program(self) -> tuple[list[str], dict[str, str]]:

@@ -5,16 +5,19 @@ import re
 import shutil
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from cloudagent_daemon.drivers.lines import parse_object
+from cloudagent_daemon.drivers.lines import LineSplitter, parse_object
 from cloudagent_daemon.leash import NO_MASK, Mask
 from cloudagent_daemon.process import CHUNK_BYTES, Child, SpawnError, spawn
+
+Answer = TypeVar("Answer")
 
 PROBE_S: Final = 10.0
 #: Where installers put programs, for daemons that a service manager starts with a bare PATH.
@@ -76,17 +79,9 @@ async def probe(
     It is held to the time whatever it does, of its output only the beginning is kept, and nothing
     that it starts is left alive. `inherits` are names that it gets besides the usual ones.
     """
-    patterns = (*_USUAL, *inherits)
-    env = {
-        name: value
-        for name, value in environment.items()
-        if any(fnmatchcase(name, pattern) for pattern in patterns)
-    }
-    env["PATH"] = own_folder_first(argv[0], environment.get("PATH", os.defpath))
-    launch_id = uuid.uuid4().hex
     try:
         with anyio.fail_after(timeout_s):
-            async with spawn(argv, env=env, cwd=Path("/"), launch_id=launch_id, mask=mask) as child:
+            async with _started(argv, environment, inherits, mask) as child:
                 code, printed = await _finished(child)
     except TimeoutError:
         return "", f"{argv[0]} did not answer within {timeout_s:g} s"
@@ -96,6 +91,57 @@ async def probe(
     if code != 0:
         return output, f"{' '.join(argv)} exited with {code}"
     return output, None
+
+
+async def ask(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    words: bytes,
+    understand: Callable[[dict[str, Any]], Answer | None],
+    *,
+    inherits: Sequence[str] = (),
+    timeout_s: float = PROBE_S,
+    mask: Mask = NO_MASK,
+) -> Answer | None:
+    """What a program that talks in lines of JSON answers to `words`; None if it says nothing of use in time.
+
+    Held to the time and ended as by `probe`. `understand` gets each object that it prints, until it
+    makes something of one.
+    """
+    answer: Answer | None = None
+    with anyio.move_on_after(timeout_s), suppress(SpawnError):
+        async with _started(argv, environment, inherits, mask) as child:
+            async with anyio.create_task_group() as pumps:
+                pumps.start_soon(child.write, words)
+                pumps.start_soon(_keep, child.read_stderr, bytearray())
+                answer = await _understood(child, understand)
+                pumps.cancel_scope.cancel()
+            await child.end(at_once=True)
+    return answer
+
+
+async def _understood(
+    child: Child, understand: Callable[[dict[str, Any]], Answer | None]
+) -> Answer | None:
+    lines = LineSplitter()
+    while data := await child.read_stdout():
+        for line in lines.feed(data):
+            if (said := parse_object(line)) and (answer := understand(said)) is not None:
+                return answer
+    return None
+
+
+def _started(
+    argv: Sequence[str], environment: Mapping[str, str], inherits: Sequence[str], mask: Mask
+) -> AbstractAsyncContextManager[Child]:
+    patterns = (*_USUAL, *inherits)
+    env = {
+        name: value
+        for name, value in environment.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    env["PATH"] = own_folder_first(argv[0], environment.get("PATH", os.defpath))
+    return spawn(argv, env=env, cwd=Path("/"), launch_id=uuid.uuid4().hex, mask=mask)
 
 
 def own_folder_first(program: str, path: str) -> str:

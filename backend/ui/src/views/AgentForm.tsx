@@ -171,7 +171,10 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                 <summary>More</summary>
                 <label className="field">
                   <span>Model</span>
-                  <input type="text" spellCheck={false} autoCapitalize="off" placeholder="the program's own choice" value={model} onChange={(e) => setModel(e.target.value)} />
+                  <input type="text" list="models" spellCheck={false} autoCapitalize="off" placeholder="the program's own choice" value={model} onChange={(e) => setModel(e.target.value)} />
+                  <datalist id="models">
+                    {host?.runtimes.find((one) => one.name === driver)?.models?.map((one) => <option key={one} value={one} />)}
+                  </datalist>
                 </label>
                 <label className="field">
                   <span>Instructions</span>
