@@ -1,6 +1,6 @@
 """A program of its own: what changed in a git work tree between two moments, without touching it.
 
-    python -I -S differ.py before|after FOLDER      (a JSON object on standard input, one on standard output)
+    python -I -S differ.py before|after|same FOLDER      (a JSON object on standard input, one on standard output)
 
 FOLDER is private to one run. `before` makes a repository of our own in it: its configuration is ours, its
 index a copy of the other one's, its objects apart from the other one's. So git reads no configuration of
@@ -11,6 +11,9 @@ see that they exist. Only to print the difference are the other one's objects re
 The index is what was there before; what differs from it afterwards is what has changed. What git ignores
 is not looked at. Input: `git_dir`, `common_dir`, `root`, and for tests `max_…`. Output: `{"problem": …}`,
 or of `after` `{"files": […], "more": n, …}` as `Diff` in cloudagent_protocol/diffs.py, not yet cut to size.
+
+`same` is another question, about a work tree that might be removed: whether it holds anything that its `base`
+does not, committed, staged or not. Output: `{"work": null}`, or what there is.
 
 Standard library only, and little of it: it starts with each run.
 """
@@ -271,6 +274,28 @@ def seed(git: Git) -> None:
     os.utime(target, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
+# --- same -------------------------------------------------------------------------------
+
+
+def same(git: Git) -> Json:
+    """What there is in a work tree that would be lost with it."""
+    set_up(git, heeded(git))
+    base = git.run("rev-parse", "--verify", f"{git.limits['base']}^{{tree}}", git_dir=git.git_dir)
+    head = git.run("rev-parse", "--verify", "HEAD^{commit}", git_dir=git.git_dir)
+    if head.decode().strip() != git.limits["base"]:
+        return {"work": "it has commits of its own"}
+    seed(git)
+    if git.run("write-tree", "--missing-ok") != base:
+        return {"work": "it has changes that are staged and not committed"}
+    listed = git.run("ls-files", "-o", "-z", "--exclude-standard", reads=True)
+    if listed:
+        return {"work": "it has files that are not committed"}
+    large = git.take_in(git.differing())
+    if large or git.run("write-tree", "--missing-ok") != base:
+        return {"work": "it has changes that are not committed"}
+    return {"work": None}
+
+
 # --- after ------------------------------------------------------------------------------
 
 
@@ -436,7 +461,7 @@ def main() -> None:
     asked = json.loads(sys.stdin.buffer.read())
     try:
         git = Git(folder, asked)
-        said = before(git) if step == "before" else after(git)
+        said = {"before": before, "after": after, "same": same}[step](git)
     except NoDiffError as error:
         said = {"problem": str(error)}
     except OSError as error:

@@ -32,7 +32,7 @@ def archived(agents: Path, name: str, size: int = 100_000) -> Path:
 
 
 def cleaned(*words: str) -> argparse.Namespace:
-    return argparse.Namespace(yes="--yes" in words, json="--json" in words)
+    return argparse.Namespace(yes="--yes" in words, json="--json" in words, unused_days=14.0)
 
 
 def test_it_shows_what_it_would_remove_and_removes_nothing(

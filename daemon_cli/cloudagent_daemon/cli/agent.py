@@ -31,9 +31,18 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     listing.add_argument("--json", action="store_true", help="print one JSON object")
     listing.set_defaults(run=run_list)
     cleaning = verbs.add_parser(
-        "clean", parents=[options], help="remove archived workspaces, after it has shown which"
+        "clean",
+        parents=[options],
+        help="remove archived workspaces and unused work trees, after it has shown which",
     )
     cleaning.add_argument("--yes", action="store_true", help="remove what it shows")
+    cleaning.add_argument(
+        "--unused-days",
+        type=float,
+        default=14.0,
+        metavar="DAYS",
+        help="of work trees without work, those that no run has used for so long (default: 14)",
+    )
     cleaning.add_argument("--json", action="store_true", help="print one JSON object")
     cleaning.set_defaults(run=clean.run)
     allowed = verbs.add_parser(

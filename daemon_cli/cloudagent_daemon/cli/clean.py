@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cloudagent_daemon.cli import trees
 from cloudagent_daemon.cli.options import FAILED, Here, safe
 from cloudagent_daemon.usage import Size, size_of, why_kept, words
 
@@ -25,6 +26,8 @@ class Item:
     size: Size
     #: Why it stays all the same; null: it may go.
     kept: str | None
+    #: Where it is a conversation's work tree.
+    tree: trees.Tree | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -37,9 +40,9 @@ class Item:
 
 def run(arguments: argparse.Namespace) -> int:
     here = Here(arguments)
-    items = list(found_in(here.paths.agents_dir))
+    items = list(found_in(here.paths.agents_dir, arguments.unused_days))
     going = [item for item in items if item.kept is None]
-    failed = [problem for item in going if (problem := _remove(item.path))] if arguments.yes else []
+    failed = [problem for item in going if (problem := _remove(item))] if arguments.yes else []
     if arguments.json:
         body = {
             "schema": SCHEMA,
@@ -56,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     return FAILED if failed else 0
 
 
-def found_in(agents_dir: Path) -> Iterator[Item]:
-    """What may go below an agents' folder: archived workspaces, and damaged records set aside.
+def found_in(agents_dir: Path, unused_days: float = trees.UNUSED_DAYS) -> Iterator[Item]:
+    """What may go below an agents' folder: archived workspaces, work trees, damaged records set aside.
 
     Nothing that a link leads to: neither the archive itself nor what is in it may be one.
     """
@@ -65,6 +68,9 @@ def found_in(agents_dir: Path) -> Iterator[Item]:
     if archive.is_dir() and not archive.is_symlink():
         for folder in sorted(archive.iterdir()):
             yield Item(folder, "archived workspace", size_of(folder), why_kept(folder))
+    for tree in trees.trees_in(agents_dir):
+        size, kept = size_of(tree.folder), trees.why_kept(tree, unused_days)
+        yield Item(tree.folder, f"work tree {tree.branch}", size, kept, tree)
     for agent in sorted(agents_dir.glob("*/.meta")):
         if agent.is_symlink() or agent.parent.is_symlink():
             continue
@@ -77,8 +83,11 @@ def found_in(agents_dir: Path) -> Iterator[Item]:
                     yield Item(file, "damaged record that was set aside", size, None)
 
 
-def _remove(path: Path) -> str | None:
+def _remove(item: Item) -> str | None:
     """Removes it, and follows no link; returns what went wrong."""
+    if item.tree:
+        return trees.remove(item.tree)
+    path = item.path
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,6 +158,8 @@ def take_known(space: Workspace, conversation_id: ConversationId) -> bool:
     place = folder / cwd.relative_to(repository.root)
     if tree is None or tree.common_dir != repository.common_dir or not place.is_dir():
         return False
+    with suppress(OSError):  # a full disk
+        file.touch()  # for `agent clean`: it is in use
     space.place = Place(place, folder, record.branch, repository.root)
     return True
 
