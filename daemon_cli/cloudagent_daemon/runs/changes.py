@@ -175,6 +175,7 @@ class Change:
     shared: bool = False
     _looked: anyio.Event = field(default_factory=anyio.Event)
     _over: anyio.Event = field(default_factory=anyio.Event)
+    _begun: bool = False
     _dropped: bool = False
     _root: str = ""
     #: Tools that were used before the first look was over, with what they were given.
@@ -183,8 +184,10 @@ class Change:
     )
 
     def begin(self, tasks: anyio.abc.TaskGroup) -> None:
-        """From now on; the looking goes on in `tasks`, and the run does not wait for it."""
-        tasks.start_soon(self._watch)
+        """From now on, once; the looking goes on in `tasks`, and the run does not wait for it."""
+        if not self._begun:
+            self._begun = True
+            tasks.start_soon(self._watch)
 
     def acted(self, call: ToolCall) -> None:
         """The agent uses a tool, or is about to ask whether it may."""

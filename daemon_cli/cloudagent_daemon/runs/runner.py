@@ -303,7 +303,6 @@ class _Run:
             seen, failure = Seen(), brought
         else:
             self._enclosed = words(brought)
-            self._change.begin(self._tasks)
             seen, failure = await self._worked(note, attempt, stop)
         await self._let_off()
         if stop.parks:
@@ -463,6 +462,7 @@ class _Run:
                 spared=held.tool_servers,
                 take_up_s=take_up_s,
             )
+            self._change.begin(self._tasks)  # a warm one: not before it has its message
             seen = await self._attempt.run()
             kept = self._attempt.kept and self._keep(held, seen)
             return seen
@@ -472,6 +472,7 @@ class _Run:
                 await self._leave(held)
 
     async def _launch(self, session_id: str | None) -> Held:
+        self._change.begin(self._tasks)  # while the process starts
         launch_id = uuid.uuid4().hex
         self._desk.record.launch_id = launch_id
         wanted = Wanted(
