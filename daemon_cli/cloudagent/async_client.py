@@ -181,9 +181,12 @@ class AsyncAgentHandle(Agent):
         body = turn.message_body(text, conversation_id, host_machine_id, mode, attachments)
         return await _send(self.transport, self.id, body, idempotency_key)
 
-    async def interrupt(self) -> list[Run]:
-        """Stop what the agent does now; the runs that will end. What is queued stays so."""
-        return await self.transport.flow(flows.interrupt_agent(self.id))
+    async def interrupt(self, *, now: bool = False) -> list[Run]:
+        """Stop what the agent does now; the runs that will end. What is queued stays so.
+
+        It is asked first, and may leave its work in order; `now` its processes are killed instead.
+        """
+        return await self.transport.flow(flows.interrupt_agent(self.id, now=now))
 
 
 class AsyncAgents:
@@ -427,8 +430,10 @@ class AsyncRuns:
     def events(self, run_id: str) -> AsyncIterator[RunEvent]:
         return self._transport.items(calls.list_run_events(run_id))
 
-    async def interrupt(self, run_id: str, *, idempotency_key: str | None = None) -> None:
-        await self._transport.run(calls.interrupt_run(run_id, idempotency_key))
+    async def interrupt(
+        self, run_id: str, *, now: bool = False, idempotency_key: str | None = None
+    ) -> None:
+        await self._transport.run(calls.interrupt_run(run_id, idempotency_key, now=now))
 
 
 class AsyncEvents:

@@ -38,6 +38,7 @@ from cloudagent_protocol.resources import (
     Page,
     Run,
     RunDiff,
+    RunInterrupt,
     Trace,
     User,
 )
@@ -324,8 +325,9 @@ def list_run_events(run_id: str) -> PageCall[RunEvent]:
     return _pages(f"/v1/runs/{_part(run_id)}/events", _RUN_EVENTS.validate_json)
 
 
-def interrupt_run(run_id: str, key: str | None = None) -> Call[None]:
-    return _write("POST", f"/v1/runs/{_part(run_id)}/interrupt", _nothing, None, key)
+def interrupt_run(run_id: str, key: str | None = None, *, now: bool = False) -> Call[None]:
+    body = RunInterrupt(now=True) if now else None
+    return _write("POST", f"/v1/runs/{_part(run_id)}/interrupt", _nothing, body, key)
 
 
 def get_me() -> Call[User]:

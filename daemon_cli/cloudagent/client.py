@@ -185,9 +185,12 @@ class AgentHandle(Agent):
         body = turn.message_body(text, conversation_id, host_machine_id, mode, attachments)
         return _send(self.transport, self.id, body, idempotency_key)
 
-    def interrupt(self) -> list[Run]:
-        """Stop what the agent does now; the runs that will end. What is queued stays so."""
-        return self.transport.flow(flows.interrupt_agent(self.id))
+    def interrupt(self, *, now: bool = False) -> list[Run]:
+        """Stop what the agent does now; the runs that will end. What is queued stays so.
+
+        It is asked first, and may leave its work in order; `now` its processes are killed instead.
+        """
+        return self.transport.flow(flows.interrupt_agent(self.id, now=now))
 
 
 class Agents:
@@ -428,8 +431,10 @@ class Runs:
     def events(self, run_id: str) -> Iterator[RunEvent]:
         return self._transport.items(calls.list_run_events(run_id))
 
-    def interrupt(self, run_id: str, *, idempotency_key: str | None = None) -> None:
-        self._transport.run(calls.interrupt_run(run_id, idempotency_key))
+    def interrupt(
+        self, run_id: str, *, now: bool = False, idempotency_key: str | None = None
+    ) -> None:
+        self._transport.run(calls.interrupt_run(run_id, idempotency_key, now=now))
 
 
 class Events:

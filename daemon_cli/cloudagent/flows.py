@@ -51,15 +51,15 @@ def find_job(name_or_id: str) -> Flow[HostMachine | None]:
     return found[0] if found else None
 
 
-def interrupt_agent(agent_id: str) -> Flow[list[Run]]:
-    """Stop what an agent is at work on; the runs that were asked to stop."""
+def interrupt_agent(agent_id: str, *, now: bool = False) -> Flow[list[Run]]:
+    """Stop what an agent is at work on, or kill it `now`; the runs that will end."""
     stopped: list[Run] = []
     for conversation in (yield from calls.collect(calls.list_conversations(agent_id))):
         # One run of an agent in a conversation lives at a time: it is among the newest.
         newest = yield from calls.list_runs(conversation.id)(None)
         for run in newest.data:
             if run.agent_id == agent_id and run.state != RunState.FINISHED:
-                yield from calls.interrupt_run(run.id)
+                yield from calls.interrupt_run(run.id, now=now)
                 stopped.append(run)
     return stopped
 

@@ -16,7 +16,15 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +75,8 @@ class Child:
         self.launch_id = launch_id
         #: When it was created, in Unix seconds as psutil tells it.
         self.started_at = started_at
+        #: Set when its end is not waited for any more: it is killed.
+        self.hurry = anyio.Event()
 
     @property
     def exit_code(self) -> int | None:
@@ -131,11 +141,12 @@ class Child:
         Returns:
             How many processes were killed.
         """
-        hurry, term_s = self._ladder.hurry, self._ladder.term_s - asked_s
-        if self.exit_code is None and term_s > 0 and not at_once and not hurry.is_set():
+        term_s = self._ladder.term_s - asked_s
+        hurried = self.hurry.is_set() or self._ladder.hurry.is_set()
+        if self.exit_code is None and term_s > 0 and not at_once and not hurried:
             await anyio.to_thread.run_sync(_terminate, self._find)
             with anyio.move_on_after(term_s):
-                await self._gone_or(hurry)
+                await self.unless_hurried(self.wait)
         killed = await anyio.to_thread.run_sync(_kill, self._find)
         await self._leash.dismiss(cleaned_up=True)
         return killed
@@ -148,15 +159,17 @@ class Child:
         """
         return await anyio.to_thread.run_sync(_sweep, self._find, self.pid, frozenset(spared))
 
-    async def _gone_or(self, hurry: anyio.Event) -> None:
+    async def unless_hurried(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Waits for `work`, unless nobody waits any more, for this child or for any."""
         async with anyio.create_task_group() as tasks:
 
-            async def watch() -> None:
+            async def watch(hurry: anyio.Event) -> None:
                 await hurry.wait()
                 tasks.cancel_scope.cancel()
 
-            tasks.start_soon(watch)
-            await self.wait()
+            for hurry in (self.hurry, self._ladder.hurry):
+                tasks.start_soon(watch, hurry)
+            await work()
             tasks.cancel_scope.cancel()
 
     def _find(self, freeze: bool) -> list[psutil.Process]:

@@ -196,6 +196,8 @@ class Interrupt(Numbered):
     delivery_id: DeliveryId
     #: Who asked.
     actor: str
+    #: Whether its processes are to be killed, rather than asked to stop first.
+    now: bool | None = None
 
 
 class Decide(Numbered):

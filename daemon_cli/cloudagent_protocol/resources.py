@@ -529,7 +529,15 @@ class DeliveryTrace(Resource):
     attempt: int = 0
     #: Who asked to stop it, while that is not done yet.
     interrupted_by: str | None = None
+    #: Who asked, after that, to end it at once.
+    ended_by: str | None = None
     rungs: list[Rung]
+
+
+class RunInterrupt(Body):
+    #: Whether its processes are killed at once, rather than asked to stop first: what they were in the
+    #: middle of stays as it is.
+    now: bool = False
 
 
 class Trace(Resource):

@@ -913,3 +913,28 @@ async def state_of_host(desk: Desk) -> str:
     host = await desk.database.read(lambda c: hosts.load_any(c, desk.machine.host_id))
     assert host is not None
     return host.state.value
+
+
+async def test_a_run_is_asked_to_stop_once_and_to_end_at_once_once(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        running = await desk.say()
+        await desk.receive_all()
+        run = Run(running)
+        await desk.report(run.started())
+        for actor, now in (("ana", False), ("ana", False), ("bo", True), ("cy", True)):
+            await desk.service.interrupt(desk.user_id, actor, run.id, now=now)
+        told = [
+            (frame.actor, frame.now)
+            for frame in await desk.outbox()
+            if isinstance(frame, Interrupt)
+        ]
+        assert told == [("ana", None), ("bo", True)]
+        [row] = await desk.rows(running)
+        shown = deliveries.trace(row)
+        assert (shown.interrupted_by, shown.ended_by) == ("ana", "bo")
+        await desk.greet(unfinished=[row.id])  # of a daemon that has lost its numbers
+        again = [frame for frame in await desk.outbox() if isinstance(frame, Interrupt)]
+        assert [(frame.actor, frame.now) for frame in again] == [("bo", True)]
+        await desk.report(run.finished(Outcome.CANCELLED, reason=Reason.INTERRUPTED))
+        [row] = await desk.rows(running)
+        assert deliveries.trace(row).ended_by is None  # it is done

@@ -436,3 +436,6 @@ def test_interrupt_stops_the_running_runs_of_the_agent_only(own_home: Path, serv
     done = run(own_home, server, "interrupt", "shop")
     assert (done.returncode, done.stdout) == (0, b"run_1\n")
     assert [r.path for r in server.requests if r.method == "POST"] == ["/v1/runs/run_1/interrupt"]
+    assert run(own_home, server, "interrupt", "shop", "--now").returncode == 0
+    asked = [r.body for r in server.requests if r.method == "POST"]
+    assert asked == [None, {"now": True}]

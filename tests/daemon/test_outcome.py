@@ -68,6 +68,14 @@ def test_a_rate_limit_tells_when_it_is_over() -> None:
     assert verdict.detail == "You've hit it. The limit is over at 2026-11-27 14:05 UTC."
 
 
+def test_an_end_at_once_says_so_and_a_stop_that_was_heeded_does_not() -> None:
+    ended = judge(Facts(exit_code=-9, stopped_by="Ana", ended_by="Bo"))
+    assert (ended.outcome, ended.stopped_by) == (Outcome.CANCELLED, "Ana")
+    assert ended.detail.startswith("Ended at once by Bo")
+    stopped = judge(Facts(end=TurnEnd(Reason.INTERRUPTED), stopped_by="Ana"))
+    assert stopped.detail == "Stopped by Ana."
+
+
 def test_no_other_end_has_a_time() -> None:
     assert judge(Facts(end=TurnEnd(Reason.RATE_LIMIT, "no"))).resets_at is None
     assert judge(Facts(end=TurnEnd(Reason.BILLING, resets_at=RESET))).resets_at is None
@@ -116,6 +124,7 @@ ENDS = st.none() | st.builds(
         exit_code=st.none() | st.integers(-300, 255),
         failure=st.none() | st.just(Failure(Reason.HUNG, "x")),
         stopped_by=st.none() | st.just("Ana"),
+        ended_by=st.none() | st.just("Bo"),
         daemon_stops=st.booleans(),
         sends=st.integers(0, 2),
         silence=st.none() | st.just("why"),

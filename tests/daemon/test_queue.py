@@ -93,6 +93,9 @@ class World:
         self.stopped: list[tuple[str, str, bool]] = []
         self.endings: list[RunReport] = []
         self.fault: Exception | None = None
+        #: Whether runs end when they are asked to, and who has ended those at once that do not.
+        self.heeds = True
+        self.ended_by: list[str | None] = []
         #: How runs end, where not with a reply.
         self.verdicts: dict[str, Finished] = {}
         self.queue = RunQueue(spool, self, self, max_runs=max_runs, breaker=breaker, **more)
@@ -144,6 +147,9 @@ class World:
             async def watch() -> None:
                 await stop.wait()
                 self.stopped.append((deliver.delivery_id, stop.actor, stop.daemon_stops))
+                if not self.heeds:
+                    await stop.now.wait()
+                    self.ended_by.append(stop.ended_by)
                 self._ends[deliver.delivery_id].set()
 
             tasks.start_soon(watch)
@@ -293,6 +299,19 @@ async def test_a_run_that_is_interrupted_is_told_by_whom() -> None:
         await spool.receive([Interrupt(seq=2, delivery_id=DeliveryId("dlv_1"), actor="Ana")], 2)
         await world.until_ended(1)
         assert world.stopped == [("dlv_1", "Ana", False)]
+
+
+async def test_who_was_asked_to_stop_may_be_ended_at_once() -> None:
+    async with open_spool(None) as spool, queue_over(spool) as world:
+        world.heeds = False
+        await spool.receive([delivery(1)], 1)
+        await world.until(1)
+        await spool.receive([Interrupt(seq=2, delivery_id=DeliveryId("dlv_1"), actor="Ana")], 2)
+        bo = Interrupt(seq=3, delivery_id=DeliveryId("dlv_1"), actor="Bo", now=True)
+        await spool.receive([bo], 3)
+        await world.until_ended(1)
+        assert world.stopped == [("dlv_1", "Ana", False)]
+        assert world.ended_by == ["Bo"]
 
 
 async def test_a_message_that_interrupts_stops_its_conversation_and_runs_next() -> None:

@@ -151,7 +151,12 @@ async def test_changes_are_followed_by_their_number(tmp_path: Path) -> None:
         second, third = await spool.changes_after(first)
         assert second.delivery_id == "dlv_2"
         assert third.waiting
-        assert third.waiting.interrupted_by == "Ana"
+        assert (third.waiting.interrupted_by, third.waiting.ended_by) == ("Ana", None)
+        now = Interrupt(seq=4, delivery_id=DeliveryId("dlv_1"), actor="Bo", now=True)
+        await spool.receive([now], 4)
+        [fourth] = await spool.changes_after(third.number)
+        assert fourth.waiting
+        assert (fourth.waiting.interrupted_by, fourth.waiting.ended_by) == ("Ana", "Bo")
 
 
 async def test_a_dropped_delivery_shows_as_over(tmp_path: Path) -> None:

@@ -149,6 +149,28 @@ async def test_one_that_does_not_heed_an_interrupt_is_ended(tmp_path: Path) -> N
     assert after.end.outcome is Outcome.REPLIED
 
 
+async def test_one_that_is_ended_at_once_is_not_waited_for_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    stop, stopped = StopSignal(), RecordedUplink()
+    # It has all the time there is to heed what it is asked.
+    async with a_warm_world(tmp_path, term_timeout_s=600.0) as world:
+        with anyio.fail_after(DEADLINE_S):
+            async with anyio.create_task_group() as tasks:
+                orders = "@@deaf\n@@ignore TERM\n@@setsid\n@@spawn\n@@reply on it\n@@hang"
+                tasks.start_soon(lambda: world.run(orders, stop=stop, uplink=stopped))
+                await stopped.until(is_result)
+                stop.request("Ana")
+                stop.hurry("Bo")
+        children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
+        assert not any(map(alive, [stopped.launches[0].pid, *children]))
+        after = await world.run("@@reply back")
+    assert (stopped.end.outcome, stopped.end.stopped_by) == (Outcome.CANCELLED, "Ana")
+    assert stopped.end.detail.startswith("Ended at once by Bo")
+    assert pids(stopped) != pids(after)
+    assert after.end.outcome is Outcome.REPLIED
+
+
 # --- what ends it, and that the next message does not suffer ---
 
 

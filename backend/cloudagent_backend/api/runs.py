@@ -15,7 +15,7 @@ from cloudagent_backend.store import diffs, runs
 from cloudagent_backend.store.runs import RunRow
 from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.ids import RunId, UserId
-from cloudagent_protocol.resources import Page, Run, RunDiff
+from cloudagent_protocol.resources import Page, Run, RunDiff, RunInterrupt
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 _MISSING: Final = documented(ErrorCode.NOT_FOUND)
@@ -68,10 +68,24 @@ async def show_diff(run_id: RunId, user: CurrentUser, world: CurrentWorld) -> Ru
     status_code=202,
     responses=_MISSING | documented(ErrorCode.CONFLICT),
 )
-async def interrupt_run(run_id: RunId, user: CurrentUser, world: CurrentWorld, once: Once) -> Run:
-    """Ask the machine to stop a run. It ends a moment later, or when the machine is back."""
+async def interrupt_run(
+    run_id: RunId,
+    user: CurrentUser,
+    world: CurrentWorld,
+    once: Once,
+    body: RunInterrupt | None = None,
+) -> Run:
+    """Ask the machine to stop a run. It ends a moment later, or when the machine is back.
+
+    The agent is asked first, so that it can leave its work in order. With `now` its processes are killed
+    at once, whether it was asked before or not.
+    """
     return await world.service.interrupt(
-        user.user_id, user.name, run_id, lambda work: once(work, lambda row: row.resource)
+        user.user_id,
+        user.name,
+        run_id,
+        lambda work: once(work, lambda row: row.resource),
+        now=body is not None and body.now,
     )
 
 

@@ -150,7 +150,11 @@ def _leave_there(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> N
     """
     row = reports.receive(c, machine, row)
     if row.interrupted_by and row.state not in states.ENDS:
-        interrupt = Interrupt(delivery_id=row.id, actor=row.interrupted_by)
+        interrupt = Interrupt(
+            delivery_id=row.id,
+            actor=row.ended_by or row.interrupted_by,
+            now=bool(row.ended_by) or None,
+        )
         outbox.put(c, machine.host_id, interrupt)
     approvals.say_again(c, row)
 

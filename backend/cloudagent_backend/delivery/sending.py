@@ -450,8 +450,10 @@ def _again(
     return queue(c, message, agent, backlog_cap, worked_in=where, over=over, actor=actor)
 
 
-def interrupt(c: sqlite3.Connection, user_id: UserId, actor: str, run_id: RunId) -> runs.RunRow:
-    """Ask the machine to stop a run.
+def interrupt(
+    c: sqlite3.Connection, user_id: UserId, actor: str, run_id: RunId, *, now: bool = False
+) -> runs.RunRow:
+    """Ask the machine to stop a run; `now`: to end it at once, whether it was asked to stop or not.
 
     Raises:
         Refused: there is no such run, or it is over.
@@ -463,21 +465,23 @@ def interrupt(c: sqlite3.Connection, user_id: UserId, actor: str, run_id: RunId)
         raise Refused(ErrorCode.CONFLICT, "The run has ended already.")
     for delivery_id in run.delivery_ids:
         if row := deliveries.load(c, delivery_id):
-            stop(c, row, actor)
+            stop(c, row, actor, now=now)
     return run
 
 
-def stop(c: sqlite3.Connection, row: DeliveryRow, actor: str, *, detail: str = "") -> None:
-    """Cancel what is still here; ask the machine, once, to stop what it has."""
+def stop(
+    c: sqlite3.Connection, row: DeliveryRow, actor: str, *, detail: str = "", now: bool = False
+) -> None:
+    """Cancel what is still here; ask the machine, once, to stop what it has, and once to end it."""
     if row.state in ENDS:
         return
     if row.state is DeliveryState.QUEUED:
         ladder.close(
             c, row, DeliveryState.CANCELLED, actor=actor, detail=detail, reason=Reason.INTERRUPTED
         )
-    elif row.interrupted_by is None:
-        deliveries.interrupted(c, row.id, actor)
-        outbox.put(c, row.host_id, Interrupt(delivery_id=row.id, actor=actor))
+    elif row.interrupted_by is None or (now and row.ended_by is None):
+        deliveries.interrupted(c, row.id, actor, now=now)
+        outbox.put(c, row.host_id, Interrupt(delivery_id=row.id, actor=actor, now=now or None))
         ladder.tell_of(c, row.id)
 
 

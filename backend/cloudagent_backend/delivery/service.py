@@ -284,15 +284,21 @@ class Service:
         return trace
 
     async def interrupt(
-        self, user_id: UserId, actor: str, run_id: RunId, once: Once[RunRow] = _as_it_is
+        self,
+        user_id: UserId,
+        actor: str,
+        run_id: RunId,
+        once: Once[RunRow] = _as_it_is,
+        *,
+        now: bool = False,
     ) -> Run:
-        """Ask the machine to stop the run.
+        """Ask the machine to stop the run; `now`: to end it at once.
 
         Raises:
             Refused: there is no such run, or it is over.
         """
         run = await self._database.write(
-            once(lambda c: sending.interrupt(c, user_id, actor, run_id))
+            once(lambda c: sending.interrupt(c, user_id, actor, run_id, now=now))
         )
         self._changed(user_id, {run.host_id})
         return run.resource

@@ -67,6 +67,8 @@ class DeliveryRow:
     run_id: str | None = None
     #: Who asked to stop it; the machine has been told or will be.
     interrupted_by: str | None = None
+    #: Who asked, after that, to end it at once.
+    ended_by: str | None = None
     #: The ladder, a JSON array of `Rung`.
     rungs: str = "[]"
     #: The agent's own host, when an ephemeral one has the delivery.
@@ -141,6 +143,7 @@ def _row(row: sqlite3.Row) -> DeliveryRow:
         attempt=row["attempt"],
         run_id=row["run_id"],
         interrupted_by=row["interrupted_by"],
+        ended_by=row["ended_by"],
         rungs=row["rungs"],
         lent_by=row["lent_by"],
         pinned=bool(row["pinned"]),
@@ -584,9 +587,15 @@ def _change(old: DeliveryRow, new: DeliveryRow) -> tuple[object, ...]:
     )
 
 
-def interrupted(c: sqlite3.Connection, delivery_id: DeliveryId, actor: str) -> None:
-    """Remember who asked to stop it."""
-    c.execute("UPDATE deliveries SET interrupted_by = ? WHERE id = ?", (actor, delivery_id))
+def interrupted(
+    c: sqlite3.Connection, delivery_id: DeliveryId, actor: str, *, now: bool = False
+) -> None:
+    """Remember who asked to stop it, and who asked to end it `now`; the first of each."""
+    c.execute(
+        "UPDATE deliveries SET interrupted_by = coalesce(interrupted_by, ?1),"
+        " ended_by = coalesce(ended_by, ?2) WHERE id = ?3",
+        (actor, actor if now else None, delivery_id),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -632,5 +641,6 @@ def trace_text(row: DeliveryRow, waits: Waits | None = None) -> str:
         "waits_until": clock.rfc3339(until_us) if until_us else None,
         "attempt": row.attempt,
         "interrupted_by": row.interrupted_by if row.outcome is None else None,
+        "ended_by": row.ended_by if row.outcome is None else None,
     }
     return f'{json_text(fields)[:-1]},"rungs":{row.rungs}}}'

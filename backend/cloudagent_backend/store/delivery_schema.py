@@ -168,6 +168,10 @@ DROP INDEX deliveries_lent;
 CREATE INDEX deliveries_lent ON deliveries (lent_by) WHERE lent_by IS NOT NULL AND in_flight = 1;
 """
 
+ENDED: Final = """
+ALTER TABLE deliveries ADD COLUMN ended_by TEXT;      -- who asked to end it at once
+"""
+
 RETRIES: Final = """
 ALTER TABLE deliveries ADD COLUMN retry_of TEXT;      -- the earlier delivery that it does over
 ALTER TABLE deliveries ADD COLUMN retried_by TEXT;    -- who asked for that

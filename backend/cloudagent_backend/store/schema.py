@@ -300,6 +300,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _ATTACHMENTS,
     _DIFFS,
     _WORKTREES,
+    delivery_schema.ENDED,
 )
 
 

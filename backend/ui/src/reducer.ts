@@ -20,6 +20,7 @@ import type {
   RunEvent,
   User,
 } from "./wire";
+import { OVER } from "./wire";
 
 export interface Thread {
   /** Message ids, oldest first. */
@@ -479,6 +480,13 @@ export function agentBySlug(state: State, slug: string): Agent | undefined {
     Object.values(state.agents).find((agent) => agent.name === slug) ??
     Object.values(state.agents).find((agent) => agent.name.toLowerCase() === slug.toLowerCase())
   );
+}
+
+/** Whether somebody has asked to stop what is alive of a run, and then to end it at once. */
+export function stopOf(state: State, run_id: string): "none" | "asked" | "ended" {
+  const alive = Object.values(state.traces).filter((trace) => trace.run_id === run_id && !OVER.has(trace.state));
+  if (alive.some((trace) => trace.ended_by != null)) return "ended";
+  return alive.some((trace) => trace.interrupted_by != null) ? "asked" : "none";
 }
 
 export function runsOf(state: State, conversation_id: string): RunView[] {

@@ -308,12 +308,13 @@ export class Session {
 
   // --- what a person does -------------------------------------------------------------------
 
-  /** Stops what runs in a conversation, and takes back what has not begun. */
-  async stop(conversation_id: string): Promise<void> {
+  /** Stops what runs in a conversation, or ends it at once, and takes back what has not begun. */
+  async stop(conversation_id: string, now = false): Promise<void> {
     const state = this.store.state;
     const runs = Object.values(state.runs).filter((v) => v.conversation_id === conversation_id && isLive(v));
     if (runs.length > 0) {
-      await Promise.all(runs.map((view) => post(`/v1/runs/${view.id}/interrupt`)));
+      const body = now ? { now } : undefined;
+      await Promise.all(runs.map((view) => post(`/v1/runs/${view.id}/interrupt`, body)));
       return;
     }
     const waiting = (state.threads[conversation_id]?.order ?? [])

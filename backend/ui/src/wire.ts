@@ -219,6 +219,8 @@ export interface DeliveryTrace {
   attempt: number;
   /** Who asked to stop it, while that is not done yet. */
   interrupted_by?: string | null;
+  /** Who asked, after that, to end it at once. */
+  ended_by?: string | null;
   rungs: Rung[];
 }
 

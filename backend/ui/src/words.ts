@@ -220,7 +220,8 @@ export function ladder(trace: DeliveryTrace, agent: Agent | undefined, host: Hos
   if (trace.attempt > 1) words.push(`attempt ${trace.attempt}`);
   const end = ending(trace);
   if (end !== null) return { text: [...words, end.text].join(" · "), tone: end.tone, ...can };
-  if (trace.interrupted_by != null) words.push(`${trace.interrupted_by} asked to stop it`);
+  if (trace.ended_by != null) words.push(`${trace.ended_by} asked to end it at once`);
+  else if (trace.interrupted_by != null) words.push(`${trace.interrupted_by} asked to stop it`);
   else if (trace.state === "waiting") words.push(has("waiting")?.detail ?? "waiting");
   else if (trace.state === "received" && trace.reason != null) {
     words.push(`waits: ${holdWords(trace.reason, trace.waits_until)}`);

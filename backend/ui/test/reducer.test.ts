@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 
-import { approvalsIn, initial, outgoingIn, pending, reduce, type Action, type Outgoing, type State } from "../src/reducer";
+import { approvalsIn, initial, outgoingIn, pending, reduce, stopOf, type Action, type Outgoing, type State } from "../src/reducer";
 import { countPoints, diffLines, skipPoints } from "../src/run";
 import { timeline } from "../src/timeline";
 import { changeWords } from "../src/words";
@@ -276,5 +276,39 @@ describe("what a run changed", () => {
     expect(diffLines(patch).map((line) => line.kind)).toEqual(["hunk", "same", "del", "add"]);
     expect(diffLines("diff --git a/a b/b\nrename from a\nrename to b\n")).toEqual([]);
     expect(diffLines("")).toEqual([]);
+  });
+});
+
+describe("a stop", () => {
+  const told = (id: number, more: Partial<DeliveryTrace>): Action => {
+    const ladder: DeliveryTrace = {
+      id: "dlv_1",
+      message_id: "msg_1",
+      conversation_id: "conv_1",
+      agent_id: "agent_1",
+      run_id: "run_1",
+      state: "running",
+      attempt: 1,
+      rungs: [],
+      ...more,
+    };
+    return event(id, "delivery.updated", ladder);
+  };
+
+  test("is known to every page that looks on, in both of its stages, until it is done", () => {
+    const stages = (...actions: Action[]): string[] =>
+      actions.map((_, n) => stopOf(after(...actions.slice(0, n + 1)), "run_1"));
+    expect(
+      stages(
+        told(1, {}),
+        told(2, { interrupted_by: "Ana" }),
+        told(3, { interrupted_by: "Ana", ended_by: "Bo" }),
+        told(4, { state: "cancelled" }),
+      ),
+    ).toEqual(["none", "asked", "ended", "none"]);
+  });
+
+  test("of another run is none of this one", () => {
+    expect(stopOf(after(told(1, { run_id: "run_2", interrupted_by: "Ana" })), "run_1")).toBe("none");
   });
 });

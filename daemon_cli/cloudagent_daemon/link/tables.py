@@ -74,15 +74,16 @@ CREATE TABLE said (
 ) STRICT;
 CREATE INDEX said_of ON said (caused_by, agent_id);
 """
+_ENDED: Final = "ALTER TABLE inbox ADD COLUMN ended_by TEXT;"
 #: Step n brings a spool from version n to n + 1; a step is never edited.
-_MIGRATIONS: Final = (_SCHEMA, _SAID, asked.SCHEMA, lanes.SCHEMA)
+_MIGRATIONS: Final = (_SCHEMA, _SAID, asked.SCHEMA, lanes.SCHEMA, _ENDED)
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 _CHANGES: Final = (
     "SELECT changed, id, frame, attempts, interrupted_by, finished_at IS NOT NULL, EXISTS ("  # noqa: S608 - of constants only
     " SELECT 1 FROM handled_before WHERE frame <> ''"
     " AND message_id = json_extract(frame, '$.message.id')), "
     + asked.WAITS
-    + " FROM inbox WHERE ending IS NULL"
+    + ", ended_by FROM inbox WHERE ending IS NULL"
 )
 
 
@@ -105,6 +106,8 @@ class Waiting:
     asks_until: float | None = None
     #: And for what, for a person.
     waits_for: str | None = None
+    #: Who asked to end it at once, having asked to stop it.
+    ended_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -267,9 +270,14 @@ def receive(c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int) ->
                 _keep(c, frame)
             case Interrupt():
                 c.execute(
-                    "UPDATE inbox SET interrupted_by = ?, changed = ?"
-                    " WHERE id = ? AND finished_at IS NULL",
-                    (frame.actor, _next_change(c), frame.delivery_id),
+                    "UPDATE inbox SET interrupted_by = coalesce(interrupted_by, ?1), changed = ?2,"
+                    " ended_by = coalesce(ended_by, ?3) WHERE id = ?4 AND finished_at IS NULL",
+                    (
+                        frame.actor,
+                        _next_change(c),
+                        frame.actor if frame.now else None,
+                        frame.delivery_id,
+                    ),
                 )
             case Decide() if asked.decide(c, frame):
                 _changed(c, frame.delivery_id)
@@ -324,7 +332,7 @@ def _keep(c: sqlite3.Connection, frame: Deliver) -> None:
         c.execute(
             "INSERT INTO inbox (id, delivery_seq, changed, frame) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET changed = excluded.changed, frame = excluded.frame,"
-            " interrupted_by = NULL, finished_at = NULL",
+            " interrupted_by = NULL, ended_by = NULL, finished_at = NULL",
             (
                 frame.delivery_id,
                 frame.delivery_seq,
@@ -391,17 +399,20 @@ def waiting(c: sqlite3.Connection, delivery_id: DeliveryId) -> Waiting | None:
 
 
 def _change(
-    row: tuple[int, DeliveryId, str, int, str | None, int, int, float | None, str | None],
+    row: tuple[
+        int, DeliveryId, str, int, str | None, int, int, float | None, str | None, str | None
+    ],
 ) -> Change:
-    number, delivery_id, frame, attempts, interrupted_by, over, handled_before, until, what = row
+    number, delivery_id, frame, attempts, interrupted_by, over, before, until, what, ended_by = row
     if over:
         return Change(number, delivery_id, None)
     deliver = decode(frame)
     if not isinstance(deliver, Deliver):
         raise TypeError(f"a {deliver.type} frame in the inbox")
-    handled = bool(handled_before)
     return Change(
-        number, delivery_id, Waiting(deliver, attempts, interrupted_by, handled, until, what)
+        number,
+        delivery_id,
+        Waiting(deliver, attempts, interrupted_by, bool(before), until, what, ended_by),
     )
 
 

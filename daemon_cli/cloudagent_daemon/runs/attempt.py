@@ -199,6 +199,8 @@ class Attempt:
     async def _watch_stop(self) -> None:
         await self.stop.wait()
         self.worker.finish_by(interrupts=True)
+        await self.stop.now.wait()
+        self.worker.kill()
 
     async def _watch_take_up(self, take_up_s: float) -> None:
         with anyio.move_on_after(take_up_s):

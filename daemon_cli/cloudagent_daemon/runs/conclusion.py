@@ -34,6 +34,7 @@ async def conclude(
             stderr_tail=seen.stderr_tail,
             failure=failure,
             stopped_by=stop.actor if stop.requested else None,
+            ended_by=stop.ended_by,
             daemon_stops=stop.daemon_stops,
             sends=desk.replies,
             asked=list(desk.record.asked.values()),

@@ -36,6 +36,8 @@ class Facts:
     failure: Failure | None = None
     #: Who asked for the stop, if somebody did.
     stopped_by: str | None = None
+    #: Who then asked to end it at once.
+    ended_by: str | None = None
     daemon_stops: bool = False
     #: Messages that the agent sent, without what it asked other agents.
     sends: int = 0
@@ -118,6 +120,8 @@ def _stopped(facts: Facts, actor: str) -> Verdict:
         detail = "The daemon on the agent's machine was stopped during the turn."
         return Verdict(Outcome.CANCELLED, Reason.DAEMON_STOPPED, detail)
     detail = f"Stopped by {actor}."
+    if facts.ended_by is not None:
+        detail = f"Ended at once by {facts.ended_by}: what it was in the middle of stays as it is."
     return Verdict(Outcome.CANCELLED, Reason.INTERRUPTED, detail, stopped_by=actor)
 
 

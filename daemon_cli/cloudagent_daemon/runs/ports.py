@@ -142,6 +142,9 @@ class StopSignal:
         self._event = anyio.Event()
         #: Who asked: a person's name.
         self.actor = ""
+        #: Set when it is to end at once, and who asked for that.
+        self.now = anyio.Event()
+        self.ended_by: str | None = None
         #: Whether the daemon itself is going down, rather than a person having asked.
         self.daemon_stops = False
         #: Whether the run is to leave its delivery unfinished: it waits for people.
@@ -159,6 +162,13 @@ class StopSignal:
         if not self.requested:
             self.actor, self.daemon_stops = actor, daemon_stops
             self._event.set()
+
+    def hurry(self, actor: str) -> None:
+        """Wants it ended at once: whoever was asked to stop is not waited for any more."""
+        self.request(actor)
+        if not self.now.is_set():
+            self.ended_by = actor
+            self.now.set()
 
     def park(self) -> None:
         """Has the run leave, if it was not asked to stop already."""

@@ -218,8 +218,7 @@ class RunQueue:
         if stop := self._stops.get(delivery_id):
             if delivery_id in self._riding:
                 self._riding[delivery_id] = waiting
-            if waiting.interrupted_by is not None:
-                stop.request(waiting.interrupted_by)
+            _stop(stop, waiting)
         elif _waits_for_people(waiting):
             self.order.park(waiting)
         elif ending := _without_a_run(waiting):
@@ -292,8 +291,7 @@ class RunQueue:
     def _start_next(self, tasks: anyio.abc.TaskGroup) -> None:
         while self._may_start() and (waiting := self.order.next()):
             stop = self._stops[waiting.deliver.delivery_id] = StopSignal()
-            if waiting.interrupted_by is not None:
-                stop.request(waiting.interrupted_by)
+            _stop(stop, waiting)
             self.working[waiting.deliver.delivery_id] = (waiting.deliver, datetime.now(UTC))
             tasks.start_soon(self._run, waiting, tasks)
         self._notify()
@@ -385,6 +383,14 @@ class RunQueue:
     def _notify(self) -> None:
         self.changed.set()
         self.changed = anyio.Event()
+
+
+def _stop(stop: StopSignal, waiting: Waiting) -> None:
+    """Passes on what people want of the run."""
+    if waiting.interrupted_by is not None:
+        stop.request(waiting.interrupted_by)
+    if waiting.ended_by is not None:
+        stop.hurry(waiting.ended_by)
 
 
 def _waits_for_people(waiting: Waiting) -> bool:

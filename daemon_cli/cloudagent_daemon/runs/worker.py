@@ -150,7 +150,8 @@ class Worker:
     @property
     def usable(self) -> bool:
         """Whether it could take a further turn."""
-        return not (self.gone.is_set() or self._enough.is_set()) and self.child.exit_code is None
+        wanted = not (self._enough.is_set() or self.child.hurry.is_set())
+        return wanted and not self.gone.is_set() and self.child.exit_code is None
 
     # --- its life ---
 
@@ -262,6 +263,11 @@ class Worker:
 
     def end_at_once(self) -> None:
         self._enough.set()
+
+    def kill(self) -> None:
+        """Ends it with all that it started: what was asked of it before is not waited for."""
+        self._enough.set()
+        self.child.hurry.set()
 
     def hear_no_more(self) -> None:
         """Nothing is said to it any more, so that it leaves."""
@@ -417,17 +423,21 @@ class Worker:
     async def _end_when_enough(self, child: Child) -> None:
         while True:
             await self._enough.wait()
-            with anyio.move_on_after(self._linger_s):
-                await child.wait()
+            await child.unless_hurried(lambda: self._linger(child))
             began = time.monotonic()
             if self._interrupts and child.exit_code is None:
-                await self._interrupt(child)
-            if not self._turn_over.is_set() or not self._interrupts:
+                await child.unless_hurried(lambda: self._interrupt(child))
+            heeded = self._turn_over.is_set() and self._interrupts
+            if not heeded or child.hurry.is_set():
                 break
             # It has heeded the interrupt, its turn has ended, and it is as good as before.
             await self._resting.wait()
             self._enough, self._interrupts = anyio.Event(), False
         await child.end(at_once=self._at_once, asked_s=time.monotonic() - began)
+
+    async def _linger(self, child: Child) -> None:
+        with anyio.move_on_after(self._linger_s):
+            await child.wait()
 
     async def _interrupt(self, child: Child) -> None:
         how = self.session.interrupt()

@@ -132,8 +132,14 @@ def test_stop_is_in_view_while_an_agent_works(
     with page.expect_request(f"**/v1/runs/{work.run.id}/interrupt"):
         stop.click()
     expect(page.get_by_text("Stopping…")).to_be_visible()
+    # It does not heed that.
+    now = page.get_by_role("button", name="Stop now")
+    with page.expect_request(f"**/v1/runs/{work.run.id}/interrupt") as asked:
+        now.click()
+    assert asked.value.post_data_json == {"now": True}
+    expect(now).to_be_focused()
     work.finish(Outcome.CANCELLED, Reason.INTERRUPTED)
-    expect(stop).to_be_hidden()
+    expect(now).to_be_hidden()
     expect(page.get_by_text("Stopped after")).to_be_visible()
 
 

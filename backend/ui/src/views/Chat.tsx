@@ -3,7 +3,7 @@
 import { Fragment, useEffect, useState, type ReactNode } from "react";
 
 import { get } from "../api";
-import { conversationsOf, hostOf, outgoingIn, runsOf, waitsHere, type State } from "../reducer";
+import { conversationsOf, hostOf, outgoingIn, runsOf, stopOf, waitsHere, type State } from "../reducer";
 import { chatPath, go, type Route } from "../router";
 import { isFailure, isLive } from "../run";
 import { timeline, type Entry } from "../timeline";
@@ -18,7 +18,8 @@ import { Changes } from "./Changes";
 import { Composer, focusComposer } from "./Composer";
 import { Log } from "./Log";
 import { AgentMessage, OwnMessage, Pending } from "./Messages";
-import { Avatar, Dot, Failure, Icon, Link, Spinner, Stop } from "./parts";
+import { Avatar, Dot, Failure, Icon, Link, Spinner } from "./parts";
+import { StopButton } from "./StopButton";
 import { TopBar } from "./TopBar";
 import { useApp, useAttempt, useNow, useSession, useTitle } from "./use";
 
@@ -294,10 +295,10 @@ function Busy({ conversation, agent, state }: { conversation: string | null; age
   const now = useNow(live !== undefined);
   const shown = live !== undefined || starting;
   const what = live?.id ?? "start";
-  const stop = (): void => {
+  const stop = (now = false): void => {
     if (conversation === null) return;
     setAsked(what);
-    void attempt(() => session.stop(conversation));
+    void attempt(() => session.stop(conversation, now));
   };
   useEffect(() => {
     if (!shown) return;
@@ -315,22 +316,23 @@ function Busy({ conversation, agent, state }: { conversation: string | null; age
     return () => focusComposer();
   }, [shown]);
   if (!shown) return <Failure error={error} />;
-  const stopping = asked === what && error === null;
+  const known = live === undefined ? "none" : stopOf(state, live.id);
+  const stopping = known !== "none" || (asked === what && error === null);
   return (
     <>
       <div className="busy-bar">
         <Dot tone="busy" />
         <span className="busy-text">
-          {stopping ? "Stopping…" : live === undefined ? `${agent.name} is starting` : `${agent.name} is working`}
+          {known === "ended" ? "Ending…" : stopping ? "Stopping…" : live === undefined ? `${agent.name} is starting` : `${agent.name} is working`}
           {live?.run != null && <span className="busy-time"> {elapsed(live.run.started_at, now)}</span>}
         </span>
-        <button type="button" className="button stop" disabled={busy} onClick={stop} aria-keyshortcuts="Escape">
-          <Stop />
-          Stop
-          <kbd className="wide-only" aria-hidden="true">
-            Esc
-          </kbd>
-        </button>
+        <StopButton
+          key={what}
+          asked={stopping && live !== undefined}
+          ended={known === "ended"}
+          busy={busy}
+          onStop={stop}
+        />
       </div>
       <Failure error={error} />
     </>
