@@ -174,15 +174,20 @@ class AgentHandle(Agent):
         host_machine_id: str | None = None,
         mode: DeliveryMode = DeliveryMode.QUEUE,
         attachments: Sequence[str] = (),
+        model: str | None = None,
+        permission_mode: str | None = None,
         idempotency_key: str | None = None,
     ) -> Turn:
         """Send a message and follow what comes of it.
 
         It takes its place after what was sent before; with `interrupt` before all that has not begun,
         and what runs in its conversation is stopped. With `host_machine_id`, the ephemeral machine of
-        a CI job, it runs there or nowhere. `attachments` are ids of files that were uploaded.
+        a CI job, it runs there or nowhere. `attachments` are ids of files that were uploaded. `model` and
+        `permission_mode` count for this turn instead of the agent's own, which a mode may only narrow.
         """
-        body = turn.message_body(text, conversation_id, host_machine_id, mode, attachments)
+        body = turn.message_body(
+            text, conversation_id, host_machine_id, mode, attachments, model, permission_mode
+        )
         return _send(self.transport, self.id, body, idempotency_key)
 
     def interrupt(self, *, now: bool = False) -> list[Run]:

@@ -281,6 +281,8 @@ def message_body(
     host_machine_id: str | None = None,
     mode: DeliveryMode = DeliveryMode.QUEUE,
     attachments: Sequence[str] = (),
+    model: str | None = None,
+    permission_mode: str | None = None,
 ) -> AgentMessageCreate:
     """The body of a message to an agent.
 
@@ -293,6 +295,8 @@ def message_body(
         "host_machine_id": host_machine_id,
         "mode": None if mode is DeliveryMode.QUEUE else mode,
         "attachments": list(attachments) or None,
+        "model": model,
+        "permission_mode": permission_mode,
     }
     sent = {"text": text, **{name: value for name, value in said.items() if value is not None}}
     try:
@@ -300,7 +304,7 @@ def message_body(
     except ValidationError as error:
         raise _invalid(
             f"a message needs 1 to {MAX_TEXT_CHARS} characters that are not all blank, or files; it"
-            f" may have {MAX_ATTACHMENTS}"
+            f" may have {MAX_ATTACHMENTS}, and a model's name and a permission mode that there are"
         ) from error
 
 

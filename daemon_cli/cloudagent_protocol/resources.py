@@ -425,6 +425,9 @@ class Message(Resource):
     depth: int = 0
     #: What its author worked on when it sent this.
     caused_by: MessageId | None = None
+    #: What it wants instead of the agent's own; null: nothing.
+    model: str | None = None
+    permission_mode: str | None = None
 
 
 class _Said(Body):
@@ -434,6 +437,9 @@ class _Said(Body):
     attachments: Annotated[
         list[Annotated[AttachmentId, _SENT]], Field(max_length=MAX_ATTACHMENTS)
     ] = Field(default_factory=list[AttachmentId])
+    #: For the turn of this message alone. A mode may be the agent's own or a narrower one.
+    model: _Model | None = None
+    permission_mode: _Mode | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

@@ -131,6 +131,15 @@ def test_the_mode_of_a_message_is_the_servers_to_obey(own_home: Path, server: Se
     assert run(own_home, server, "send", "shop", "x", "--mode", "loudly").returncode == 2
 
 
+def test_a_message_may_want_a_model_and_a_permission_mode(own_home: Path, server: Server) -> None:
+    serve_agent(server)
+    path = "/v1/agents/agent_1/messages"
+    wish = ("--model", "haiku", "--permission-mode", "plan")
+    assert run(own_home, server, "send", "shop", "look", *wish).returncode == 0
+    [sent] = [request.body for request in server.sent("POST", path)]
+    assert sent == {"text": "look", "model": "haiku", "permission_mode": "plan"}
+
+
 def test_a_message_is_tried_again_by_a_command(own_home: Path, server: Server) -> None:
     again = bodies.delivery("queued") | {"id": "dlv_2", "retry_of": "dlv_1"}
     over = bodies.delivery("failed", outcome="failed", reason="crashed")

@@ -182,6 +182,10 @@ async def one_for_others(world: World, first: RecordedUplink) -> None:
     world.agent = world.agent.model_copy(update={"mode": "acceptEdits"})
 
 
+async def one_for_another_model(world: World, first: RecordedUplink) -> None:
+    world.agent = world.agent.model_copy(update={"model": "haiku"})
+
+
 async def one_with_other_instructions(world: World, first: RecordedUplink) -> None:
     world.agent = world.agent.model_copy(update={"instructions": "Speak like a pirate."})
 
@@ -192,7 +196,14 @@ async def one_that_is_cleared(world: World, first: RecordedUplink) -> None:
 
 
 @pytest.mark.parametrize(
-    "happens", [a_killed_one, one_for_others, one_with_other_instructions, one_that_is_cleared]
+    "happens",
+    [
+        a_killed_one,
+        one_for_others,
+        one_for_another_model,
+        one_with_other_instructions,
+        one_that_is_cleared,
+    ],
 )
 async def test_a_message_that_finds_no_warm_process_gets_one_of_its_own(
     tmp_path: Path, happens: Callable[[World, RecordedUplink], Awaitable[None]]
@@ -295,6 +306,26 @@ async def test_a_message_folded_into_a_turn_is_answered_by_its_run(tmp_path: Pat
     assert second.delivery_id in end.delivery_ids
     assert [launch.delivery_id for launch in seen.launches] == end.delivery_ids
     assert pids(seen)[0] == pids(seen)[1] == pids(after)[0]
+
+
+async def test_a_message_that_wants_another_model_or_mode_is_not_put_into_the_turn(
+    tmp_path: Path,
+) -> None:
+    seen = RecordedUplink()
+    async with a_warm_world(tmp_path) as world:
+        first = world.deliver("@@reply one\n@@gate")
+        wishes = {"model": "haiku"}, {"mode": "plan"}
+        runner, rides = world.runner_for(seen), list[Ride | None]()
+        with anyio.fail_after(DEADLINE_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(runner.run, first, attempt=1, stop=StopSignal()))
+                await seen.until(is_result)
+                for wish in wishes:
+                    other = world.deliver("@@reply two", **wish)
+                    rides.append(await runner.steer(first.delivery_id, other, attempt=1))
+                (tmp_path / "fake" / "gate").touch()
+    assert rides == [None, None]
+    assert [send.text for send in seen.sends] == ["one"]
 
 
 async def test_a_message_that_gets_a_turn_of_its_own_belongs_to_the_run_all_the_same(

@@ -53,6 +53,9 @@ async def send_to_agent(
     `mode` says how it takes its place: `queue` after what was sent before, `interrupt` before all
     that has not begun, and what runs in the conversation is stopped, `steer` into the turn that is
     under way (where the driver cannot, as `queue`, and the trace says so).
+
+    `model` and `permission_mode` count for this message's turn instead of the agent's own. A mode may be
+    the agent's own or `plan`, and any one of an agent that may do everything (409 otherwise).
     """
     submission = Submission(
         user.user_id,
@@ -63,6 +66,8 @@ async def send_to_agent(
         body.host_machine_id,
         body.mode,
         body.attachments,
+        body.model,
+        body.permission_mode,
     )
     return await world.service.submit(submission, lambda work: once(work, _message_of))
 
@@ -84,6 +89,8 @@ async def send_to_conversation(
         conversation_id,
         mode=body.mode,
         attachments=body.attachments,
+        model=body.model,
+        permission_mode=body.permission_mode,
     )
     return await world.service.submit(submission, lambda work: once(work, _message_of))
 

@@ -4,7 +4,28 @@ from cloudagent_backend.store import agents
 from cloudagent_backend.store.agents import AgentRow
 from cloudagent_backend.store.deliveries import DeliveryRow
 from cloudagent_protocol.frames import Deliver, DeliveredMessage, Retried
-from cloudagent_protocol.resources import Message
+from cloudagent_protocol.resources import AgentSpec, Message
+
+
+def may_want(own: str, wanted: str) -> bool:
+    """Whether a message may want this permission mode of an agent whose own is that one.
+
+    Never more than the agent may: its own, `plan`, in which no driver does more than look, and of an agent
+    that may do everything whatever is wanted. `default` is no narrower one than `acceptEdits`: it is what
+    the program on its machine is set up for.
+    """
+    return wanted in {own, "plan"} or own == "bypassPermissions"
+
+
+def _as_wanted(agent: AgentRow, message: Message) -> AgentSpec:
+    """The agent for this message. Its own mode may have been narrowed since that was written."""
+    spec = agents.spec(agent)
+    if message.model is not None:
+        spec.model = message.model
+    wanted = message.permission_mode
+    if wanted is not None and may_want(agent.mode, wanted):
+        spec.mode = wanted
+    return spec
 
 
 def deliver(
@@ -23,7 +44,7 @@ def deliver(
         delivery_id=row.id,
         delivery_seq=row.seq,
         mode=row.mode,
-        agent=agents.spec(agent),
+        agent=_as_wanted(agent, message),
         message=DeliveredMessage(
             id=message.id,
             conversation_id=row.conversation_id,

@@ -10,7 +10,7 @@ from cloudagent_backend.delivery.away import away
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.enclosing import enclose
 from cloudagent_backend.delivery.errors import Refused, not_found
-from cloudagent_backend.delivery.framing import deliver
+from cloudagent_backend.delivery.framing import deliver, may_want
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.states import ENDS, RETRIABLE
 from cloudagent_backend.delivery.straight import OnItsWay, Way
@@ -79,6 +79,9 @@ class Submission:
     mode: DeliveryMode = DeliveryMode.QUEUE
     #: Files that were uploaded before.
     attachments: Sequence[AttachmentId] = ()
+    #: What it wants instead of the agent's own.
+    model: str | None = None
+    permission_mode: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,12 @@ def submit(
 
     Raises:
         Refused: nothing of that name, nobody to deliver to, a host's backlog is full, or a file that
-            cannot go with it (`enclosing.enclose`).
+            cannot go with it (`enclosing.enclose`), or a mode that would let its agent do more.
     """
     user_id = submission.user_id
     conversation_id, targets = _targets(c, submission)
+    for agent in targets:
+        _check_mode(agent, submission.permission_mode)
     message_id, files = new_message_id(), submission.attachments
     message = Message(
         id=message_id,
@@ -119,6 +124,8 @@ def submit(
         attachments=enclose(c, user_id, files, message_id) if files else [],
         created_at=clock.at(clock.now_us()),
         chain_id=message_id,
+        model=submission.model,
+        permission_mode=submission.permission_mode,
     )
     gone: list[OnItsWay] = []
     rows: list[DeliveryRow] = []
@@ -138,6 +145,17 @@ def submit(
         ladder.tell(c, row, leaves=row.state is DeliveryState.LEASED)
     waits = {row.host_id for row in rows if row.state is DeliveryState.QUEUED}
     return Submitted(message, waits, gone)
+
+
+def _check_mode(agent: AgentRow, wanted: str | None) -> None:
+    if wanted is None or may_want(agent.mode, wanted):
+        return
+    raise Refused(
+        ErrorCode.CONFLICT,
+        f"{agent.name} works in the mode {agent.mode}; a message may want that or plan, which is the"
+        f" narrowest, and not {wanted}.",
+        next="Change the agent's own mode in its settings, if it shall be allowed more.",
+    )
 
 
 def _stop_helpers(c: sqlite3.Connection, message: Message, owns: set[HostId]) -> None:

@@ -172,6 +172,12 @@ ENDED: Final = """
 ALTER TABLE deliveries ADD COLUMN ended_by TEXT;      -- who asked to end it at once
 """
 
+# What a message wants instead of its agent's own.
+WISHES: Final = """
+ALTER TABLE messages ADD COLUMN model TEXT;
+ALTER TABLE messages ADD COLUMN permission_mode TEXT;
+"""
+
 RETRIES: Final = """
 ALTER TABLE deliveries ADD COLUMN retry_of TEXT;      -- the earlier delivery that it does over
 ALTER TABLE deliveries ADD COLUMN retried_by TEXT;    -- who asked for that

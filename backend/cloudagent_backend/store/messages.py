@@ -58,6 +58,8 @@ def _resource(row: sqlite3.Row, summaries: list[DeliverySummary]) -> Message:
         chain_id=row["chain_id"],
         depth=row["depth"],
         caused_by=row["caused_by"],
+        model=row["model"],
+        permission_mode=row["permission_mode"],
     )
 
 
@@ -75,7 +77,8 @@ def insert(
     stored = c.execute(
         "INSERT INTO messages (id, conversation_id, user_id, author_type, author_id, author_name,"
         " text, created_us, in_reply_to, run_id, auto_published, chain_id, depth, caused_by,"
-        " asked_in, attachments) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " asked_in, attachments, model, permission_mode)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (id) DO NOTHING",
         (
             message.id,
@@ -94,6 +97,8 @@ def insert(
             message.caused_by,
             asked_in,
             _FILES.dump_json(message.attachments).decode() if message.attachments else None,
+            message.model,
+            message.permission_mode,
         ),
     ).rowcount
     if stored:

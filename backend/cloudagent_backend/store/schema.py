@@ -301,6 +301,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _DIFFS,
     _WORKTREES,
     delivery_schema.ENDED,
+    delivery_schema.WISHES,
 )
 
 

@@ -44,6 +44,15 @@ def send(
             "--attach", exists=True, dir_okay=False, readable=True, help="A file; repeat for more."
         ),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="For this message's turn, instead of the agent's.")
+    ] = None,
+    permission_mode: Annotated[
+        Literal["default", "acceptEdits", "plan", "bypassPermissions"] | None,
+        typer.Option(
+            "--permission-mode", help="For this message's turn: the agent's own, or a narrower one."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Send a message to an agent.
@@ -57,7 +66,7 @@ def send(
         handle = ca.agents.get(agent)
         host_id = _job_host(ca, host) if host else None
         files = _upload(ca, attach or [])
-        wanted = _body(body, host_id, mode, files)
+        wanted = _body(body, host_id, mode, files, model, permission_mode)
         if wait or timeout is not None:
             _send_and_wait(handle, wanted, timeout, as_json=as_json)
         else:
@@ -105,6 +114,8 @@ def _send_and_wait(
         host_machine_id=body.host_machine_id,
         mode=body.mode,
         attachments=body.attachments,
+        model=body.model,
+        permission_mode=body.permission_mode,
     )
     try:
         result = _follow(turn, timeout_s, quiet=as_json or not sys.stderr.isatty())
@@ -188,13 +199,23 @@ def _upload(ca: "CloudAgent", paths: list[Path]) -> list[str]:
 
 
 def _body(
-    text: str, host_id: str | None, mode: str, attachments: list[str]
+    text: str,
+    host_id: str | None,
+    mode: str,
+    attachments: list[str],
+    model: str | None,
+    permission_mode: str | None,
 ) -> "AgentMessageCreate":
     from cloudagent.turn import message_body
     from cloudagent_protocol.resources import DeliveryMode
 
     return message_body(
-        text, host_machine_id=host_id, mode=DeliveryMode(mode), attachments=attachments
+        text,
+        host_machine_id=host_id,
+        mode=DeliveryMode(mode),
+        attachments=attachments,
+        model=model,
+        permission_mode=permission_mode,
     )
 
 

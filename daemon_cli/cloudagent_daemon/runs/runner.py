@@ -532,10 +532,11 @@ class _Run:
         """Puts a message into the turn; written down first, as a process that is given one is."""
         async with self._steering:
             under_way = None if self._closed else self._attempt
-            mine = deliver.agent.id == self._deliver.agent.id
+            mine, wanted = self._deliver.agent, deliver.agent
+            same = (mine.id, mine.model, mine.mode) == (wanted.id, wanted.model, wanted.mode)
             if deliver.message.attachments:  # they are brought before a turn begins
                 return None
-            if not mine or under_way is None or not under_way.steerable:
+            if not same or under_way is None or not under_way.steerable:
                 return None
             return await self._put_in(under_way, deliver, attempt)
 

@@ -1,0 +1,75 @@
+"""What a message wants for its turn alone: another model, or a narrower permission mode."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudagent_backend.delivery.errors import Refused
+from cloudagent_backend.delivery.framing import may_want
+from cloudagent_backend.store import agents, messages
+from cloudagent_protocol.errors import ErrorCode
+from fakes.desk import Desk, open_desk
+from fakes.server import running_backend
+
+MODES = ("plan", "default", "acceptEdits", "bypassPermissions")
+
+
+@pytest.mark.parametrize("own", MODES)
+def test_a_message_wants_the_agents_own_mode_or_the_narrowest(own: str) -> None:
+    wanted = {mode for mode in MODES if may_want(own, mode)}
+    assert wanted == (set(MODES) if own == "bypassPermissions" else {own, "plan"})
+
+
+async def changed(desk: Desk, **fields: Any) -> None:
+    def work(c: Any) -> None:
+        row = agents.load(c, desk.user_id, desk.agent_id)
+        assert row
+        agents.update(c, row, fields)
+
+    await desk.database.write(work)
+
+
+async def test_it_is_what_the_machine_is_given_for_this_message_alone(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await changed(desk, model="opus", mode="acceptEdits")
+        message = await desk.say("think hard", model="haiku", permission_mode="plan")
+        await desk.say("and now as ever")
+        wished, ordinary = (frame.agent for frame in await desk.lease())
+        assert (wished.model, wished.mode) == ("haiku", "plan")
+        assert (ordinary.model, ordinary.mode) == ("opus", "acceptEdits")
+        kept = await desk.database.read(lambda c: messages.load(c, desk.user_id, message.id))
+        assert kept
+        assert (kept.model, kept.permission_mode) == ("haiku", "plan")
+
+
+async def test_it_never_lets_the_agent_do_more_than_its_own_mode(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await changed(desk, mode="acceptEdits")
+        with pytest.raises(Refused) as refused:
+            await desk.say("just do it", permission_mode="bypassPermissions")
+        assert refused.value.code is ErrorCode.CONFLICT
+        assert "acceptEdits" in str(refused.value)
+        assert await desk.lease() == []
+
+
+async def test_what_waits_is_as_narrow_as_its_agent_has_become(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        await changed(desk, mode="bypassPermissions")
+        await desk.say("later", permission_mode="acceptEdits")
+        await changed(desk, mode="default")
+        [frame] = await desk.lease()
+        assert frame.agent.mode == "default"
+
+
+async def test_both_ways_of_sending_take_it_and_refuse_it(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        wish = {"text": "look only", "model": "haiku", "permission_mode": "plan"}
+        sent = await client.post(f"/v1/agents/{backend.ana.agent.id}/messages", json=wish)
+        assert sent.status_code == 201
+        assert (sent.json()["model"], sent.json()["permission_mode"]) == ("haiku", "plan")
+        path = f"/v1/conversations/{sent.json()['conversation_id']}/messages"
+        assert (await client.post(path, json=wish)).json()["permission_mode"] == "plan"
+        for mode, status in (("acceptEdits", 409), ("everything", 422)):
+            answer = await client.post(path, json=wish | {"permission_mode": mode})
+            assert answer.status_code == status
