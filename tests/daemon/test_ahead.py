@@ -170,9 +170,10 @@ async def test_no_process_that_has_worked_makes_way_for_one(tmp_path: Path) -> N
         ({"expect_s": 0.0}, {}),
         ({}, {"driver": "codex"}),
         ({}, {"driver": "of tomorrow"}),
+        ({}, {"worktree": "per_conversation"}),
         ({}, {"command": ["/nonexistent/claude"]}),
     ],
-    ids=["not wanted", "cannot wait", "unknown", "not there"],
+    ids=["not wanted", "cannot wait", "unknown", "has a work tree to make", "not there"],
 )
 async def test_where_none_can_wait_none_is_started_and_nothing_is_said(
     tmp_path: Path, limits: dict[str, Any], agent: dict[str, Any]

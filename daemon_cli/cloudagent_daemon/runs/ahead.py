@@ -46,6 +46,9 @@ class Ahead:
         stays_s = self._settings.limits.expect_s
         if not stays_s or driver is None or not driver.warm:
             return False
+        if expected.agent.worktree == "per_conversation":
+            # To make a work tree is a write to the repository, and nobody has asked for anything yet.
+            return False
         key = expected.agent.id, expected.conversation_id
         about = {"action": "ahead", "agent_id": expected.agent.id}
         try:
