@@ -172,6 +172,7 @@ class Daemon:
                 limits_file.load(settings.state_dir),
             ),
             keep=partial(limits_file.keep, settings.state_dir),
+            fetch=None if job else runner.fetch,
         )
         self.about = About(
             settings=settings,

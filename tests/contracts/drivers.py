@@ -5,11 +5,13 @@ a fake program, or a program with a scripted model. `tests/e2e/test_real_drivers
 behaviours with the real programs.
 """
 
+import hashlib
 import json
 import os
 import signal
 import sys
 import time
+import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,9 +25,11 @@ from cloudagent_daemon.process import find_tree
 from cloudagent_daemon.runs.ports import Ride, Said, StopSignal
 from cloudagent_daemon.runs.warm import Warm
 from cloudagent_daemon.runs.workspace import Workspace
+from cloudagent_protocol.attachments import media_type_of
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import Outcome, Reason, Retry, Text, ToolCall
-from cloudagent_protocol.frames import Expect, RunReport
-from cloudagent_protocol.ids import new_conversation_id
+from cloudagent_protocol.frames import Deliver, Expect, RunReport
+from cloudagent_protocol.ids import new_attachment_id, new_conversation_id
 from fakes.model import StubModel
 from fakes.runs import RecordedUplink, World, a_world, alive
 
@@ -59,6 +63,8 @@ class Kit:
     #: Its process stays for the next message; a message can be put into its turn.
     warm: bool = False
     steers: bool = False
+    #: A picture that comes with a message is shown to its model.
+    sees: bool = True
     #: Is at work until a message is put in, or for long enough.
     hold: str = "@@pause"
 
@@ -121,6 +127,7 @@ BUILTIN: Final = scripted(
     agent={"model": "stub-model"},
     # Its own wait for a model that only sleeps is a request's, which has begun to answer.
     patience_s=3.0,
+    sees=False,
     limit=lambda until: f"@@error 429 99 {until - time.time():.0f}",
 )  # fmt: skip
 
@@ -136,6 +143,7 @@ BUILTIN_ACP: Final = scripted(
     inherits=False,
     stopped=0,
     patience_s=3.0,
+    sees=False,
 )  # fmt: skip
 
 Behaviour: TypeAlias = Callable[[Kit, Path], Awaitable[None]]
@@ -299,6 +307,14 @@ async def is_steered(kit: Kit, home: Path) -> None:
     assert_nothing_left(uplink)
 
 
+@behaviour("a picture that its model sees")
+async def sees(kit: Kit, home: Path) -> None:
+    async with kit.world(home) as world:
+        deliver = with_files(world, "@@pictures", {"shot.png": PNG, "notes.txt": b"not shown"})
+        seen = await world.run(deliver)
+    assert [send.text for send in seen.sends] == ["image/png" if kit.sees else "none"]
+
+
 # --- ends ---
 
 
@@ -406,6 +422,41 @@ async def is_overloaded(kit: Kit, home: Path) -> None:
 # --- the like ---
 
 
+def with_files(world: World, text: str, files: dict[str, bytes]) -> Deliver:
+    """A message with files that are on the machine already."""
+    deliver = world.deliver(text)
+    folder = world.workspace / "attachments" / deliver.message.id
+    folder.mkdir(parents=True)
+    for name, body in files.items():
+        (folder / name).write_bytes(body)
+    attachments = [
+        Attachment(
+            id=new_attachment_id(),
+            name=name,
+            media_type=media_type_of(body),
+            size_bytes=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+        )
+        for name, body in files.items()
+    ]
+    message = deliver.message.model_copy(update={"attachments": attachments})
+    return deliver.model_copy(update={"message": message})
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    check = zlib.crc32(kind + body).to_bytes(4, "big")
+    return len(body).to_bytes(4, "big") + kind + body + check
+
+
+#: A grey square, such as any program can read.
+PNG: Final = (
+    b"\x89PNG\r\n\x1a\n"
+    + _chunk(b"IHDR", b"\0\0\0\x10\0\0\0\x10\x08\0\0\0\0")
+    + _chunk(b"IDAT", zlib.compress((b"\0" + b"\x80" * 16) * 16))
+    + _chunk(b"IEND", b"")
+)
+
+
 def assert_nothing_left(seen: RecordedUplink) -> None:
     for launch in seen.launches:
         assert find_tree(launch.pid, launch.started_at, launch.launch_id, session=True) == []
@@ -433,6 +484,8 @@ def _cell(kit: Kit, words: str) -> str:
         return "new, with the history"
     if ("same process" in words or "survives" in words or "waits for it" in words) and not kit.warm:
         return "a process per message"
+    if "picture" in words and not kit.sees:
+        return "has its path"
     if "put into" in words and not kit.steers:
         return "queued"
     if "all that it started" in words and kit.child is None:

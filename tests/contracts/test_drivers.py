@@ -33,6 +33,8 @@ def _can(kit: Kit, words: str) -> bool:
     """Whether the driver does it in its own way; what it does instead is what it does of every message."""
     if words in {"the next message in the same process", "a stop that its process survives"}:
         return kit.warm
+    if words == "a picture that its model sees":
+        return kit.sees
     return words != "a message put into its turn" or kit.steers
 
 

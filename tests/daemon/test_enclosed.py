@@ -1,6 +1,7 @@
 """Files of a message: all of them are here before its agent begins, or it does not begin."""
 
 import hashlib
+from base64 import b64decode
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,14 +16,15 @@ from cloudagent_daemon.link.files import FileRefusedError, Files
 from cloudagent_daemon.link.transport import UnreachableError
 from cloudagent_daemon.link.way import Way
 from cloudagent_daemon.link.websocket import always
-from cloudagent_daemon.runs.enclosed import Enclosed, Porter, names, words
+from cloudagent_daemon.runs.enclosed import PICTURE_BYTES, Enclosed, Porter, names, pictures, words
 from cloudagent_daemon.runs.outcome import Failure
 from cloudagent_daemon.runs.ports import StopSignal
 from cloudagent_daemon.runs.workspace import Workspace
 from cloudagent_protocol.content import Attachment
-from cloudagent_protocol.events import Outcome, Reason
+from cloudagent_protocol.events import Outcome, Reason, Retry
 from cloudagent_protocol.frames import Deliver, DeliveryReport, decode
 from cloudagent_protocol.ids import AttachmentId, new_attachment_id, new_delivery_id
+from contracts.drivers import PNG, with_files
 from fakes.runs import RecordedUplink, a_delivery, a_world
 from fakes.server import Backend, running_backend
 
@@ -151,6 +153,38 @@ def test_the_agent_is_told_where_the_files_are(tmp_path: Path) -> None:
     told = words([Enclosed(tmp_path / "a.png", "image/png", 3_240_000)])
     assert told.startswith("\n\n[Files that came with this message")
     assert f"- {tmp_path}/a.png (image/png, 3.24 MB)]" in told
+
+
+def test_a_model_is_shown_the_pictures_that_it_can_take(tmp_path: Path) -> None:
+    def enclosed(name: str, said: str, body: bytes) -> Enclosed:
+        (tmp_path / name).write_bytes(body)
+        return Enclosed(tmp_path / name, said, len(body))
+
+    small = enclosed("small.png", "image/png", PNG)
+    # Whatever it was said to be: it is told by its bytes.
+    told = enclosed("other.gif", "image/gif", b"\xff\xd8\xff" + bytes(9))
+    script = enclosed("x.svg", "image/png", b"<svg>")
+    text = enclosed("a.txt", "text/plain", b"words")
+    large = enclosed("large.png", "image/png", PNG + bytes(PICTURE_BYTES))
+    shown = pictures([small, told, script, text, large])
+    assert [(one.path.name, one.media_type) for one in shown] == [
+        ("small.png", "image/png"),
+        ("other.gif", "image/jpeg"),
+    ]
+    assert b64decode(shown[0].data) == PNG
+    many = [enclosed(f"{n}.png", "image/png", PNG + bytes(3_000_000)) for n in range(4)]
+    assert len(pictures(many)) == 2, "no more than a line of a program may have"
+
+
+async def test_a_model_that_takes_no_pictures_is_given_their_paths(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        seen = await world.run(with_files(world, "@@blind\n@@pictures", {"shot.png": PNG}))
+        assert [send.text for send in seen.sends] == ["none"]
+        [retry] = [event for event in seen.events if isinstance(event, Retry)]
+        assert retry.reason is Reason.INVALID_REQUEST
+        # Without any there is nothing to leave out: it is the program's last word.
+        failed = await world.run("@@error 400 invalid_request")
+        assert failed.end.reason is Reason.INVALID_REQUEST
 
 
 async def test_a_run_begins_with_its_files_or_ends_without_having_begun(tmp_path: Path) -> None:

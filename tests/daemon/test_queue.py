@@ -18,8 +18,9 @@ from cloudagent_daemon.link.spool import Spool, open_spool
 from cloudagent_daemon.link.tables import Leftover
 from cloudagent_daemon.runs.breaker import CRASHES, Breaker
 from cloudagent_daemon.runs.limits import Limit, Limits
-from cloudagent_daemon.runs.ports import Launch, Ride, Said, StopSignal
+from cloudagent_daemon.runs.ports import Launch, Ride, Said, StopSignal, UplinkError
 from cloudagent_daemon.runs.queue import MAX_ATTEMPTS, RunQueue
+from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import (
     AgentEntry,
@@ -41,6 +42,7 @@ from cloudagent_protocol.ids import (
     ConversationId,
     DeliveryId,
     MessageId,
+    new_attachment_id,
     new_run_id,
 )
 from cloudagent_protocol.resources import AgentSpec, Author, DeliveryMode, Runtime
@@ -656,3 +658,49 @@ async def test_for_an_agent_that_is_left_alone_nothing_is_started_ahead(tmp_path
             assert world.queue.would_begin(agent, here)
             breaker.ended(agent.id, CRASH)
         assert not world.queue.would_begin(agent, here)
+
+
+async def test_a_message_whose_files_are_on_their_way_takes_no_place_among_the_runs() -> None:
+    asked: dict[str, StopSignal] = {}
+    there = {name: anyio.Event() for name in ("dlv_1", "dlv_3")}
+    news = anyio.Event()
+
+    async def fetch(deliver: Deliver, stop: StopSignal) -> None:
+        asked[deliver.delivery_id] = stop
+        if len(asked) == len(there):
+            news.set()
+        if deliver.delivery_id == "dlv_3":
+            await stop.wait()
+        await there[deliver.delivery_id].wait()
+        raise UplinkError("what became of it is for the run to tell")
+
+    def with_file(deliver: Deliver) -> Deliver:
+        file = Attachment(
+            id=new_attachment_id(), name="a", media_type="x/y", size_bytes=1, sha256="0" * 64
+        )
+        message = deliver.message.model_copy(update={"attachments": [file]})
+        return deliver.model_copy(update={"message": message})
+
+    async with open_spool(None) as spool, queue_over(spool, max_runs=1, fetch=fetch) as world:
+        first = with_file(delivery(1, agent="agent_1", conversation="conv_1"))
+        behind = delivery(2, agent="agent_1", conversation="conv_2")
+        third = with_file(delivery(3, agent="agent_3", conversation="conv_3"))
+        other = delivery(4, agent="agent_4", conversation="conv_4")
+        await spool.receive([first, behind, third, other], 4)
+        # Not the one with a file, nor what comes after it for the same agent.
+        await world.until(4)
+        world.end(4)
+        await world.until_ended(1)
+        with anyio.fail_after(5):
+            await news.wait()
+        await spool.receive([Interrupt(seq=5, delivery_id=third.delivery_id, actor="Ana")], 5)
+        endings = await world.until_ended(2)
+        assert (endings[1].outcome, endings[1].stopped_by) == (Outcome.CANCELLED, "Ana")
+        assert asked["dlv_3"].requested
+        there["dlv_3"].set()
+        there["dlv_1"].set()
+        await world.until(4, 1)
+        world.end(1)
+        await world.until(4, 1, 2)
+        world.end(2)
+        await world.until_ended(4)

@@ -212,7 +212,10 @@ def respond(method: str, params: Json, held: dict[str, AcpAgent]) -> Json:
     match method:
         case "initialize":
             assert params["clientCapabilities"]["terminal"] is False
-            can: Json = {"loadSession": "no-load" not in WORDS}
+            can: Json = {
+                "loadSession": "no-load" not in WORDS,
+                "promptCapabilities": {"image": "blind" not in WORDS},
+            }
             if "resume" in WORDS:
                 can["sessionCapabilities"] = {"resume": {}}
             return {"protocolVersion": 2 if "v2" in WORDS else 1, "agentCapabilities": can,
@@ -232,9 +235,13 @@ def respond(method: str, params: Json, held: dict[str, AcpAgent]) -> Json:
             effect(f"{method} {params.get('modeId') or params.get('modelId')}")
             return {}
         case "session/prompt":
-            texts = [block["text"] for block in params["prompt"]]
+            texts = [block["text"] for block in params["prompt"] if block["type"] == "text"]
             assert "cloudagent" in texts[0]
-            return held[params["sessionId"]].turn("\n".join(texts[1:]))
+            agent = held[params["sessionId"]]
+            shown = [block for block in params["prompt"] if block["type"] == "image"]
+            assert all(block["data"] for block in shown)
+            agent.pictures = [block["mimeType"] for block in shown]
+            return agent.turn("\n".join(texts[1:]))
         case _:
             raise RefusedError(-32601, f"no method {method}")
 

@@ -12,6 +12,8 @@ own. Each line of a prompt that begins with `@@` is an order, carried out in tur
 ``@@volley ME OTHER``      message the agent OTHER with the same order, the other way round
 ``@@say TEXT``             write a text block, word by word
 ``@@recall``               write a text block with the earlier prompts of this session
+``@@pictures``             write a text block with the kinds of the pictures that came with the prompt
+``@@blind``                end the turn as one of a model that takes no pictures, if there are any
 ``@@stderr TEXT``          write a line to stderr
 ``@@line BYTES``           print a tool result of so many bytes, on one line
 ``@@garbage``              print bytes that are no UTF-8, and lines that are no JSON
@@ -269,7 +271,8 @@ class Agent:
     def take_turn(self, message: Json) -> int:
         self.uuid: str | None = message.get("uuid")
         self.content = message["message"]["content"]
-        self.prompt = "".join(block["text"] for block in self.content)
+        self.prompt = "".join(b["text"] for b in self.content if b["type"] == "text")
+        self.pictures = [b["source"]["media_type"] for b in self.content if b["type"] == "image"]
         orders = [line[2:].partition(" ") for line in self.prompt.splitlines() if line[:2] == "@@"]
         if ("nothing", "", "") in orders:
             os._exit(0)
@@ -418,6 +421,9 @@ class Agent:
     def do_say(self, text: str, earlier: list[str]) -> None:
         self.text(text)
 
+    def do_pictures(self, rest: str, earlier: list[str]) -> None:
+        self.text(" ".join(self.pictures) or "none")
+
     def do_recall(self, rest: str, earlier: list[str]) -> None:
         self.text(" | ".join(earlier) or "nothing")
 
@@ -562,6 +568,10 @@ class Agent:
 
     def do_deaf(self, rest: str, earlier: list[str]) -> None:
         self.inbox.deaf = True
+
+    def do_blind(self, rest: str, earlier: list[str]) -> None:
+        if self.pictures:
+            self.do_error("400 invalid_request", earlier)
 
     def do_later(self, what: str, earlier: list[str]) -> None:
         self.later = what

@@ -189,6 +189,11 @@ class CodexAgent(Agent):
         return next(message for message in lines() if message.get("id") == 900)
 
 
+def kind_of(path: str) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123 (as agent_cli.py)
+        return "image/png" if file.read(4) == b"\x89PNG" else "unknown"
+
+
 def opened(method: str, params: Json) -> CodexAgent:
     assert "cloudagent" in params["developerInstructions"]
     assert os.path.isdir(params["cwd"])  # noqa: PTH112
@@ -221,7 +226,9 @@ def main() -> int:
                 assert agent
                 turn: Json = {"id": "turn_1", "items": [], "status": "inProgress", "error": None}
                 say({"id": message["id"], "result": {"turn": turn}})
-                [given] = message["params"]["input"]
+                given, *pictures = message["params"]["input"]
+                assert {one["type"] for one in pictures} <= {"localImage"}
+                agent.pictures = [kind_of(one["path"]) for one in pictures]
                 try:
                     agent.turn(given["text"])
                     turn = {**turn, "status": "completed"}

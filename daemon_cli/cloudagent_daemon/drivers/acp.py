@@ -112,7 +112,9 @@ class AcpSession:
         self._program = program
         self._calls = Calls()
         self._updates = Updates(job.tools.names)
-        self._prompt = ""
+        self._turn = Turn("")
+        #: Whether the program takes pictures in a prompt.
+        self._sees = False
         self._session_id: str | None = None
         #: Whether what it tells belongs to the turn: a session that is loaded is told anew.
         self._prompted = False
@@ -164,7 +166,7 @@ class AcpSession:
         return [found, *program.arguments], {"PATH": own_folder_first(found, path)}
 
     def prompt(self, turn: Turn) -> bytes:
-        self._prompt = turn.prompt
+        self._turn = turn
         nothing = {"fs": {"readTextFile": False, "writeTextFile": False}, "terminal": False}
         hello = {
             "protocolVersion": VERSION,
@@ -223,6 +225,7 @@ class AcpSession:
             )
             return
         can = as_object(answer.result.get("agentCapabilities"))
+        self._sees = as_object(can.get("promptCapabilities")).get("image") is True
         place: Json = {"cwd": str(self._job.cwd), "mcpServers": [self._server()]}
         earlier = self._job.session_id
         if earlier is None:
@@ -293,9 +296,13 @@ class AcpSession:
             yield Stderr(at=now(), text=note)
         self._prompted = True
         # The protocol has no place for what is to be said once, and a session may forget it.
-        blocks = [
-            {"type": "text", "text": text} for text in (self._job.system_prompt, self._prompt)
-        ]
+        texts = (self._job.system_prompt, self._turn.prompt)
+        blocks = [{"type": "text", "text": text} for text in texts]
+        if self._sees:
+            blocks += [
+                {"type": "image", "mimeType": one.media_type, "data": one.data}
+                for one in self._turn.pictures
+            ]
         params = {"sessionId": self._session_id, "prompt": blocks}
         yield self._calls.request("session/prompt", params, self._done)
 

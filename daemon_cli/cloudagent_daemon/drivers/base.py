@@ -101,10 +101,23 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that came with a message, to be shown to the model itself; its path is in the prompt."""
+
+    path: Path
+    #: One of `attachments.PICTURES`.
+    media_type: str
+    #: Its bytes, in base 64.
+    data: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Turn:
     """What to put to the agent."""
 
     prompt: str
+    #: A driver whose program takes none leaves them out.
+    pictures: Sequence[Picture] = ()
     #: Names the message, for a program that tells which one it has taken up: a UUID.
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 

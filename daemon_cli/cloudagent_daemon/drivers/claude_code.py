@@ -527,7 +527,10 @@ def _answer(subtype: str, request_id: Any, **more: Any) -> Say:
 
 
 def _user(turn: Turn) -> bytes:
-    content = [{"type": "text", "text": turn.prompt}]
+    content: list[Json] = [{"type": "text", "text": turn.prompt}]
+    for one in turn.pictures:
+        source = {"type": "base64", "media_type": one.media_type, "data": one.data}
+        content.append({"type": "image", "source": source})
     message = {"role": "user", "content": content}
     return _line({"type": "user", "message": message, "uuid": turn.id})
 

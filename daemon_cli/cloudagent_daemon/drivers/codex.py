@@ -88,7 +88,7 @@ class CodexSession:
         self._job = job
         self._calls = Calls(version=None)
         self._items = Items()
-        self._prompt = ""
+        self._turn = Turn("")
         self._thread_id: str | None = None
         self._turn_id: str | None = None
         self._ended = False
@@ -139,7 +139,7 @@ class CodexSession:
         return [program], {"PATH": own_folder_first(path, inherited)}
 
     def prompt(self, turn: Turn) -> bytes:
-        self._prompt = turn.prompt
+        self._turn = turn
         client = {"name": SERVER, "title": SERVER, "version": DISTRIBUTION}
         return self._calls.request("initialize", {"clientInfo": client}, self._initialised).data
 
@@ -234,8 +234,10 @@ class CodexSession:
             yield self._end(Reason.TOOLS_UNAVAILABLE, "Codex did not ask for our tools in time.")
             return
         yield Ready(at=now(), session_id=self._thread_id, model=model)
-        given: Json = {"type": "text", "text": self._prompt}
-        params = {"threadId": self._thread_id, "input": [given]}
+        given: list[Json] = [{"type": "text", "text": self._turn.prompt}]
+        # By path: it makes them as small as its model wants them.
+        given += [{"type": "localImage", "path": str(one.path)} for one in self._turn.pictures]
+        params = {"threadId": self._thread_id, "input": given}
         yield self._calls.request("turn/start", params, self._started)
 
     def _started(self, answer: Answer) -> Iterator[DriverEvent]:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +18,35 @@ import anyio
 from anyio.to_thread import run_sync
 
 from cloudagent_daemon.disk import Keeper
+from cloudagent_daemon.drivers.base import Picture
 from cloudagent_daemon.link.files import FileRefusedError, Files
 from cloudagent_daemon.link.transport import UnreachableError
 from cloudagent_daemon.runs.outcome import Failure
 from cloudagent_daemon.runs.ports import StopSignal, Uplink
 from cloudagent_daemon.runs.report import now
 from cloudagent_daemon.runs.workspace import Workspace
-from cloudagent_protocol.attachments import file_name, size_text
+from cloudagent_protocol.attachments import (
+    PICTURES,
+    SNIFFED_BYTES,
+    file_name,
+    media_type_of,
+    size_text,
+)
 from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import Reason
 from cloudagent_protocol.frames import Deliver, DeliveryReport
 
 logger = logging.getLogger(__name__)
 
-#: How long a run waits for its files in all, and at most between two attempts.
+#: How long a message waits for its files, and its run for what did not come until then; and at most
+#: between two attempts.
 PATIENCE_S: Final = 600.0
+IN_RUN_S: Final = 5.0
 _PAUSE_S: Final = 30.0
+#: Of a picture that a model is shown, and of all of a message: Anthropic's API takes 5 MB of base 64 each,
+#: and the line in which claude gives the message back has to be one that we read (`worker.py`).
+PICTURE_BYTES: Final = 3_750_000
+PICTURES_BYTES: Final = 7_500_000
 KEPT_S: Final = 30 * 86_400
 _MESSAGE: Final = re.compile(r"msg_[A-Za-z0-9]{1,40}")
 
@@ -54,6 +68,20 @@ def words(files: Sequence[Enclosed]) -> str:
     return "\n\n".join(
         ("", "[Files that came with this message, on this machine:\n" + "\n".join(lines) + "]")
     )
+
+
+def pictures(files: Sequence[Enclosed]) -> list[Picture]:
+    """Those that a model may be shown; of others, and of what is beyond the bounds, it has the path. Blocks."""
+    shown: list[Picture] = []
+    left = PICTURES_BYTES
+    for one in files:
+        if one.media_type in PICTURES and one.size_bytes <= min(PICTURE_BYTES, left):
+            body = one.path.read_bytes()
+            # Told by the bytes that are here: what a backend says of them is not taken over.
+            if (media_type := media_type_of(body[:SNIFFED_BYTES])) in PICTURES:
+                left -= len(body)
+                shown.append(Picture(one.path, media_type, b64encode(body).decode()))
+    return shown
 
 
 class Porter:

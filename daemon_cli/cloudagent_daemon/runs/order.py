@@ -39,6 +39,8 @@ class Order:
         self._waiting: dict[AgentId, dict[DeliveryId, Waiting]] = {}
         self._running: dict[DeliveryId, Deliver] = {}
         self._parked: dict[DeliveryId, Waiting] = {}
+        #: Those whose files are not here yet; each holds its place in its agent's line, and no other.
+        self._fetching: set[DeliveryId] = set()
         #: Those that were put into another one's turn.
         self._riding: set[DeliveryId] = set()
         self._served: dict[AgentId, int] = {}
@@ -68,6 +70,14 @@ class Order:
         """A delivery that has begun and waits for people: its conversation stays taken, its place free."""
         self.remove(waiting.deliver.delivery_id)
         self._parked[waiting.deliver.delivery_id] = waiting
+
+    def fetch(self, delivery_id: DeliveryId) -> None:
+        """Its files are not here yet."""
+        self._fetching.add(delivery_id)
+
+    def fetched(self, delivery_id: DeliveryId) -> None:
+        """They are, or will not come: its run tells."""
+        self._fetching.discard(delivery_id)
 
     @property
     def parked(self) -> list[Waiting]:
@@ -129,6 +139,7 @@ class Order:
             head
             for head in heads
             if head.message.conversation_id not in busy
+            and head.delivery_id not in self._fetching
             and not (last_place and head.agent.id in at_work)
             and not self._withholds(head.agent.id, at_work=head.agent.id in at_work)
         ]

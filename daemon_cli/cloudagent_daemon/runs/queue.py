@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Attempts that may end with the daemon's own death, before the message is given up.
 MAX_ATTEMPTS: Final = 5
+#: Messages whose files are fetched at once.
+FETCHES: Final = 4
 #: How long a run may take to end after it was told to.
 STOP_S: Final = 20.0
 
@@ -53,6 +55,7 @@ class RunQueue:
         breaker: leaves agents alone that crash again and again.
         limits: of the accounts that agents use; what is over its limit waits.
         keep: writes limits down, for the next life.
+        fetch: brings the files of a message that has some, before it takes a place among the runs.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class RunQueue:
         breaker: Breaker,
         limits: Limits | None = None,
         keep: Callable[[Sequence[Limit]], Awaitable[None]] | None = None,
+        fetch: Callable[[Deliver, StopSignal], Awaitable[None]] | None = None,
     ) -> None:
         self._spool = spool
         self._admit = admit
@@ -76,6 +80,10 @@ class RunQueue:
         #: Whose messages wait, because their account has used up what it may.
         self.limits = limits or Limits({}, lambda: datetime.now(UTC), time.monotonic)
         self._keep = keep
+        self._fetch = fetch
+        #: What ends the fetching for a delivery; and how many are fetched for at once.
+        self._fetches: dict[DeliveryId, StopSignal] = {}
+        self._lines = anyio.CapacityLimiter(FETCHES)
         #: Whose messages wait, because their program is not there.
         self.missing = Missing()
         self.order = Order(max_runs, self._withholds)
@@ -104,7 +112,7 @@ class RunQueue:
                     if change.waiting is None:
                         self._forget(change.delivery_id)
                     else:
-                        await self._take(change.waiting)
+                        await self._take(change.waiting, tasks)
                 self._wake_expired()
                 self._start_next(tasks)
                 await self._more_to_do(number)
@@ -213,7 +221,7 @@ class RunQueue:
 
     # --- what the backend wants ---
 
-    async def _take(self, waiting: Waiting) -> None:
+    async def _take(self, waiting: Waiting, tasks: anyio.abc.TaskGroup) -> None:
         delivery_id = waiting.deliver.delivery_id
         if stop := self._stops.get(delivery_id):
             if delivery_id in self._riding:
@@ -223,6 +231,7 @@ class RunQueue:
             self.order.park(waiting)
         elif ending := _without_a_run(waiting):
             self.order.remove(delivery_id)
+            self._stop_fetching(delivery_id)
             await self._uplink.finish(_only_report(waiting.deliver, ending))
         else:
             if waiting.deliver.retry and not self.order.waits(waiting.deliver):
@@ -231,6 +240,7 @@ class RunQueue:
             self.limits.know(waiting.deliver.agent)
             self.missing.know(waiting.deliver.agent)
             self.order.put(waiting)
+            self._begin_fetching(waiting.deliver, tasks)
             await self._meet(waiting)
         self._notify()
 
@@ -282,9 +292,39 @@ class RunQueue:
 
     def _forget(self, delivery_id: DeliveryId) -> None:
         self.order.remove(delivery_id)
+        self._stop_fetching(delivery_id)
         if stop := self._stops.get(delivery_id):
             stop.request("the backend")
         self._notify()
+
+    # --- files ---
+
+    def _begin_fetching(self, deliver: Deliver, tasks: anyio.abc.TaskGroup) -> None:
+        if self._fetch and deliver.message.attachments and deliver.delivery_id not in self._fetches:
+            self._fetches[deliver.delivery_id] = StopSignal()
+            self.order.fetch(deliver.delivery_id)
+            tasks.start_soon(self._bring, self._fetch, deliver, tasks)
+
+    def _stop_fetching(self, delivery_id: DeliveryId) -> None:
+        if stop := self._fetches.get(delivery_id):
+            stop.request("nobody needs it any more")
+
+    async def _bring(
+        self,
+        fetch: Callable[[Deliver, StopSignal], Awaitable[None]],
+        deliver: Deliver,
+        tasks: anyio.abc.TaskGroup,
+    ) -> None:
+        """Whatever comes of it, the run that begins then looks for itself, and tells what is missing."""
+        delivery_id = deliver.delivery_id
+        try:
+            async with self._lines:
+                await fetch(deliver, self._fetches[delivery_id])
+        except Exception:
+            logger.exception("files could not be fetched", extra={"action": "fetch"})
+        del self._fetches[delivery_id]
+        self.order.fetched(delivery_id)
+        self._start_next(tasks)
 
     # --- runs ---
 
@@ -345,7 +385,7 @@ class RunQueue:
             del self._stops[deliver.delivery_id], self.working[deliver.delivery_id]
             if parked:
                 # Whoever answered or stopped it while it left is heard here.
-                await self._take(parked)
+                await self._take(parked, tasks)
                 self._released.set()
             self._start_next(tasks)
 

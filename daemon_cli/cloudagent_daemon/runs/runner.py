@@ -20,6 +20,7 @@ from cloudagent_daemon.drivers.base import (
     Decision,
     DriverError,
     PermissionAsked,
+    Picture,
     Reported,
     TextDelta,
     Turn,
@@ -36,7 +37,7 @@ from cloudagent_daemon.runs.attempt import Attempt, Seen
 from cloudagent_daemon.runs.changes import Changes
 from cloudagent_daemon.runs.conclusion import conclude, settle
 from cloudagent_daemon.runs.desk import RunDesk
-from cloudagent_daemon.runs.enclosed import Porter, words
+from cloudagent_daemon.runs.enclosed import IN_RUN_S, PATIENCE_S, Porter, pictures, words
 from cloudagent_daemon.runs.launching import OUR_TOOLS, Held, Launcher, Wanted
 from cloudagent_daemon.runs.outcome import Failure, given_up, unlaunched
 from cloudagent_daemon.runs.picking import Baggage, copies_of, reach_of
@@ -110,7 +111,10 @@ class Runner:
         self._settings = settings
         self._keeper = keeper or Keeper()
         self._uplink = uplink
-        self._porter = Porter(files, uplink, self._keeper)
+        # A job has nothing else to do than to wait for its files; elsewhere that was done before.
+        patience_s = PATIENCE_S if settings.one_shot else IN_RUN_S
+        self._porter = Porter(files, uplink, self._keeper, patience_s=patience_s)
+        self._fetcher = Porter(files, uplink, self._keeper)
         self._answers = answers
         self._relaunch_s = relaunch_s
         ladder = ladder or Ladder(settings.limits.term_timeout_s)
@@ -185,6 +189,12 @@ class Runner:
             return await self._give_up(deliver, detail)
         finally:
             self._live.pop(deliver.delivery_id, None)
+
+    async def fetch(self, deliver: Deliver, stop: StopSignal) -> None:
+        """Brings the files of a message, as far as they can be had; its run tells what is missing."""
+        workspace = Workspace(self._settings.agents_dir, deliver.agent)
+        await self._keeper.in_thread(workspace.prepare)
+        await self._fetcher.bring(deliver, workspace, stop)
 
     async def steer(self, into: DeliveryId, deliver: Deliver, *, attempt: int) -> Ride | None:
         """Puts a message into the turn of that delivery; None: it cannot be.
@@ -269,6 +279,8 @@ class _Run:
         self._porter = porter
         #: Where the files of the message are, in words for the agent.
         self._enclosed = ""
+        #: Those that its model is shown.
+        self._pictures: list[Picture] = []
         self._launches = 0
         self._attempt: Attempt | None = None
         #: The session that the disk knows this conversation by.
@@ -303,6 +315,7 @@ class _Run:
             seen, failure = Seen(), brought
         else:
             self._enclosed = words(brought)
+            self._pictures = await anyio.to_thread.run_sync(pictures, brought)
             seen, failure = await self._worked(note, attempt, stop)
         await self._let_off()
         if stop.parks:
@@ -361,6 +374,8 @@ class _Run:
             if again is not None and again not in tried:
                 tried.add(again)
                 if again in _SESSION_FAULTS:
+                    if again is Reason.INVALID_REQUEST:
+                        self._pictures = []  # perhaps its model takes none, or not these: it has the paths
                     session_id, handoff = None, await self._handoff()
                 await self._tell_retry(again, seen.end.detail if seen.end else "")
                 continue
@@ -382,7 +397,8 @@ class _Run:
             return Turn(self._resumes_with)
         message = self._deliver.message
         prompt = f"{before}{prompts.origin(message)}{message.text}{self._enclosed}"
-        return Turn(f"{prompt}\n\n{self._resumes_with}" if self._resumes_with else prompt)
+        whole = f"{prompt}\n\n{self._resumes_with}" if self._resumes_with else prompt
+        return Turn(whole, self._pictures)
 
     async def _try(
         self, warm: Held | None, session_id: str | None, turn: Turn, attempt: int, stop: StopSignal
@@ -430,7 +446,8 @@ class _Run:
         if reason is Reason.TOOLS_UNAVAILABLE:
             return reason
         untouched = not self._desk.record.sends and not self._desk.record.worked_since
-        if reason in _SESSION_FAULTS and session_id and untouched:
+        shown = reason is Reason.INVALID_REQUEST and self._pictures
+        if reason in _SESSION_FAULTS and (session_id or shown) and untouched:
             return reason
         return None
 
