@@ -14,6 +14,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import date
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -321,9 +322,9 @@ class AsyncAttachments:
         self._transport = transport
 
     async def upload(
-        self, name: str, content: bytes, *, idempotency_key: str | None = None
+        self, name: str, content: bytes | Path, *, idempotency_key: str | None = None
     ) -> Attachment:
-        """Upload a file; its id then goes with one message, within a day.
+        """Upload a file (of a path: never whole in memory); its id then goes with one message, within a day.
 
         Raises:
             APIError: it is empty, too large, or your files take all the room that they may have.

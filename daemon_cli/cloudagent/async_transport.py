@@ -4,8 +4,9 @@
 """
 
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import anyio
 import httpx2
@@ -17,6 +18,7 @@ from cloudagent.exchange import Attempts, client_options, read_answer, url_of
 from cloudagent_protocol.resources import Event
 
 T = TypeVar("T")
+_PIECE_BYTES: Final = 262_144
 
 
 class AsyncTransport:
@@ -56,8 +58,10 @@ class AsyncTransport:
                     call.method,
                     url_of(self._settings, call.path),
                     params=call.params,
-                    content=call.content,
-                    headers=call.headers() | self._authorization,
+                    content=_pieces(call.content)
+                    if isinstance(call.content, Path)
+                    else call.content,
+                    headers=call.headers() | await _length(call.content) | self._authorization,
                 )
             except httpx2.TransportError as error:
                 delay_s = attempts.broken(error)
@@ -114,3 +118,15 @@ class AsyncTransport:
             except httpx2.TransportError as error:
                 delay_s = cursor.broken(self._settings.url, error)
             await anyio.sleep(delay_s)
+
+
+async def _length(content: bytes | Path | None) -> dict[str, str]:
+    if not isinstance(content, Path):
+        return {}
+    return {"Content-Length": str((await anyio.Path(content).stat()).st_size)}
+
+
+async def _pieces(path: Path) -> AsyncGenerator[bytes, None]:
+    async with await anyio.open_file(path, "rb") as file:
+        while piece := await file.read(_PIECE_BYTES):
+            yield piece

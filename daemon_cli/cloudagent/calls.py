@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote
 
@@ -57,7 +58,8 @@ class Call(Generic[T]):
     path: str
     read: Callable[[bytes], T]
     params: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
-    content: bytes | None = None
+    #: A path: what that file holds, read as it is sent.
+    content: bytes | Path | None = None
     idempotency_key: str | None = None
     content_type: str = "application/json"
 
@@ -244,7 +246,7 @@ def decide_budget(agent_id: str, body: ChainDecide, key: str | None = None) -> C
 # --- attachments ----------------------------------------------------------------------
 
 
-def upload_attachment(name: str, content: bytes, key: str | None = None) -> Call[Attachment]:
+def upload_attachment(name: str, content: bytes | Path, key: str | None = None) -> Call[Attachment]:
     return Call(
         "POST",
         "/v1/attachments",

@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from datetime import date
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -318,9 +319,9 @@ class Attachments:
         self._transport = transport
 
     def upload(
-        self, name: str, content: bytes, *, idempotency_key: str | None = None
+        self, name: str, content: bytes | Path, *, idempotency_key: str | None = None
     ) -> Attachment:
-        """Upload a file; its id then goes with one message, within a day.
+        """Upload a file (of a path: never whole in memory); its id then goes with one message, within a day.
 
         Raises:
             APIError: it is empty, too large, or your files take all the room that they may have.

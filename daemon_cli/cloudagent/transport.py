@@ -6,9 +6,10 @@
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import httpx2
 
@@ -55,13 +56,15 @@ class Transport:
         attempts = Attempts(self._settings)
         while True:
             try:
-                response = self._http.request(
-                    call.method,
-                    url_of(self._settings, call.path),
-                    params=call.params,
-                    content=call.content,
-                    headers=call.headers() | self._authorization,
-                )
+                # Opened for each attempt: what was sent of it before is sent again.
+                with _opened(call.content) as content:
+                    response = self._http.request(
+                        call.method,
+                        url_of(self._settings, call.path),
+                        params=call.params,
+                        content=content,
+                        headers=call.headers() | self._authorization,
+                    )
             except httpx2.TransportError as error:
                 delay_s = attempts.broken(error)
             else:
@@ -139,6 +142,10 @@ class Transport:
             finally:
                 alarm.cancel()
                 alarm.join()
+
+
+def _opened(content: bytes | Path | None) -> AbstractContextManager[IO[bytes] | bytes | None]:
+    return content.open("rb") if isinstance(content, Path) else nullcontext(content)
 
 
 def _remaining(deadline: float | None) -> float:

@@ -1,6 +1,7 @@
 """Files of people and of machines: taken in, kept once, given to whom they are meant for, forgotten."""
 
 import errno
+import json
 import os
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -115,6 +116,16 @@ async def test_a_file_goes_with_one_message_of_its_owner(tmp_path: Path) -> None
         assert (await client.get(f"/v1/attachments/{unsent['id']}")).status_code == 404
         listed = await client.get("/v1/conversations")
         assert len(listed.json()["data"]) == 1  # nothing was begun by what was refused
+
+
+async def test_an_address_is_no_file(tmp_path: Path) -> None:
+    corpus = Path(__file__).parents[1] / "daemon" / "addresses.jsonl"
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        for row in map(json.loads, corpus.read_text().splitlines()):
+            answer = await send(backend, client, row["url"])
+            assert answer.status_code in (404, 422), row
+        listed = await client.get("/v1/conversations")
+        assert listed.json()["data"] == []
 
 
 async def test_a_file_is_refused_where_it_is_too_large_empty_or_too_much(tmp_path: Path) -> None:

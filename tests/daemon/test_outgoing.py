@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.abc
 import pytest
 
 from cloudagent_daemon.disk import Keeper
@@ -266,3 +267,50 @@ async def test_a_next_life_brings_what_the_last_one_left(tmp_path: Path) -> None
         # Another history of the backend's: it may have lost the file with the rest.
         await spool.reset_epoch("another")
         await shelf.until(2)
+
+
+# --- and nowhere else ---
+
+
+async def test_no_redirect_and_no_odd_id_leads_a_file_or_the_key_elsewhere(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+    where = ""
+
+    async def answer(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            asked.append(await stream.receive())
+            await stream.send(
+                b"HTTP/1.1 307 Temporary Redirect\r\nContent-Length: 0\r\nConnection: close\r\n"
+                + f"Location: {where}\r\n\r\n".encode()
+            )
+
+    copies = Copies(tmp_path / "outgoing")
+    kept = a_copy(copies, tmp_path)
+    async with anyio.create_task_group() as tasks:
+        listeners = [await anyio.create_tcp_listener(local_host="127.0.0.1") for _ in range(2)]
+        ours, other = (one.extra(anyio.abc.SocketAttribute.local_port) for one in listeners)
+        where = f"http://127.0.0.1:{other}/v1/daemon/attachments/{kept.id}"
+        for one in listeners:
+            tasks.start_soon(one.serve, answer)
+        files = Files(Way(f"http://127.0.0.1:{ours}"), always("sk_machine_x"))
+        with pytest.raises(UnreachableError, match="307"):
+            await files.fetch(kept, tmp_path / "part")
+        with pytest.raises(UnreachableError, match="307"):
+            await files.bring(kept, AgentId("agent_1"), copies.path(kept.id))
+        count = len(asked)
+        for odd in (
+            "../../v1/me",
+            "//evil.example/x",
+            "att_x/../y",
+            "att_x?y",
+            "att_",
+            "http://x/",
+        ):
+            wrong = kept.model_copy(update={"id": odd})
+            with pytest.raises(FileRefusedError, match="no attachment's id"):
+                await files.fetch(wrong, tmp_path / "part")
+            with pytest.raises(FileRefusedError, match="no attachment's id"):
+                await files.bring(wrong, AgentId("agent_1"), copies.path(kept.id))
+        tasks.cancel_scope.cancel()
+    assert len(asked) == count, "an odd id is not asked for"
+    assert all(f"Host: 127.0.0.1:{ours}".encode() in one for one in asked)

@@ -130,7 +130,10 @@ async def delete_attachment(
             raise not_found()
         if row.message_id is not None or row.host_id is not None:
             raise Refused(
-                ErrorCode.CONFLICT, f"{row.name} is part of a message, and stays with it."
+                ErrorCode.CONFLICT,
+                f"{row.name} is part of a message, and stays with it: an agent may have read it, or may be"
+                " fetching it now.",
+                next="Tell the agent what is to be ignored. What was not sent yet can be removed.",
             )
         attachments.delete(c, attachment_id)
 

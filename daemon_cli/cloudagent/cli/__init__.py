@@ -11,6 +11,7 @@ from cloudagent.cli.approvals import approvals, approve
 from cloudagent.cli.budget import budget
 from cloudagent.cli.chains import chain, chains
 from cloudagent.cli.diff import diff
+from cloudagent.cli.download import download
 from cloudagent.cli.go_on import go_on
 from cloudagent.cli.hosts import hosts
 from cloudagent.cli.interrupt import interrupt
@@ -41,6 +42,7 @@ commands: list[Callable[..., None]] = [
     send,
     trace,
     diff,
+    download,
     retry,
     go_on,
     agents,

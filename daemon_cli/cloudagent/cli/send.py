@@ -1,3 +1,4 @@
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
 #: How long a job's machine may take to connect, and how often it is looked for.
 _HOST_S: Final = 60.0
 _HOST_POLL_S: Final = 1.0
+
+
+def _files(paths: list[Path] | None) -> list[Path] | None:
+    for path in paths or ():
+        if re.match(r"\s*[a-z][a-z0-9+.-]+:", str(path), re.IGNORECASE) and not path.exists():
+            raise typer.BadParameter(
+                f"{str(path)[:200]!r} is an address; nothing is fetched from addresses. Download it, and "
+                "attach that file."
+            )
+        if not path.is_file():
+            why = "a folder; pack it first" if path.is_dir() else "no such file"
+            raise typer.BadParameter(f"{str(path)[:200]!r}: {why}.")
+    return paths
 
 
 def send(
@@ -40,9 +54,7 @@ def send(
     ] = None,
     attach: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--attach", exists=True, dir_okay=False, readable=True, help="A file; repeat for more."
-        ),
+        typer.Option("--attach", help="A file; repeat for more.", callback=_files),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="For this message's turn, instead of the agent's.")
@@ -131,7 +143,9 @@ def _send_and_wait(
     elif result.messages:
         terminal.show(_shown(result.messages[-1].text))
         for one in result.messages[-1].attachments:
-            terminal.say(terminal.safe(f"attached: {one.name} ({one.id})"))
+            terminal.say(terminal.safe(f"attached: {one.name}"))
+        if result.messages[-1].attachments:
+            terminal.say(f"save them: cloudagent download {result.messages[-1].id}")
     if not result.ok:
         terminal.failure(
             f"{agent.name} did not answer: {result.outcome}",
@@ -194,7 +208,7 @@ def _upload(ca: "CloudAgent", paths: list[Path]) -> list[str]:
         size = path.stat().st_size
         if sys.stderr.isatty():
             terminal.say(terminal.safe(f"· uploads {path.name} ({size_text(size)})"))
-        ids.append(ca.attachments.upload(path.name, path.read_bytes()).id)
+        ids.append(ca.attachments.upload(path.name, path).id)
     return ids
 
 
