@@ -312,5 +312,7 @@ async def test_no_redirect_and_no_odd_id_leads_a_file_or_the_key_elsewhere(tmp_p
             with pytest.raises(FileRefusedError, match="no attachment's id"):
                 await files.bring(wrong, AgentId("agent_1"), copies.path(kept.id))
         tasks.cancel_scope.cancel()
+    for one in listeners:
+        await one.aclose()
     assert len(asked) == count, "an odd id is not asked for"
     assert all(f"Host: 127.0.0.1:{ours}".encode() in one for one in asked)
