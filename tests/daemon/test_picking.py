@@ -39,7 +39,8 @@ def place(tmp_path: Path) -> Path:
 
 def baggage(place: Path, **reach: object) -> Baggage:
     copies = Copies(place.parent / "outgoing")
-    return Baggage(Reach(**({"cwd": place, "roots": [place]} | reach)), copies)  # pyright: ignore[reportArgumentType]
+    wanted = Reach(**({"cwd": place, "roots": [place]} | reach))  # pyright: ignore[reportArgumentType]
+    return Baggage(lambda: wanted, copies)
 
 
 def refusal(place: Path, path: str, **reach: object) -> str:
@@ -99,7 +100,7 @@ def test_only_a_regular_file_is_sent_and_nothing_waits_for_a_pipe(place: Path) -
 
 
 def test_no_more_waits_than_there_is_room_for(place: Path) -> None:
-    ours = Baggage(Reach(place, [place]), Copies(place.parent / "outgoing", most_bytes=50))
+    ours = Baggage(lambda: Reach(place, [place]), Copies(place.parent / "outgoing", most_bytes=50))
     ours.pick("chart.png")
     with pytest.raises(UnpickedError, match="50 bytes of files wait for the backend"):
         ours.pick("chart.png")
@@ -173,4 +174,4 @@ def spaced(world: World, **agent: str) -> tuple[Workspace, Baggage]:
     assert Path("/tmp") in reach.shared
     # The tests' own folder lies in the temporary one.
     reach = Reach(reach.cwd, [r for r in reach.roots if r not in reach.shared], (), reach.hidden)
-    return space, Baggage(reach, copies_of(world.settings))
+    return space, Baggage(lambda: reach, copies_of(world.settings))

@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -86,7 +86,8 @@ def reach_of(settings: Settings, space: Workspace) -> Reach:
 class Baggage:
     """What an agent may take along: files within its reach, as copies. All functions block."""
 
-    reach: Reach
+    #: Asked for each file: where an agent works may be settled after its run has begun.
+    reach: Callable[[], Reach]
     copies: Copies
 
     def pick(self, path: str) -> Attachment:
@@ -96,7 +97,7 @@ class Baggage:
             UnpickedError: there is none, or it may not be sent.
         """
         try:
-            with picked(path, self.reach) as file:
+            with picked(path, self.reach()) as file:
                 return self.copies.keep(file, file_name(PurePosixPath(path).name))
         except NotCopiedError as error:
             raise UnpickedError(

@@ -270,7 +270,7 @@ class _Run:
             self._stir,
             keeper,
             asking=self._asking,
-            baggage=Baggage(reach_of(settings, workspace), copies_of(settings)),
+            baggage=Baggage(partial(reach_of, settings, workspace), copies_of(settings)),
         )
         self._toolbox = Toolbox(self._desk)
         self._change = changes.of(workspace, deliver, self._run_id)
