@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 from cloudagent_daemon.mask import Masks
 from cloudagent_daemon.runs import changes
@@ -115,13 +116,14 @@ async def test_a_repository_that_is_too_large_is_said_once_and_looked_at_no_more
     assert uplink.types.count("finished") == 2
 
 
+@pytest.mark.parametrize("warm", [None, Warm(60, 3)], ids=["alone", "warm"])
 async def test_a_run_that_the_daemon_did_not_survive_is_told_of_in_its_next_life(
-    tmp_path: Path,
+    tmp_path: Path, warm: Warm | None
 ) -> None:
     repo = a_repository(tmp_path / "repo")
-    async with a_world(tmp_path) as world:
+    uplink = RecordedUplink()
+    async with a_world(tmp_path, warm=warm) as world:
         deliver = world.deliver("@@edit price.py x\n@@hang", cwd=str(repo), **EDITS)
-        uplink = RecordedUplink()
         with anyio.move_on_after(60):
             async with anyio.create_task_group() as tasks:
                 runner = world.runner_for(uplink)
@@ -132,15 +134,14 @@ async def test_a_run_that_the_daemon_did_not_survive_is_told_of_in_its_next_life
                 tasks.start_soon(run)
                 await uplink.until(wrote)
                 tasks.cancel_scope.cancel()
-        assert len(looks(world)) == 1
-        assert diffs(uplink) == []
-        next_life = Changes(world.settings, Masks(world.settings), uplink)
-        await next_life.recover()
-        assert looks(world) == []
-        await next_life.recover()
+    assert len(looks(world)) == 1
+    assert diffs(uplink) == []
+    next_life = Changes(world.settings, Masks(world.settings), uplink)
+    await next_life.recover()
+    assert looks(world) == []
+    await next_life.recover()
     [frame] = [frame for frame in uplink.frames if isinstance(frame, RunDiff)]
-    started = uplink.frames[0]
-    assert frame.run_id == getattr(started, "run_id", None)
+    assert frame.run_id == getattr(uplink.frames[0], "run_id", None)
     assert frame.diff == Diff(problem=changes.LOST)
 
 

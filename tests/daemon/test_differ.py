@@ -254,6 +254,17 @@ def test_a_broken_repository_says_what_git_says(tmp_path: Path) -> None:
     assert said["problem"].startswith("git ls-files failed: ")
 
 
+def test_the_copy_of_the_index_is_as_old_as_the_index(tmp_path: Path) -> None:
+    repo = a_repository(tmp_path / "repo")
+    looks = Looks(repo, tmp_path / "look")
+    looks.before()
+    # By its age git knows which entries were written in the same moment as their files.
+    ages = [
+        path.stat().st_mtime_ns for path in (repo / ".git" / "index", tmp_path / "look" / "index")
+    ]
+    assert ages[0] == ages[1]
+
+
 def test_a_file_that_becomes_a_folder_and_back_is_told(tmp_path: Path) -> None:
     repo = a_repository(tmp_path / "repo", {"a": "1\n", "b/c": "2\n"})
     looks = Looks(repo, tmp_path / "look")
