@@ -10,12 +10,15 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from cloudagent_backend.delivery import states
 from cloudagent_backend.delivery.errors import Refused
 from cloudagent_backend.delivery.hub import Session
+from cloudagent_backend.store import deliveries
 from cloudagent_backend.store.database import Database
+from cloudagent_backend.store.deliveries import NewRung
 from cloudagent_protocol.frames import Ack, Heartbeat
 from cloudagent_protocol.ids import AgentId
-from cloudagent_protocol.resources import Hold
+from cloudagent_protocol.resources import DeliveryState, Hold, RungName
 from fakes.desk import Desk, add_host, open_desk
 
 pytestmark = pytest.mark.anyio
@@ -161,6 +164,22 @@ async def test_what_a_machine_holds_back_says_so_as_it_is_acknowledged(tmp_path:
         await desk.service.apply_all([(desk.machine, [Ack(seq=1)]), (other.machine, [Ack(seq=1)])])
         assert (await desk.rungs(mine))[-1] == "received"
         assert (await desk.rungs(theirs))[-1] == "waiting"
+
+
+async def test_a_delivery_that_stands_twice_among_those_moved_is_moved_once(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        message = await desk.say("once")
+        await desk.lease()
+        [row] = await desk.rows(message)
+        step = (row, [NewRung(RungName.RECEIVED, "mbp")])
+        target = DeliveryState.RECEIVED
+        first, second = await desk.database.write(
+            lambda c: deliveries.move_all(c, [step, step], target, states.sources(target))
+        )
+        assert first is not None
+        assert (await desk.rows(message))[0] == first
+        assert second in (None, first)
+        assert (await desk.rungs(message)).count("received") == 1
 
 
 async def second_machine(desk: Desk) -> Desk:

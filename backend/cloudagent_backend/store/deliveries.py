@@ -534,7 +534,7 @@ def move_all(
         row.but(state=target, reason=None, rungs=_extended(row.rungs, rungs)) for row, rungs in rows
     ]
     plain = all(row.state in sources and row.state in _IN_FLIGHT for row, _ in rows)
-    if plain and target in _IN_FLIGHT and len({row.id for row, _ in rows}) == len(rows):
+    if plain and target in _IN_FLIGHT:
         changes = [_change(row, new) for (row, _), new in zip(rows, moved, strict=True)]
         if c.executemany(_PUT + _IF_AS_READ, changes).rowcount == len(rows):
             return [*moved]
