@@ -99,7 +99,7 @@ async def _run(turn: TurnRequest, kind: config.ModelKind | None) -> None:
         stack.push_async_callback(model.aclose)
         loop = Loop(
             model,
-            [bridge, FileTools(turn.folder)],
+            [bridge, FileTools(turn.folder, files=turn.files)],
             session,
             write,
             budget_tokens=settings.context_tokens,

@@ -1,7 +1,7 @@
 """What the program reads and writes: one JSON object per line, a turn in, events out.
 
     in   {"prompt", "system_prompt", "session_id", "resume", "sessions_dir", "folder", "socket",
-          "token_file", "model"?}
+          "token_file", "model"?, "files"?}
     out  {"type": "ready", "session_id", "model"}              the tools are there
          {"type": "delta", "block", "offset", "text"}          of a text under way
          {"type": "text", "block", "text"}                     one whole block
@@ -45,6 +45,8 @@ class TurnRequest:
     socket: Path
     token_file: Path
     model: str | None = None
+    #: Where files of messages lie, which they may read too.
+    files: Path | None = None
 
     def line(self) -> bytes:
         values = {name: str(v) if isinstance(v, Path) else v for name, v in vars(self).items()}
@@ -69,6 +71,7 @@ def parse_turn(line: bytes) -> TurnRequest:
             socket=Path(value["socket"]),
             token_file=Path(value["token_file"]),
             model=value.get("model"),
+            files=Path(value["files"]) if value.get("files") else None,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise AgentError("internal", f"not a turn: {error!r}") from error

@@ -99,6 +99,7 @@ class BuiltinSession:
             socket=job.tools.socket,
             token_file=job.tools.token_file,
             model=job.agent.model,
+            files=job.home / "attachments",
         )
         self._resume = True
         return request.line()

@@ -252,3 +252,24 @@ async def test_arguments_that_do_not_fit_are_told_to_the_model(
 ) -> None:
     with pytest.raises(ToolError):
         await FileTools(tmp_path).call(name, arguments)
+
+
+async def test_files_of_messages_are_read_where_they_lie_and_nothing_beside_them(
+    tmp_path: Path,
+) -> None:
+    folder, files = tmp_path / "workspace", tmp_path / "attachments"
+    for place in (folder, files / "msg_1"):
+        place.mkdir(parents=True)
+    (files / "msg_1" / "notes.txt").write_text("what I saw")
+    (tmp_path / "MEMORY.md").write_text("hush")
+    tools = FileTools(folder, files=files)
+    assert "what I saw" in await tools.call("read_file", {"path": f"{files}/msg_1/notes.txt"})
+    for path in (
+        f"{files}/../MEMORY.md",
+        f"{tmp_path}/MEMORY.md",
+        "../attachments/msg_1/notes.txt",
+    ):
+        with pytest.raises(ToolError):
+            await tools.call("read_file", {"path": path})
+    with pytest.raises(ToolError, match="outside"):
+        await FileTools(folder).call("read_file", {"path": f"{files}/msg_1/notes.txt"})

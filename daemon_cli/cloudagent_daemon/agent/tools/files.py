@@ -75,12 +75,19 @@ _KINDS: Final[dict[str, type]] = {"string": str, "integer": int, "boolean": bool
 
 
 class FileTools:
-    """The file tools of one folder."""
+    """The file tools of one folder.
+
+    Args:
+        files: where files of messages lie; what has an absolute path in there is read, too.
+    """
 
     specs = _SPECS
 
-    def __init__(self, folder: Path, *, search_s: float = SEARCH_S) -> None:
+    def __init__(
+        self, folder: Path, *, search_s: float = SEARCH_S, files: Path | None = None
+    ) -> None:
         self._folder = folder
+        self._files = files
         self._search_s = search_s
 
     async def call(self, name: str, arguments: dict[str, Any]) -> str:
@@ -94,13 +101,20 @@ class FileTools:
             raise ToolError(str(error)) from error
 
     def _inside(self, read: Callable[..., str], given: dict[str, Any]) -> str:
-        with Folder(self._folder) as folder:
+        with Folder(self._root_of(given)) as folder:
             return read(folder, **given)
+
+    def _root_of(self, given: dict[str, Any]) -> Path:
+        """The folder that a path is meant from; whether it stays in there is looked at as it is opened."""
+        path = PurePosixPath(given.get("path") or ".")
+        if self._files and path.is_relative_to(self._files):
+            return self._files
+        return self._folder
 
     async def _search(self, given: dict[str, Any]) -> str:
         """Searches in a process of its own: nothing else can stop an expression that runs wild."""
         command = [sys.executable, "-P", "-m", "cloudagent_daemon.agent.tools.search"]
-        asked = json.dumps({"folder": str(self._folder), **given}).encode()
+        asked = json.dumps({"folder": str(self._root_of(given)), **given}).encode()
         try:
             with anyio.fail_after(self._search_s):
                 done = await anyio.run_process(command, input=asked, check=False)
