@@ -12,6 +12,7 @@ import pytest
 from cloudagent_daemon.mask import Masks
 from cloudagent_daemon.runs.outcome import Failure
 from cloudagent_daemon.runs.trees import Trees, short
+from cloudagent_daemon.runs.warm import Warm
 from cloudagent_daemon.runs.workspace import Workspace
 from cloudagent_protocol.events import Outcome, Reason
 from cloudagent_protocol.frames import RunDiff
@@ -133,6 +134,20 @@ async def test_a_tree_that_somebody_removed_comes_back_with_its_commits(tmp_path
         again, failure = await settle(world, repo)
     assert (again.cwd, failure) == (space.cwd, None)
     assert (again.cwd / "price.py").read_text() == "committed\n"
+
+
+async def test_a_warm_process_of_a_tree_that_was_removed_is_not_gone_on_with(
+    tmp_path: Path,
+) -> None:
+    repo = a_repository(tmp_path / "repo")
+    how = {"cwd": str(repo), "worktree": "per_conversation", "mode": "bypassPermissions"}
+    async with a_world(tmp_path, warm=Warm(60, 3)) as world:
+        await world.run(world.deliver("@@reply one", **how))
+        [tree] = world.workspace.glob("worktrees/*/")
+        shutil.rmtree(tree)
+        seen = await world.run(world.deliver("@@edit price.py VAT = 0.20\n@@reply two", **how))
+        assert seen.end.outcome is Outcome.REPLIED
+        assert (tree / "price.py").read_text() == "VAT = 0.20\n"
 
 
 async def test_two_agents_of_one_conversation_have_two_branches(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ class Launcher:
             session_id,
             agent,
             self._system_prompt(workspace),
+            workspace.place,
             dict(self._settings.environment),
         )
 

@@ -70,6 +70,8 @@ class TreeRecord(BaseModel):
     #: The commit that it began at.
     base: str
     made: bool = False
+    #: Of this making.
+    id: str = ""
 
 
 class NoTreeError(Exception):
@@ -123,6 +125,7 @@ class Trees:
             common_dir=repository.common_dir,
             branch=branch,
             base=base,
+            id=uuid.uuid4().hex,
         )
         await anyio.to_thread.run_sync(space.keep_tree, file, record.model_dump_json(indent=2))
         there = await git.says("show-ref", "--verify", "--quiet", f"refs/heads/{branch}")
@@ -160,7 +163,7 @@ def take_known(space: Workspace, conversation_id: ConversationId) -> bool:
         return False
     with suppress(OSError):  # a full disk
         file.touch()  # for `agent clean`: it is in use
-    space.place = Place(place, folder, record.branch, repository.root)
+    space.place = Place(place, folder, record.branch, repository.root, record.id)
     return True
 
 

@@ -106,6 +106,8 @@ class Place:
     branch: str
     #: The person's own work tree of the same repository.
     root: str
+    #: Of this making: one that is made anew in the same folder is another one.
+    id: str = ""
 
 
 class Workspace:
