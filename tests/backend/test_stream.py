@@ -247,9 +247,11 @@ async def test_a_piece_of_text_waits_for_nothing_that_is_being_kept(tmp_path: Pa
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(desk.database.write, lambda _: free.wait(5))
             tasks.start_soon(desk.report, delta("Hel", 0).model_copy(update=about))
-            row = await reader.until("run.delta")
-            assert (json.loads(row.data)["text"], free.is_set()) == ("Hel", False)
-            free.set()
+            try:
+                row = await reader.until("run.delta")
+                assert (json.loads(row.data)["text"], free.is_set()) == ("Hel", False)
+            finally:
+                free.set()
         # But for what comes before it: that decides whether it is a run's.
         await desk.report(run.text("Hel"), delta("next", 0, block=1).model_copy(update=about))
         assert (await reader.until("run.event")).type == "run.event"
