@@ -297,8 +297,10 @@ class SlowDatabase(Database):
         return found
 
     @override
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._fast.write(work)
+    async def write(
+        self, work: Callable[[sqlite3.Connection], T], *, repeatable: bool = False
+    ) -> T:
+        return await self._fast.write(work, repeatable=repeatable)
 
 
 async def test_a_token_that_is_revoked_while_it_is_looked_up_is_not_remembered(
