@@ -480,6 +480,7 @@ async def test_the_running_daemon_tells_what_it_finds_from_where_it_lives(home: 
         "logged_in": False,
         "problem": None,
         "warning": None,
+        "models": None,
     }
     assert found["path"][0] == str(claude.parent)
     assert (found["tools"]["problem"], found["backend"]["problem"]) == (None, None)

@@ -33,6 +33,9 @@ async def test_a_daemons_log_is_shown_with_how_it_stands(home: Home) -> None:
         await home.log_in(backend)
         async with home.started() as daemon:
             await daemon.until("Connected")
+            with anyio.fail_after(20):  # what commands read of it is written a moment later
+                while (await home.status())["state"] != "connected":
+                    pass
             code, out, error = await home.command("logs")
             assert code == 0
             assert re.search(r"^\S+Z INFO link.client Connected as host_", out, re.MULTILINE)
