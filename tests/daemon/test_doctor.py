@@ -73,18 +73,28 @@ def in_state(state: str) -> list[Finding]:
         case "key-rejected":
             detail = "https://agents.example.com does not accept this machine's key"
             report |= {"state": "unauthorized", "detail": detail}
-        case "no-runtime":
+        case "approval-waiting":
+            pass  # what a person is asked is nobody's fault
+        case "no-runtime" | "demo":
             why = "not found; install it with  npm install -g @anthropic-ai/claude-code"
             runtimes = [{"name": "claude_code", "problem": why}]
         case _:
             raise AssertionError(state)
     found = asked.service(report, ours)
     found += asked.link(report, check, ours) if report else []
-    known: dict[str, Any] = {"in_daemon": report is not None, "demo": False, "command": ours}
+    in_daemon, demo = report is not None, state == "demo"
+    known: dict[str, Any] = {"in_daemon": in_daemon, "demo": demo, "command": ours}
     return [*found, *asked.runtimes(runtimes, "", None, **known)]
 
 
-STATES = ("not-running", "reconnecting", "key-rejected", "no-runtime")
+STATES = (
+    "not-running",
+    "reconnecting",
+    "key-rejected",
+    "approval-waiting",
+    "no-runtime",
+    "demo",
+)
 
 
 def told_in(state: str) -> str:
