@@ -12,6 +12,7 @@ from cloudagent_daemon.runs.warm import Shelf, Warm
 from cloudagent_protocol.events import Outcome
 from cloudagent_protocol.frames import Expect
 from cloudagent_protocol.ids import AgentId, ConversationId, new_conversation_id
+from fakes.repositories import a_repository, bytes_of
 from fakes.runs import RecordedUplink, World, a_world, alive
 
 DEADLINE_S = 20.0
@@ -170,10 +171,9 @@ async def test_no_process_that_has_worked_makes_way_for_one(tmp_path: Path) -> N
         ({"expect_s": 0.0}, {}),
         ({}, {"driver": "codex"}),
         ({}, {"driver": "of tomorrow"}),
-        ({}, {"worktree": "per_conversation"}),
         ({}, {"command": ["/nonexistent/claude"]}),
     ],
-    ids=["not wanted", "cannot wait", "unknown", "has a work tree to make", "not there"],
+    ids=["not wanted", "cannot wait", "unknown", "not there"],
 )
 async def test_where_none_can_wait_none_is_started_and_nothing_is_said(
     tmp_path: Path, limits: dict[str, Any], agent: dict[str, Any]
@@ -182,6 +182,42 @@ async def test_where_none_can_wait_none_is_started_and_nothing_is_said(
         assert world.warm
         assert await started_ahead(world, **agent) is None
         assert (world.warm.waiting, world.effects()) == (0, [])
+
+
+async def test_in_a_work_tree_that_is_there_one_waits_and_none_is_made_for_it(
+    tmp_path: Path,
+) -> None:
+    repo = a_repository(tmp_path / "repo")
+    before = bytes_of(repo / ".git")
+    async with a_warm_world(tmp_path) as world:
+        assert world.warm
+        how = {"worktree": "per_conversation", "cwd": str(repo)}
+        world.agent = world.agent.model_copy(update=how)
+        assert await started_ahead(world) is None
+        assert (world.warm.waiting, world.effects()) == (0, [])
+        assert bytes_of(repo / ".git") == before
+        earlier = await world.run("@@reply one")  # which makes it
+        world.warm.clear("for the test")
+        await until_gone(earlier.launches[0].pid)
+        pid = await started_ahead(world)
+        assert pid is not None
+        [tree] = (path for path in (world.workspace / "worktrees").iterdir() if path.is_dir())
+        assert Path(f"/proc/{pid}/cwd").resolve() == tree
+        seen = await world.run("@@recall\n@@reply two")
+    assert [launch.pid for launch in seen.launches] == [pid]
+    assert seen.end.session_id == earlier.end.session_id
+
+
+async def test_looking_where_there_is_no_work_tree_ends_nobody_elses_process(
+    tmp_path: Path,
+) -> None:
+    repo = a_repository(tmp_path / "repo")
+    async with a_warm_world(tmp_path) as world:
+        pid = await started_ahead(world)
+        assert pid is not None
+        world.conversation = new_conversation_id()
+        assert await started_ahead(world, worktree="per_conversation", cwd=str(repo)) is None
+        assert alive(pid)
 
 
 async def test_one_that_has_died_or_would_not_do_is_not_given_the_message(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cloudagent_daemon.mask import UnmaskedError
 from cloudagent_daemon.process import SpawnError
 from cloudagent_daemon.runs.launching import Held, Launcher, Print, Wanted
 from cloudagent_daemon.runs.ports import Uplink
-from cloudagent_daemon.runs.trees import NoTreeError, take_known, wants_tree
+from cloudagent_daemon.runs.trees import take_known, wants_tree
 from cloudagent_daemon.runs.warm import Warm
 from cloudagent_daemon.runs.workspace import NewerRecordError, Workspace
 from cloudagent_protocol.frames import Expect
@@ -46,21 +46,16 @@ class Ahead:
         stays_s = self._settings.limits.expect_s
         if not stays_s or driver is None or not driver.warm:
             return False
-        if expected.agent.worktree == "per_conversation":
-            # To make a work tree is a write to the repository, and nobody has asked for anything yet.
-            return False
+        space = Workspace(self._settings.agents_dir, expected.agent)
         key = expected.agent.id, expected.conversation_id
         about = {"action": "ahead", "agent_id": expected.agent.id}
         try:
-            started = await self._warm.start_ahead(key, stays_s, partial(self._start, expected))
-        except (
-            DriverError,
-            NoTreeError,
-            SpawnError,
-            UnmaskedError,
-            NewerRecordError,
-            OSError,
-        ) as error:
+            if not await anyio.to_thread.run_sync(_has_place, space, expected.conversation_id):
+                logger.info("no process is started ahead: there is no work tree yet", extra=about)
+                return False
+            start = partial(self._start, space, expected.conversation_id)
+            started = await self._warm.start_ahead(key, stays_s, start)
+        except (DriverError, SpawnError, UnmaskedError, NewerRecordError, OSError) as error:
             # Whoever sends a message is told; until then nobody has asked for anything.
             logger.info("no process is started ahead: %s", error, extra=about)
             return False
@@ -68,10 +63,8 @@ class Ahead:
             logger.info("a process is started ahead of a message", extra=about)
         return started
 
-    async def _start(self, expected: Expect) -> tuple[Held, Print]:
-        space = Workspace(self._settings.agents_dir, expected.agent)
-        await anyio.to_thread.run_sync(_place, space, expected.conversation_id)
-        session_id = await anyio.to_thread.run_sync(_session, space, expected.conversation_id)
+    async def _start(self, space: Workspace, conversation_id: ConversationId) -> tuple[Held, Print]:
+        session_id = await anyio.to_thread.run_sync(_session, space, conversation_id)
         launch_id = uuid.uuid4().hex
         wanted = Wanted(
             space,
@@ -90,10 +83,12 @@ class Ahead:
         return held, made_of
 
 
-def _place(space: Workspace, conversation_id: ConversationId) -> None:
-    """Settles it where the message's run will work; a work tree is made by a message only. Blocks."""
-    if wants_tree(space) and not take_known(space, conversation_id):
-        raise NoTreeError("its conversation has no work tree yet")
+def _has_place(space: Workspace, conversation_id: ConversationId) -> bool:
+    """Settles it where the message's run will work, if that is there. Blocks.
+
+    To make a work tree is a write to the repository, and nobody has asked for anything yet.
+    """
+    return not wants_tree(space) or take_known(space, conversation_id)
 
 
 def _session(space: Workspace, conversation_id: ConversationId) -> str | None:
