@@ -15,13 +15,11 @@ import os
 import signal
 import sys
 import time
-from collections import defaultdict
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
     Collection,
-    Iterable,
     Mapping,
     Sequence,
 )
@@ -273,23 +271,15 @@ def find_tree(
 
 
 def _add_descendants(found: dict[int, psutil.Process], guardian: int | None, freeze: bool) -> None:
-    """What is stopped bears no more children, so the look that sees nobody new is the last one."""
+    """What is stopped bears no more children, so the look that sees nobody new is the last one.
+
+    Each look is one over all processes and goes down by a generation: one for each parent takes seconds.
+    """
     seen = {*found} if guardian is None else {*found, guardian}
-    while seen and (fresh := _below(seen) - seen):
+    while seen and (fresh := {pid for pid in psutil.pids() if _parent_of(pid) in seen} - seen):
         seen |= fresh
         for pid in fresh:
             _add(found, pid, freeze)
-
-
-def _below(tops: Iterable[int]) -> set[int]:
-    """All descendants, by one look over all processes: a look for each of them takes seconds."""
-    children: defaultdict[int, list[int]] = defaultdict(list)
-    for pid in psutil.pids():
-        children[_parent_of(pid)].append(pid)
-    below: list[int] = [child for top in tops for child in children.pop(top, [])]
-    for pid in below:  # grows
-        below += children.pop(pid, [])
-    return set(below)
 
 
 def _parent_of(pid: int) -> int:

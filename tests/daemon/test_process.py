@@ -1,7 +1,9 @@
 """Child processes: fed, read, and ended with all that they started."""
 
 import os
+import select
 import signal
+import subprocess
 import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -226,6 +228,63 @@ async def test_leftovers_of_an_earlier_life_are_found_by_pid_and_by_mark(tmp_pat
     assert await end_leftover(process.pid, started_at, "earlier") == 5
     assert [pid for pid in family if alive(pid)] == []
     await process.aclose()
+
+
+#: Each of them is known by its parent alone; the last one is born when it is called for.
+ELDER = """
+import subprocess, sys, time
+heir = [sys.executable, "-I", "-S", "-c", sys.argv[1]]
+print(subprocess.Popen(heir, env={}, start_new_session=True).pid, flush=True)
+time.sleep(600)
+"""
+HEIR = """
+import os, subprocess, time
+os.read(0, 1)
+born = subprocess.Popen(["/bin/sleep", "600"], env={}, start_new_session=True).pid
+os.write(1, b"%d\\n" % born)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("when", ["long before", "in the moment before its parent is stopped"])
+async def test_a_leftover_that_only_its_parent_tells_of_is_ended(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elder = subprocess.Popen(
+        [*python(ELDER), HEIR],
+        env={},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+    )
+    stdin, stdout = elder.stdin, elder.stdout
+    assert stdin
+    assert stdout
+    family = [elder.pid, int(stdout.readline())]
+    kill = os.kill
+
+    def birth() -> None:
+        stdin.write(b"!")
+        assert select.select([stdout], [], [], 5)[0]
+        family.append(int(stdout.readline()))
+
+    def birth_first(pid: int, sent: int) -> None:
+        if pid == family[1] and len(family) == 2:
+            birth()
+        kill(pid, sent)
+
+    try:
+        if when == "long before":
+            birth()
+        monkeypatch.setattr(os, "kill", birth_first)
+        started_at = psutil.Process(elder.pid).create_time()
+        assert await end_leftover(elder.pid, started_at, "earlier") == 3
+        assert [pid for pid in family if alive(pid)] == []
+    finally:
+        for pid in filter(alive, family):
+            kill(pid, signal.SIGKILL)
+        elder.communicate()
 
 
 async def test_a_pid_that_now_belongs_to_another_is_left_alone(tmp_path: Path) -> None:
