@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from cloudagent_backend.delivery import ladder
 from cloudagent_backend.delivery.errors import Refused
 from cloudagent_backend.delivery.framing import may_want
 from cloudagent_backend.store import agents, messages
 from cloudagent_protocol.errors import ErrorCode
+from cloudagent_protocol.resources import Message
 from fakes.desk import Desk, open_desk
 from fakes.server import running_backend
 
@@ -41,6 +43,27 @@ async def test_it_is_what_the_machine_is_given_for_this_message_alone(tmp_path: 
         kept = await desk.database.read(lambda c: messages.load(c, desk.user_id, message.id))
         assert kept
         assert (kept.model, kept.permission_mode) == ("haiku", "plan")
+
+
+async def stored_as(desk: Desk, message: Message) -> str | None:
+    """What its newest delivery's first rung says."""
+    trace = await desk.database.read(lambda c: ladder.trace_of(c, desk.user_id, message))
+    return trace.deliveries[-1].rungs[0].detail
+
+
+async def test_its_ladder_says_what_it_asked_for(tmp_path: Path) -> None:
+    async with open_desk(tmp_path) as desk:
+        both = await desk.say("think hard", model="haiku", permission_mode="plan")
+        wished = "asked for the model haiku and the mode plan"
+        assert await stored_as(desk, both) == wished
+        await desk.service.cancel(desk.user_id, "ana", both.id)
+        await desk.service.retry(desk.user_id, "ana", both.id)
+        assert await stored_as(desk, both) == (
+            f"tried again: the delivery before ended as cancelled (interrupted); {wished}"
+        )
+        one = await desk.say("plan it", permission_mode="plan")
+        assert await stored_as(desk, one) == "asked for the mode plan"
+        assert await stored_as(desk, await desk.say("as ever")) is None
 
 
 async def test_it_never_lets_the_agent_do_more_than_its_own_mode(tmp_path: Path) -> None:

@@ -17,6 +17,13 @@ def may_want(own: str, wanted: str) -> bool:
     return wanted in {own, "plan"} or own == "bypassPermissions"
 
 
+def wishes(message: Message) -> str | None:
+    """What the message wants in place of its agent's own, for its ladder; null: nothing."""
+    wanted = {"model": message.model, "mode": message.permission_mode}
+    asked = [f"the {what} {name}" for what, name in wanted.items() if name is not None]
+    return f"asked for {' and '.join(asked)}" if asked else None
+
+
 def _as_wanted(agent: AgentRow, message: Message) -> AgentSpec:
     """The agent for this message. Its own mode may have been narrowed since that was written."""
     spec = agents.spec(agent)

@@ -10,7 +10,7 @@ from cloudagent_backend.delivery.away import away
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.enclosing import enclose
 from cloudagent_backend.delivery.errors import Refused, not_found
-from cloudagent_backend.delivery.framing import deliver, may_want
+from cloudagent_backend.delivery.framing import deliver, may_want, wishes
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.states import ENDS, RETRIABLE
 from cloudagent_backend.delivery.straight import OnItsWay, Way
@@ -237,7 +237,8 @@ def queue(
             f"{backlog_cap:,} messages already wait for {name}; this one was not taken.",
             next=f"Start the daemon on {name}, or cancel messages that are no longer wanted.",
         )
-    rungs = [NewRung(RungName.STORED, actor, _over_again(over) if over else None)]
+    said = [_over_again(over) if over else None, wishes(message)]
+    rungs = [NewRung(RungName.STORED, actor, "; ".join(filter(None, said)) or None)]
     if gone := away(c, agent.host_machine_id, agent.id):
         detail = f"{gone.words}; it is delivered when the machine is back"
         rungs.append(NewRung(RungName.WAITING, ladder.BACKEND, detail, reason=gone.reason.value))

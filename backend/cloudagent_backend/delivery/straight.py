@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cloudagent_backend.delivery import budgets, ladder
-from cloudagent_backend.delivery.framing import deliver
+from cloudagent_backend.delivery.framing import deliver, wishes
 from cloudagent_backend.store import deliveries, outbox
 from cloudagent_backend.store.agents import AgentRow
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
@@ -70,5 +70,5 @@ def send(
     except ProtocolError:  # too large: what it means is told where everything else is leased
         outbox.leave_free_way(c, host_id)
         return None
-    row = deliveries.insert(c, row, [NewRung(RungName.STORED, ladder.BACKEND)])
+    row = deliveries.insert(c, row, [NewRung(RungName.STORED, ladder.BACKEND, wishes(message))])
     return OnItsWay(row, frame)

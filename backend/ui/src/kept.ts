@@ -2,8 +2,12 @@
 
 import type { Outgoing } from "./reducer";
 import type { Attachment } from "./wire";
+import { NO_WISH, wants, type Wish } from "./wishes";
 
 const PREFIX = "cloudagent";
+
+/** Under which a conversation's draft and wishes are kept; null: one that is still to be made. */
+export const threadOf = (agent_id: string, conversation_id: string | null): string => `${agent_id}.${conversation_id ?? "new"}`;
 
 export class Kept {
   constructor(private readonly user_id: string) {}
@@ -27,6 +31,20 @@ export class Kept {
 
   keepDraftFiles(thread: string, files: readonly Attachment[]): void {
     write(this.#name("files", thread), files.length === 0 ? null : JSON.stringify(files));
+  }
+
+  /** Which model and mode a conversation's messages get from here. */
+  wish(thread: string): Wish {
+    try {
+      const kept = JSON.parse(read(this.#name("wish", thread)) ?? "{}") as Partial<Wish>;
+      return { ...NO_WISH, ...kept };
+    } catch {
+      return NO_WISH;
+    }
+  }
+
+  keepWish(thread: string, wish: Wish): void {
+    write(this.#name("wish", thread), wants(wish) ? JSON.stringify(wish) : null);
   }
 
   /** Each message has its own entry: two tabs must not write over each other's. */

@@ -8,10 +8,11 @@
  *  message; so trying again is always safe, after a reload too. */
 
 import { explain, post, Problem, Unreachable } from "./api";
-import type { Kept } from "./kept";
+import { threadOf, type Kept } from "./kept";
 import type { Outgoing } from "./reducer";
 import type { Store } from "./store";
 import type { Attachment, Conversation, Message, Mode } from "./wire";
+import { NO_WISH, wants, type Wish } from "./wishes";
 
 const RETRY_MS = [1_000, 2_000, 4_000, 8_000, 15_000];
 
@@ -42,9 +43,9 @@ export class Outbox {
     agent_id: string,
     conversation_id: string | null,
     text: string,
-    more: { mode?: Mode | undefined; attachments?: readonly Attachment[] } = {},
+    more: { mode?: Mode | undefined; attachments?: readonly Attachment[]; wish?: Wish } = {},
   ): string {
-    const { mode, attachments = [] } = more;
+    const { mode, attachments = [], wish = NO_WISH } = more;
     const key = crypto.randomUUID();
     this.#put({
       key,
@@ -53,6 +54,7 @@ export class Outbox {
       text,
       ...(mode && { mode }),
       ...(attachments.length > 0 && { attachments }),
+      ...(wants(wish) && { wish }),
       written_at: new Date().toISOString(),
       state: "sending",
       problem: null,
@@ -114,6 +116,7 @@ export class Outbox {
       const body = { agent_ids: [out.agent_id] };
       const made = await post<Conversation>("/v1/conversations", body, `${out.key}-c`);
       conversation_id = made.id;
+      this.#goesOn(out.agent_id, conversation_id);
       this.store.dispatch({ type: "conversations", conversations: [made] });
       this.store.dispatch({
         type: "thread",
@@ -130,10 +133,19 @@ export class Outbox {
       agent_id: out.agent_id,
       ...(out.mode && { mode: out.mode }),
       ...(out.attachments && { attachments: out.attachments.map((file) => file.id) }),
+      ...(out.wish?.model != null && { model: out.wish.model }),
+      ...(out.wish?.mode != null && { permission_mode: out.wish.mode }),
     };
     const message = await post<Message>(path, body, out.key);
     this.store.dispatch({ type: "sent", message });
     this.discard(out.key);
+  }
+
+  /** What was chosen before the conversation was made counts for it, and for no other new one. */
+  #goesOn(agent_id: string, conversation_id: string): void {
+    const fresh = threadOf(agent_id, null);
+    this.kept.keepWish(threadOf(agent_id, conversation_id), this.kept.wish(fresh));
+    this.kept.keepWish(fresh, NO_WISH);
   }
 
   #current(out: Outgoing): Outgoing {

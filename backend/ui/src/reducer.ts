@@ -21,6 +21,7 @@ import type {
   User,
 } from "./wire";
 import { OVER } from "./wire";
+import type { Wish } from "./wishes";
 
 export interface Thread {
   /** Message ids, oldest first. */
@@ -40,6 +41,7 @@ export interface Outgoing {
   attachments?: readonly Attachment[];
   /** Of a message that was not to wait for the turn that is under way. */
   mode?: Mode;
+  wish?: Wish;
   written_at: string;
   state: "sending" | "waiting" | "refused";
   problem: { detail: string; next: string | null } | null;

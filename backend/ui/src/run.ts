@@ -146,6 +146,12 @@ export function finishedEvent(view: RunView): Extract<RunEvent, { type: "finishe
   return last?.type === "finished" ? last : null;
 }
 
+/** The model that its program says it works with. */
+export function modelOf(view: RunView): string | null {
+  const ready = view.events.findLast((event) => event.type === "ready");
+  return ready?.model ?? null;
+}
+
 export function isLive(view: RunView): boolean {
   return view.run !== null && view.run.state !== "finished";
 }

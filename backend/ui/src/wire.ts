@@ -190,6 +190,9 @@ export interface Message {
   depth?: number;
   /** What its author worked on when it sent this. */
   caused_by?: string | null;
+  /** What it wants instead of its agent's own. */
+  model?: string | null;
+  permission_mode?: string | null;
 }
 
 export interface Rung {

@@ -372,6 +372,8 @@ class ScriptedBackend:
         *,
         ago: float = 0.0,
         files: Sequence[Attachment] = (),
+        model: str | None = None,
+        permission_mode: str | None = None,
     ) -> Message:
         """A person's message, stored and on its way; `ago` in seconds."""
         at = datetime.now(UTC) - timedelta(seconds=ago)
@@ -399,6 +401,8 @@ class ScriptedBackend:
             attachments=list(files),
             created_at=at,
             deliveries=deliveries,
+            model=model,
+            permission_mode=permission_mode,
         )
         self.add_message(message)
         for delivery in deliveries:
@@ -605,7 +609,7 @@ class ScriptedBackend:
                 return self.add_conversation(agent, title=None).model_dump(mode="json")
             case ("POST", "conversations", conversation_id, "messages"):
                 self.modes.append(body.get("mode"))
-                return self._posted(conversation_id, body["text"], body.get("attachments", []))
+                return self._posted(conversation_id, body)
             case ("POST", "chains" | "approvals", thing_id):
                 return self._person_says(thing_id, body)
             case ("POST", "runs", run_id, "interrupt"):
@@ -717,13 +721,15 @@ class ScriptedBackend:
             return problem(413, "too_large", said, "Send less at once.")
         return self.add_file(name, content).model_dump(mode="json")
 
-    def _posted(self, conversation_id: str, text: str, file_ids: list[str]) -> Any:
-        if text == "refuse me":
+    def _posted(self, conversation_id: str, body: Any) -> Any:
+        if body["text"] == "refuse me":
             return problem(
                 429, "backlog_full", "mbp has 100,000 messages waiting.", "Start its daemon."
             )
-        files = [self.files[one][0] for one in file_ids]
-        message = self.say(self.conversations[conversation_id], text, files=files)
+        files = [self.files[one][0] for one in body.get("attachments", [])]
+        wishes = {what: body.get(what) for what in ("model", "permission_mode")}
+        conversation = self.conversations[conversation_id]
+        message = self.say(conversation, body["text"], files=files, **wishes)
         return message.model_dump(mode="json")
 
     def _messages(self, request: Request, conversation_id: str) -> dict[str, Any]:

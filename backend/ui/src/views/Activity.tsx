@@ -2,7 +2,7 @@
 
 import { memo, useState, type ReactNode } from "react";
 
-import { finishedEvent, isFailure, isLive, items, type Item, type RunView } from "../run";
+import { finishedEvent, isFailure, isLive, items, modelOf, type Item, type RunView } from "../run";
 import { driverName, duration, between, oneLine, plain, reasonWords, runSummary, sendsMessage, toolWords } from "../words";
 import { Markdown } from "./Markdown";
 import { Head } from "./Messages";
@@ -15,9 +15,11 @@ interface Props {
   head: boolean;
   /** Texts that stand below as messages of their own. */
   said: readonly string[];
+  /** What its message wanted for this turn; null: the agent's own. */
+  asked: string | null;
 }
 
-export const Activity = memo(function Activity({ view, name, head, said }: Props): ReactNode {
+export const Activity = memo(function Activity({ view, name, head, said, asked }: Props): ReactNode {
   const session = useSession();
   const live = isLive(view);
   const [open, setOpen] = useState<boolean | null>(null);
@@ -37,15 +39,16 @@ export const Activity = memo(function Activity({ view, name, head, said }: Props
             type="button"
             className="run-summary"
             aria-expanded={shown}
-            disabled={view.complete && story.length === 0}
+            disabled={view.complete && story.length === 0 && asked === null}
             onClick={toggle}
           >
-            {(story.length > 0 || !view.complete) && <Icon name="chevron" />}
+            {(story.length > 0 || asked !== null || !view.complete) && <Icon name="chevron" />}
             <span>{runSummary(view)}</span>
           </button>
         )}
         {shown && (
           <div className={live ? "story live" : "story"}>
+            {asked !== null && <AskedFor words={asked} view={view} />}
             {story.map((item) => (
               <Step key={item.key} item={item} />
             ))}
@@ -58,7 +61,21 @@ export const Activity = memo(function Activity({ view, name, head, said }: Props
       </div>
     </article>
   );
-}, (a, b) => a.view === b.view && a.head === b.head && a.name === b.name && a.said.join("\0") === b.said.join("\0"));
+}, (a, b) => a.view === b.view && a.head === b.head && a.name === b.name && a.asked === b.asked && a.said.join("\0") === b.said.join("\0"));
+
+/** What the turn was to be like, and the model that the program says it is. */
+function AskedFor({ words, view }: { words: string; view: RunView }): ReactNode {
+  const model = modelOf(view);
+  return (
+    <p className="note quiet">
+      <Icon name="gear" />
+      <span>
+        Asked for {words}
+        {model !== null && ` · ran with ${plain(model)}`}
+      </span>
+    </p>
+  );
+}
 
 /** Whether it is a message that the person reads as such. */
 function standsBelow(item: Item, said: readonly string[]): boolean {

@@ -6,6 +6,7 @@ import { patch, post, remove } from "../api";
 import { line, words } from "../command";
 import { chatPath, go } from "../router";
 import { NO_LIMITS, type Agent, type AgentLimits, type Host } from "../wire";
+import { MODE_NAMES, modeWords } from "../wishes";
 import { driverName } from "../words";
 import { Limits } from "./AgentLimits";
 import { Confirm, Failure, Icon, Link } from "./parts";
@@ -21,12 +22,6 @@ const DRIVERS = [
   { name: "acp", about: "Any program that speaks the Agent Client Protocol, by its command" },
   { name: "builtin", about: "A small agent of our own; needs an Anthropic or OpenAI-compatible key there" },
   { name: "scripted", about: "Plays an agent without any model: to try things out" },
-];
-const MODES = [
-  { name: "default", about: "Looks around by itself, asks you for the rest" },
-  { name: "acceptEdits", about: "May edit files without asking" },
-  { name: "plan", about: "Plans only, changes nothing" },
-  { name: "bypassPermissions", about: "May do everything without asking" },
 ];
 
 export function AgentForm(props: { agent: Agent | null; host: string | null; onMenu: (() => void) | null }): ReactNode {
@@ -183,9 +178,9 @@ export function AgentForm(props: { agent: Agent | null; host: string | null; onM
                 <label className="field">
                   <span>Permissions</span>
                   <select value={mode} onChange={(e) => setMode(e.target.value)}>
-                    {MODES.map((m) => (
-                      <option key={m.name} value={m.name}>
-                        {m.about}
+                    {MODE_NAMES.map((name) => (
+                      <option key={name} value={name}>
+                        {modeWords(name).about}
                       </option>
                     ))}
                   </select>

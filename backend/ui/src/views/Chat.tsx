@@ -3,19 +3,21 @@
 import { Fragment, useEffect, useState, type ReactNode } from "react";
 
 import { get } from "../api";
+import { threadOf } from "../kept";
 import { conversationsOf, hostOf, outgoingIn, runsOf, stopOf, waitsHere, type State } from "../reducer";
 import { chatPath, go, type Route } from "../router";
-import { isFailure, isLive } from "../run";
+import { isFailure, isLive, type RunView } from "../run";
 import { timeline, type Entry } from "../timeline";
-import type { Agent, Attachment, Message, Mode } from "../wire";
+import type { Agent, Message } from "../wire";
 import { OVER, STEERABLE } from "../wire";
+import { wishWords } from "../wishes";
 import { agentWords, dayOf, driverName, duration, hostWords, obstacle } from "../words";
 import { Activity } from "./Activity";
 import { Asked } from "./Approvals";
 import { PausedAgent } from "./Budget";
 import { PausedChains } from "./Chains";
 import { Changes } from "./Changes";
-import { Composer, focusComposer } from "./Composer";
+import { Composer, focusComposer, type With } from "./Composer";
 import { Log } from "./Log";
 import { AgentMessage, OwnMessage, Pending } from "./Messages";
 import { Avatar, Dot, Failure, Icon, Link, Spinner } from "./parts";
@@ -51,8 +53,8 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
   const news = state.unread.size > 0 ? `(${state.unread.size}) ` : "";
   useTitle(`${news}${agent.name}${working.length > 0 ? " · working" : ""} · cloudagent`);
 
-  const send = (text: string, attachments: readonly Attachment[], mode?: Mode): void => {
-    const key = session.outbox.send(agent.id, conversation, text, { mode, attachments });
+  const send = (text: string, more: With): void => {
+    const key = session.outbox.send(agent.id, conversation, text, more);
     if (conversation === null) setBegun(key);
     setSent((count) => count + 1);
   };
@@ -110,8 +112,8 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
         <Busy conversation={conversation} agent={agent} state={state} />
         <Composer
           key={`${agent.id}/${conversation ?? "new"}`}
-          thread={`${agent.id}.${conversation ?? "new"}`}
-          name={agent.name}
+          thread={threadOf(agent.id, conversation)}
+          agent={agent}
           hint={
             offline
               ? `${hostWords(host).text}. What you write waits on the server and goes out when it ${host.last_seen_at === null ? "does" : "is back"}.`
@@ -233,7 +235,7 @@ function Line(props: {
     );
     return (
       <>
-        <Activity view={entry.view} name={name} head={head} said={said} />
+        <Activity view={entry.view} name={name} head={head} said={said} asked={askedOf(entry.view, state)} />
         {said.length === 0 && <Changes run={entry.view.run} />}
       </>
     );
@@ -248,6 +250,12 @@ function Line(props: {
       {isLastOfRun(entry.message, props.entries) && <Changes run={state.runs[entry.message.run_id ?? ""]?.run} />}
     </>
   );
+}
+
+/** What the message that a run works on wanted for its turn. */
+function askedOf(view: RunView, state: State): string | null {
+  const message = state.messages[state.traces[view.run?.delivery_ids[0] ?? ""]?.message_id ?? ""];
+  return message === undefined ? null : wishWords(message);
 }
 
 function isLastOfRun(message: Message, entries: Entry[]): boolean {

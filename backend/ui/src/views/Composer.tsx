@@ -4,27 +4,38 @@
 import { useEffect, useLayoutEffect, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
 
 import { chosenIn } from "../reducer";
-import { MAX_FILES, type Attachment, type Mode } from "../wire";
+import { MAX_FILES, type Agent, type Attachment, type Mode } from "../wire";
+import { within, type Wish } from "../wishes";
 import { ChosenFiles, DropZone, FileButton, pastedFiles, waitsFor } from "./Chosen";
 import { Icon } from "./parts";
 import { useApp, useSession } from "./use";
+import { WishPicker } from "./WishPicker";
+
+/** What goes with a message's words. */
+export interface With {
+  attachments: readonly Attachment[];
+  wish: Wish;
+  mode?: Mode | undefined;
+}
 
 export function Composer(props: {
   /** Under which the draft is kept. */
   thread: string;
-  name: string;
+  agent: Agent;
   hint: string | null;
   /** What Ctrl+Enter means for what runs; null if nothing runs. */
   urgent: Mode | null;
-  onSend: (text: string, attachments: readonly Attachment[], mode?: Mode) => void;
+  onSend: (text: string, more: With) => void;
   /** The first letter is written. */
   onBegin: () => void;
 }): ReactNode {
   const { kept, uploads } = useSession();
-  const { thread } = props;
+  const { thread, agent } = props;
   const chosen = chosenIn(useApp(), thread);
   const [leftOut, setLeftOut] = useState(0);
   const [text, setText] = useState(() => kept.draft(thread));
+  const [wished, setWished] = useState(() => kept.wish(thread));
+  const wish = within(wished, agent);
   const area = useRef<HTMLTextAreaElement>(null);
   const unready = (text.trim() === "" && chosen.length === 0) || chosen.some((one) => one.state !== "there");
 
@@ -42,7 +53,7 @@ export function Composer(props: {
   const send = (mode?: Mode): void => {
     const attachments = uploads.ready(thread);
     if (attachments === null || (text.trim() === "" && attachments.length === 0)) return;
-    props.onSend(text.trim(), attachments, mode);
+    props.onSend(text.trim(), { attachments, wish, mode });
     uploads.sent(thread);
     setText("");
     setLeftOut(0);
@@ -68,14 +79,14 @@ export function Composer(props: {
           A message takes {MAX_FILES} files: {leftOut} {leftOut === 1 ? "was" : "were"} left out. Send them with another one.
         </p>
       )}
-      <DropZone name={props.name} onFiles={add} />
+      <DropZone name={agent.name} onFiles={add} />
       <div className="composer-box">
         <FileButton onFiles={add} />
         <textarea
           ref={area}
           rows={1}
-          aria-label={`Message ${props.name}`}
-          placeholder={`Message ${props.name}`}
+          aria-label={`Message ${agent.name}`}
+          placeholder={`Message ${agent.name}`}
           enterKeyHint="send"
           maxLength={200_000}
           value={text}
@@ -102,6 +113,15 @@ export function Composer(props: {
       </div>
       <div className="composer-hint">
         <p>{waitsFor(chosen) ?? props.hint ?? <Keys urgent={props.urgent} />}</p>
+        <WishPicker
+          agent={agent}
+          wish={wish}
+          onWish={(next) => {
+            setWished(next);
+            kept.keepWish(thread, next);
+          }}
+          onDone={() => focusOn(area.current)}
+        />
         {props.urgent !== null && !unready && (
           <button type="button" className="text-button" onClick={() => send(props.urgent ?? undefined)}>
             {URGENT[props.urgent].button}

@@ -4,6 +4,7 @@ import { memo, useState, type KeyboardEvent, type ReactNode } from "react";
 
 import { waitsHere, type Outgoing, type State } from "../reducer";
 import type { DeliveryTrace, Message, Rung } from "../wire";
+import { wishWords } from "../wishes";
 import { between, clock, duration, fullTime, ladder, plain, preciseClock, reasonWords, rungWords, since } from "../words";
 import { Cause, Origin } from "./Chains";
 import { Files } from "./Files";
@@ -107,6 +108,7 @@ function Ladders({ message, state, children }: { message: Message; state: State;
           key={delivery.id}
           trace={trace}
           state={state}
+          asked={wishWords(message)}
           several={message.author.type !== "user" || message.deliveries.some((other) => other.agent_id !== delivery.agent_id)}
           over={message.deliveries.some((other) => other.retry_of === delivery.id)}
         >
@@ -132,13 +134,15 @@ function sameMessage(a: { message: Message; state: State }, b: { message: Messag
 function Whereabouts(props: {
   trace: DeliveryTrace;
   state: State;
+  /** What the message wants for its turn. */
+  asked: string | null;
   several: boolean;
   /** Whether it has been tried again: then the later delivery counts. */
   over: boolean;
   /** What else can be done about it. */
   children: ReactNode;
 }): ReactNode {
-  const { trace, state, several, over } = props;
+  const { trace, state, asked, several, over } = props;
   const session = useSession();
   const { busy, error, attempt } = useAttempt();
   const [open, setOpen] = useState(false);
@@ -184,6 +188,7 @@ function Whereabouts(props: {
           <span>
             {`${clock(trace.rungs[0]?.at ?? "")} · `}
             {several && `${agent?.name ?? "agent"}: `}
+            {asked !== null && `${asked} · `}
             {trace.retry_of != null && !words.continuable && "tried again · "}
             {words.text}
           </span>
@@ -261,6 +266,7 @@ export function Head({ name, id, at }: { name: string; id: string; at: string })
 export function Pending({ out, lost }: { out: Outgoing; lost: boolean }): ReactNode {
   const session = useSession();
   const refused = out.state === "refused";
+  const asked = wishWords({ model: out.wish?.model ?? null, permission_mode: out.wish?.mode ?? null });
   return (
     <article className={`message own pending${refused ? " refused" : ""}`} aria-label="You, being sent">
       <div className="bubble">
@@ -286,6 +292,7 @@ export function Pending({ out, lost }: { out: Outgoing; lost: boolean }): ReactN
         <div className="ladder">
           <Dot tone={out.state === "waiting" ? "warn" : "busy"} />
           <span>
+            {asked !== null && `${asked} · `}
             {out.state === "waiting" || lost
               ? `no connection · kept here since ${since(out.written_at)}, goes out when it is back`
               : "sending…"}
