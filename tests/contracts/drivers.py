@@ -127,7 +127,6 @@ BUILTIN: Final = scripted(
     agent={"model": "stub-model"},
     # Its own wait for a model that only sleeps is a request's, which has begun to answer.
     patience_s=3.0,
-    sees=False,
     limit=lambda until: f"@@error 429 99 {until - time.time():.0f}",
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import anyio
 import anyio.abc
 
-from cloudagent_daemon.agent import config
+from cloudagent_daemon.agent import config, pictures
 from cloudagent_daemon.agent.errors import AgentError, ModelError, Reason
 from cloudagent_daemon.agent.loop import Loop
 from cloudagent_daemon.agent.mcp import connect
@@ -95,6 +95,9 @@ async def _run(turn: TurnRequest, kind: config.ModelKind | None) -> None:
         )
         bridge = await stack.enter_async_context(connect(turn.socket, turn.token_file))
         write({"type": "ready", "session_id": session.id, "model": name})
+        shown = pictures.read(turn.pictures, turn.files)
+        left = pictures.MOST_PICTURES - len(shown)
+        session.history = pictures.recall(session.history, turn.files, most=left)
         model = open_model(chosen, name, settings)
         stack.push_async_callback(model.aclose)
         loop = Loop(
@@ -106,7 +109,7 @@ async def _run(turn: TurnRequest, kind: config.ModelKind | None) -> None:
             max_calls=settings.max_calls,
         )
         try:
-            answer = await loop.run(turn.prompt, turn.system_prompt + _ABOUT)
+            answer = await loop.run(turn.prompt, turn.system_prompt + _ABOUT, shown)
         except AgentError as error:
             _fail(session.id, error.reason, str(error), **_patience(error), **vars(loop.usage))
             return

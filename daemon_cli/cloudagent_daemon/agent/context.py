@@ -8,11 +8,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from cloudagent_daemon.agent.history import Assistant, Entry, Result, Results, User, clip
+from cloudagent_daemon.agent.history import (
+    Assistant,
+    Entry,
+    Result,
+    Results,
+    User,
+    clip,
+    seen,
+)
 
 #: A rough mean over prose and code; the service's own count decides, and may answer
 #: `context_overflow`, whereupon the loop tries once with half the budget.
 CHARS_PER_TOKEN: Final = 3.5
+#: A picture of the size that a service scales large ones down to.
+PICTURE_TOKENS: Final = 1_600
 #: Characters that an old tool result keeps of each end when the present turn alone is too long.
 OLD_RESULT_CHARS: Final = 500
 #: The newest results stay whole: the model is working with them.
@@ -29,7 +39,8 @@ def fit(history: Sequence[Entry], budget_tokens: int) -> list[Entry]:
     if _tokens([kept]) > budget_tokens:
         kept = _with_short_results(kept)
     if dropped and isinstance(first := kept[0], User):
-        kept[0] = User(f"[{dropped} earlier turns of this conversation left out]\n\n{first.text}")
+        note = f"[{dropped} earlier turns of this conversation left out]"
+        kept[0] = replace(first, text=f"{note}\n\n{first.text}")
     return kept
 
 
@@ -37,7 +48,8 @@ def tokens(entry: Entry) -> int:
     """About how many tokens an entry takes."""
     match entry:
         case User():
-            size = len(entry.text)
+            pictures = len(seen(entry)) * PICTURE_TOKENS
+            return int(len(entry.text) / CHARS_PER_TOKEN) + pictures + 1
         case Assistant():
             size = len(entry.text) + sum(len(str(call.input)) + 50 for call in entry.calls)
         case Results():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
 #: Characters that a tool's output keeps of its start, and of its end.
@@ -9,10 +10,21 @@ KEEP_CHARS: Final = 15_000
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that came with a message; its path is in the message's text as well."""
+
+    path: Path
+    media_type: str
+    #: Its bytes in base 64; empty where they were not read.
+    data: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class User:
     """A message to the agent."""
 
     text: str
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,11 @@ class Usage:
         return Usage(
             self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens
         )
+
+
+def seen(entry: User) -> list[Picture]:
+    """The pictures of a message that a model can be shown."""
+    return [one for one in entry.pictures if one.data]
 
 
 def parse_input(arguments: str) -> tuple[dict[str, Any], str | None]:

@@ -12,7 +12,16 @@ import anyio
 
 from cloudagent_daemon.agent.context import fit
 from cloudagent_daemon.agent.errors import PASSING, AgentError, ModelError, ToolError
-from cloudagent_daemon.agent.history import Call, Result, Results, Usage, User, clip, encodable
+from cloudagent_daemon.agent.history import (
+    Call,
+    Picture,
+    Result,
+    Results,
+    Usage,
+    User,
+    clip,
+    encodable,
+)
 from cloudagent_daemon.agent.models.base import Model, Reply, Request, Stop
 from cloudagent_daemon.agent.session import Session
 from cloudagent_daemon.agent.tools.base import Toolset
@@ -65,13 +74,13 @@ class Loop:
         self._texts = TextBlocks(emit)
         self.usage = Usage()
 
-    async def run(self, prompt: str, system: str) -> Answer:
+    async def run(self, prompt: str, system: str, pictures: tuple[Picture, ...] = ()) -> Answer:
         """Works until the model is done; the session then tells how the turn ended, whatever way.
 
         Raises:
             AgentError: the turn failed.
         """
-        self._session.add(User(prompt))
+        self._session.add(User(prompt, pictures))
         try:
             text = await self._work(system)
         except AgentError as error:

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from cloudagent_daemon.agent.errors import AgentError, Reason
-from cloudagent_daemon.agent.history import Assistant, Call, Entry, Result, Results, User
+from cloudagent_daemon.agent.history import (
+    Assistant,
+    Call,
+    Entry,
+    Picture,
+    Result,
+    Results,
+    User,
+)
 
 VERSION: Final = 1
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -84,7 +92,9 @@ def fold(records: Iterable[dict[str, Any]]) -> list[Entry]:
         match record.get("type"):
             case "user":
                 _settle(history, "interrupted")
-                history.append(User(record["text"]))
+                shown = record.get("pictures", ())
+                pictures = (Picture(Path(one["path"]), one["media_type"]) for one in shown)
+                history.append(User(record["text"], tuple(pictures)))
             case "assistant":
                 calls = tuple(Call(**call) for call in record["calls"])
                 history.append(Assistant(record["text"], calls))
@@ -114,7 +124,12 @@ def _settle(history: list[Entry], reason: str | None) -> None:
 def _dump(entry: Entry) -> dict[str, Any]:
     match entry:
         case User():
-            return {"type": "user", "text": entry.text}
+            record: dict[str, Any] = {"type": "user", "text": entry.text}
+            if entry.pictures:
+                record["pictures"] = [
+                    {"path": str(one.path), "media_type": one.media_type} for one in entry.pictures
+                ]
+            return record
         case Assistant():
             return {
                 "type": "assistant",

@@ -1,7 +1,7 @@
 """What the program reads and writes: one JSON object per line, a turn in, events out.
 
     in   {"prompt", "system_prompt", "session_id", "resume", "sessions_dir", "folder", "socket",
-          "token_file", "model"?, "files"?}
+          "token_file", "model"?, "files"?, "pictures"? [{"path", "media_type"}]}
     out  {"type": "ready", "session_id", "model"}              the tools are there
          {"type": "delta", "block", "offset", "text"}          of a text under way
          {"type": "text", "block", "text"}                     one whole block
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cloudagent_daemon.agent.errors import AgentError
-from cloudagent_daemon.agent.history import encodable
+from cloudagent_daemon.agent.history import Picture, encodable
 
 #: Takes one event; returns when it is written.
 Emit: TypeAlias = Callable[[dict[str, Any]], None]
@@ -47,9 +47,14 @@ class TurnRequest:
     model: str | None = None
     #: Where files of messages lie, which they may read too.
     files: Path | None = None
+    #: Those of them that the model is to be shown, by the kind that their bytes say.
+    pictures: tuple[Picture, ...] = ()
 
     def line(self) -> bytes:
         values = {name: str(v) if isinstance(v, Path) else v for name, v in vars(self).items()}
+        values["pictures"] = [
+            {"path": str(one.path), "media_type": one.media_type} for one in self.pictures
+        ]
         return json.dumps(values).encode() + b"\n"
 
 
@@ -72,6 +77,9 @@ def parse_turn(line: bytes) -> TurnRequest:
             token_file=Path(value["token_file"]),
             model=value.get("model"),
             files=Path(value["files"]) if value.get("files") else None,
+            pictures=tuple(
+                Picture(Path(one["path"]), one["media_type"]) for one in value.get("pictures", ())
+            ),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise AgentError("internal", f"not a turn: {error!r}") from error

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from cloudagent_daemon.agent.config import VARIABLES, ModelKind, read
 from cloudagent_daemon.agent.errors import AgentError
+from cloudagent_daemon.agent.history import Picture
 from cloudagent_daemon.agent.wire import TurnRequest
 from cloudagent_daemon.drivers.base import (
     Capabilities,
@@ -100,6 +101,7 @@ class BuiltinSession:
             token_file=job.tools.token_file,
             model=job.agent.model,
             files=job.home / "attachments",
+            pictures=tuple(Picture(one.path, one.media_type) for one in turn.pictures),
         )
         self._resume = True
         return request.line()

@@ -1,7 +1,18 @@
 """What of a long history the model sees."""
 
+from pathlib import Path
+
 from cloudagent_daemon.agent.context import fit, tokens
-from cloudagent_daemon.agent.history import Assistant, Call, Entry, Result, Results, User, clip
+from cloudagent_daemon.agent.history import (
+    Assistant,
+    Call,
+    Entry,
+    Picture,
+    Result,
+    Results,
+    User,
+    clip,
+)
 
 
 def turn(name: str, size: int = 100) -> list[Entry]:
@@ -37,6 +48,15 @@ def test_the_present_turn_stays_with_its_old_results_shortened() -> None:
     assert [len(result.output) < 2_000 for result in results] == [True, True, False, False]
     assert results[0].truncated
     assert [type(entry) for entry in kept] == [type(entry) for entry in present]
+
+
+def test_a_picture_takes_room_and_stays_with_its_turn() -> None:
+    shown = User("two", (Picture(Path("a.png"), "image/png", "QQ=="),))
+    history = [*turn("one"), shown, Assistant("I see"), User("now")]
+    assert fit(history, 1_500)[0] == User("[2 earlier turns of this conversation left out]\n\nnow")
+    first = fit(history, 1_620)[0]
+    assert isinstance(first, User)
+    assert first.pictures == shown.pictures
 
 
 def test_a_long_text_keeps_its_start_and_its_end() -> None:

@@ -2,13 +2,21 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloudagent_daemon.agent.config import Config, read
 from cloudagent_daemon.agent.errors import ModelError
-from cloudagent_daemon.agent.history import Assistant, Call, Result, Results, User
+from cloudagent_daemon.agent.history import (
+    Assistant,
+    Call,
+    Picture,
+    Result,
+    Results,
+    User,
+)
 from cloudagent_daemon.agent.models.anthropic import AnthropicModel
 from cloudagent_daemon.agent.models.base import Model, Reply, Request, Stop
 from cloudagent_daemon.agent.models.openai import OpenAIModel
@@ -49,6 +57,11 @@ async def failing(make: Make, answer: Canned) -> ModelError:
         with pytest.raises(ModelError) as caught:
             await ask(make, server.url)
     return caught.value
+
+
+SHOWN = User(
+    "look", (Picture(Path("a.png"), "image/png", "QQ=="), Picture(Path("gone.png"), "image/png"))
+)
 
 
 # --- both, against the scripted service ---
@@ -211,6 +224,17 @@ async def test_anthropic_is_asked_as_its_api_wants() -> None:
     assert request["body"]["tools"][0]["input_schema"] == TOOL.schema
 
 
+async def test_anthropic_is_shown_a_picture_before_the_words_and_none_that_is_gone() -> None:
+    answer = anthropic(*text_block("ok"), *stopped("end_turn"))
+    async with canned_server(answer) as server:
+        await ask(AnthropicModel, server.url, SHOWN)
+    [message] = server.requests[0]["body"]["messages"]
+    source = {"type": "base64", "media_type": "image/png", "data": "QQ=="}
+    image, text = message["content"]
+    assert image == {"type": "image", "source": source}
+    assert text["text"] == "look"
+
+
 async def test_a_bearer_token_may_stand_in_for_the_key() -> None:
     async with canned_server(anthropic(*text_block("ok"), *stopped("end_turn"))) as server:
         config = read({"ANTHROPIC_BASE_URL": server.url, "ANTHROPIC_AUTH_TOKEN": "tok"})
@@ -307,6 +331,15 @@ async def test_openai_is_asked_as_its_api_wants() -> None:
     assert request["body"]["messages"][0] == {"role": "system", "content": "Be kind."}
     assert request["body"]["tools"][0]["function"]["parameters"] == TOOL.schema
     assert "max_tokens" not in request["body"]
+
+
+async def test_openai_is_shown_a_picture_as_a_data_url() -> None:
+    async with canned_server(sse(chunk(content="ok"), DONE, "[DONE]")) as server:
+        await ask(OpenAIModel, server.url, SHOWN, Assistant("ok"), User("and?"))
+    _, first, _, second = server.requests[0]["body"]["messages"]
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QQ=="}}
+    assert first["content"] == [{"type": "text", "text": "look"}, image]
+    assert second["content"] == "and?"
 
 
 @pytest.mark.parametrize("cut", [False, True])

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from cloudagent_daemon.agent.history import Picture
 from fakes.builtin import builtin_agent
 from fakes.canned import canned_server, sse
 from fakes.h2_server import h2_server
@@ -37,6 +38,29 @@ async def test_a_called_tool_acts_over_the_bridge_and_shows_as_a_card(tmp_path: 
     assert result["id"] == call["id"]
     assert not result["is_error"]
     assert turn.result["text"] == "done"
+
+
+async def test_a_picture_is_shown_as_long_as_it_is_there_and_only_from_the_messages_folder(
+    tmp_path: Path,
+) -> None:
+    files = tmp_path / "attachments"
+    files.mkdir()
+    (files / "shot.png").write_bytes(b"\x89PNG")
+    (files / "large.png").write_bytes(bytes(3_750_001))
+    (tmp_path / "secret.png").write_bytes(b"\x89PNG")
+    (files / "link.png").symlink_to(tmp_path / "secret.png")
+    names = ("attachments/shot.png", "attachments/large.png", "attachments/link.png", "secret.png")
+    shown = [Picture(tmp_path / name, "image/png") for name in names]
+    with StubModel() as stub:
+        env = {"OPENAI_BASE_URL": f"{stub.url}/v1", "OPENAI_API_KEY": "k"}
+        async with builtin_agent(tmp_path, **env) as agent:
+            given = {"kind": None, "model": "stub-model", "files": files}
+            first = await agent.take("@@pictures", pictures=tuple(shown), **given)
+            later = await agent.take("@@pictures", **given)
+            (files / "shot.png").unlink()
+            last = await agent.take("@@pictures", **given)
+    texts = [turn.result["text"] for turn in (first, later, last)]
+    assert texts == ["image/png", "image/png", "none"]
 
 
 async def test_all_tools_of_the_bridge_and_the_files_are_there(tmp_path: Path) -> None:

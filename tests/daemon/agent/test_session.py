@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from cloudagent_daemon.agent.history import (
     Assistant,
     Call,
     Entry,
+    Picture,
     Result,
     Results,
     User,
@@ -52,6 +54,13 @@ def valid(entries: list[Entry]) -> bool:
     )
     alternating = all(a != b for a, b in itertools.pairwise(sides))
     return alternating and answered and sides[-1:] != ["user"]
+
+
+def test_of_a_picture_a_session_keeps_where_it_lies_and_not_what_it_shows(tmp_path: Path) -> None:
+    picture = Picture(Path("/a/shot.png"), "image/png", "QQ==")
+    write(tmp_path, [User("look", (picture,)), Assistant("I see")])
+    assert history(tmp_path)[0] == User("look", (replace(picture, data=""),))
+    assert "QQ==" not in (tmp_path / "one.jsonl").read_text()
 
 
 def test_a_session_comes_back_as_it_was(tmp_path: Path) -> None:

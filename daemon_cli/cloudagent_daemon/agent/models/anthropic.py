@@ -10,11 +10,13 @@ from cloudagent_daemon.agent.history import (
     Assistant,
     Call,
     Entry,
+    Picture,
     Results,
     Usage,
     User,
     encodable,
     parse_input,
+    seen,
 )
 from cloudagent_daemon.agent.models.base import Reply, Request, Say, Stop
 from cloudagent_daemon.agent.models.http import Client
@@ -162,10 +164,16 @@ def _messages(history: Sequence[Entry]) -> list[dict[str, Any]]:
     return messages
 
 
+def _picture(picture: Picture) -> dict[str, Any]:
+    source = {"type": "base64", "media_type": picture.media_type, "data": picture.data}
+    return {"type": "image", "source": source}
+
+
 def _message(entry: Entry) -> dict[str, Any]:
     match entry:
         case User():
-            return {"role": "user", "content": [{"type": "text", "text": entry.text}]}
+            text = {"type": "text", "text": entry.text}
+            return {"role": "user", "content": [*map(_picture, seen(entry)), text]}
         case Assistant():
             content: list[dict[str, Any]] = []
             if entry.text:

@@ -21,6 +21,7 @@ from cloudagent_daemon.agent.history import (
     User,
     encodable,
     parse_input,
+    seen,
 )
 from cloudagent_daemon.agent.models.base import Reply, Request, Say, Stop
 from cloudagent_daemon.agent.models.http import Client
@@ -151,7 +152,7 @@ def _messages(history: Iterable[Entry]) -> Iterable[dict[str, Any]]:
     for entry in history:
         match entry:
             case User():
-                yield {"role": "user", "content": entry.text}
+                yield {"role": "user", "content": _content(entry)}
             case Assistant():
                 yield _assistant(entry)
             case Results():
@@ -160,6 +161,15 @@ def _messages(history: Iterable[Entry]) -> Iterable[dict[str, Any]]:
                     # This API has no flag for a failed call.
                     output = f"Error: {output}" if result.is_error else output
                     yield {"role": "tool", "tool_call_id": result.call_id, "content": output}
+
+
+def _content(entry: User) -> str | list[dict[str, Any]]:
+    pictures = [
+        {"type": "image_url", "image_url": {"url": f"data:{one.media_type};base64,{one.data}"}}
+        for one in seen(entry)
+    ]
+    # Plain without: not every server takes a list.
+    return [{"type": "text", "text": entry.text}, *pictures] if pictures else entry.text
 
 
 def _assistant(entry: Assistant) -> dict[str, Any]:
