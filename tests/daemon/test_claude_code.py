@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cloudagent_daemon.drivers.base import (
+    Adjusted,
     AwaitTools,
     Decision,
     DriverError,
@@ -315,6 +316,101 @@ def test_a_turn_under_way_is_stopped_by_a_control_request(job: Job) -> None:
     [end] = ends(heard(session, replay("t-1"), {**stopped, "is_error": True}))
     assert end.reason is Reason.INTERRUPTED
     assert session.interrupt() is signal.SIGINT
+
+
+# --- another model or permission mode ---
+
+
+def told(said: bytes | None) -> list[Json]:
+    return [json.loads(line)["request"] for line in (said or b"").splitlines()]
+
+
+def agreed(said: bytes | None, **more: Any) -> list[Json]:
+    """What claude answers to all of that."""
+    requests = map(json.loads, (said or b"").splitlines())
+    return [
+        {
+            "type": "control_response",
+            "response": {
+                "subtype": "success",
+                "request_id": one["request_id"],
+                "response": {"mode": one["request"]["mode"]} if "mode" in one["request"] else {},
+                **more,
+            },
+        }
+        for one in requests
+    ]
+
+
+def test_between_two_turns_it_is_told_of_another_model_and_mode(job: Job) -> None:
+    session = CLAUDE_CODE.open(job)
+    assert session.adjust(None, "default") == b""
+    session.prompt(Turn("x", id="t-1"))
+    heard(session, {**INIT, "permissionMode": "default"}, replay("t-1"), result())
+    said = session.adjust("haiku", "acceptEdits")
+    assert told(said) == [
+        {"subtype": "set_model", "model": "haiku"},
+        {"subtype": "set_permission_mode", "mode": "acceptEdits"},
+    ]
+    model, mode = agreed(said)
+    assert heard(session, model) == []
+    assert heard(session, mode, mode) == [Adjusted(True)]
+    assert session.adjust("haiku", "acceptEdits") == b""
+    # Back: to the model that it began with, by the name that it gave it.
+    assert told(session.adjust(None, "acceptEdits")) == [
+        {"subtype": "set_model", "model": "claude-opus-4-8[1m]"}
+    ]
+
+
+def test_one_that_has_not_been_spoken_to_is_greeted_first(job: Job) -> None:
+    session = CLAUDE_CODE.open(job)
+    said = session.adjust(None, "plan")
+    assert [one["subtype"] for one in told(said)] == ["initialize", *["set_permission_mode"] * 2]
+    assert heard(session, *agreed(said)) == [Adjusted(True)]
+    assert [json.loads(line)["type"] for line in session.prompt(Turn("x")).splitlines()] == ["user"]
+
+
+def test_it_goes_into_plan_by_way_of_default_which_an_agreed_plan_leads_back_to(job: Job) -> None:
+    session = CLAUDE_CODE.open(replace(job, agent=job.agent.model_copy(update={"mode": "plan"})))
+    assert session.adjust(None, "plan") == b""
+    heard(session, {"type": "system", "subtype": "status", "permissionMode": "acceptEdits"})
+    said = session.adjust(None, "plan")
+    assert [one.get("mode") for one in told(said)[1:]] == ["default", "plan"]
+    heard(session, *agreed(said))
+    assert session.adjust(None, "plan") == b""
+    # Where it went by itself is not where it was put: a plan would lead back to the wider mode.
+    heard(session, *agreed(session.adjust(None, "acceptEdits")))
+    heard(session, {"type": "system", "subtype": "status", "permissionMode": "plan"})
+    assert [one["mode"] for one in told(session.adjust(None, "plan"))] == ["default", "plan"]
+
+
+@pytest.mark.parametrize(
+    ("begun", "wanted"),
+    [
+        ({"mode": "bypassPermissions"}, (None, "plan")),
+        ({"mode": "bypassPermissions"}, (None, "default")),
+        ({}, (None, "bypassPermissions")),
+        ({}, (None, "of tomorrow")),
+        ({"model": "haiku"}, (None, "default")),
+        ({}, ("haiku", "bypassPermissions")),
+    ],
+)
+def test_what_claude_does_not_change_truly_takes_another_process(
+    job: Job, begun: dict[str, str], wanted: tuple[str | None, str]
+) -> None:
+    session = CLAUDE_CODE.open(replace(job, agent=job.agent.model_copy(update=begun)))
+    assert session.adjust(*wanted) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"subtype": "error", "error": "no"}, {"response": {"mode": "default"}}, {"response": 7}],
+)
+def test_an_answer_that_is_none_or_another_is_no_agreement(job: Job, answer: Json) -> None:
+    session = CLAUDE_CODE.open(job)
+    said = session.adjust(None, "acceptEdits")
+    assert heard(session, *agreed(said, **answer)[1:]) == [Adjusted(False)]
+    assert session.adjust(None, "acceptEdits") != b""
 
 
 def test_a_message_that_waits_in_it_would_outlive_an_interrupt(job: Job) -> None:
@@ -650,7 +746,14 @@ def test_what_it_may_print_becomes_frames_that_fit_the_link(job: Job, line: str)
         if isinstance(event, TurnEnd):
             assert len(event.detail) + len(event.session_id or "") < 5_000
         elif not isinstance(
-            event, TextDelta | Say | AwaitTools | PermissionAsked | PermissionWithdrawn | TakenUp
+            event,
+            TextDelta
+            | Say
+            | AwaitTools
+            | PermissionAsked
+            | PermissionWithdrawn
+            | TakenUp
+            | Adjusted,
         ):
             frame = RunReport(
                 seq=1,

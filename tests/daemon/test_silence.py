@@ -51,6 +51,9 @@ class Silent:
     def receive(self, line: bytes) -> Iterable[DriverEvent]:
         return ()
 
+    def adjust(self, model: str | None, mode: str) -> bytes | None:
+        return None
+
     def steer(self, turn: Turn) -> bytes:
         return b""
 

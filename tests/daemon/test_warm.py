@@ -15,7 +15,7 @@ from cloudagent_daemon.drivers.base import Decision, PermissionAsked
 from cloudagent_daemon.process import find_tree
 from cloudagent_daemon.runs.ports import Launch, Ride, Said, StopSignal
 from cloudagent_daemon.runs.warm import Shelf, Warm
-from cloudagent_protocol.events import Outcome, Reason, Retry, Steered, Text
+from cloudagent_protocol.events import Outcome, Ready, Reason, Retry, Steered, Text
 from cloudagent_protocol.frames import Deliver
 from cloudagent_protocol.ids import AgentId, ConversationId, new_conversation_id
 from contracts.drivers import is_result
@@ -178,14 +178,6 @@ async def a_killed_one(world: World, first: RecordedUplink) -> None:
     os.kill(first.launches[0].pid, signal.SIGKILL)
 
 
-async def one_for_others(world: World, first: RecordedUplink) -> None:
-    world.agent = world.agent.model_copy(update={"mode": "acceptEdits"})
-
-
-async def one_for_another_model(world: World, first: RecordedUplink) -> None:
-    world.agent = world.agent.model_copy(update={"model": "haiku"})
-
-
 async def one_with_other_instructions(world: World, first: RecordedUplink) -> None:
     world.agent = world.agent.model_copy(update={"instructions": "Speak like a pirate."})
 
@@ -199,8 +191,6 @@ async def one_that_is_cleared(world: World, first: RecordedUplink) -> None:
     "happens",
     [
         a_killed_one,
-        one_for_others,
-        one_for_another_model,
         one_with_other_instructions,
         one_that_is_cleared,
     ],
@@ -218,6 +208,80 @@ async def test_a_message_that_finds_no_warm_process_gets_one_of_its_own(
     assert second.end.session_id == first.end.session_id
     assert pids(first)[0] != pids(second)[-1]
     assert [send.text for send in second.sends] == ["two"]
+
+
+# --- another model or permission mode, in the same process ---
+
+
+async def run_as(world: World, orders: str, **wishes: Any) -> RecordedUplink:
+    """Runs a message that wants this model and mode."""
+    return await world.run(world.deliver(orders, **wishes))
+
+
+def said_by(seen: RecordedUplink) -> list[str]:
+    return [event.text for event in seen.events if isinstance(event, Text)]
+
+
+async def test_a_message_that_wants_another_model_or_mode_is_for_the_same_process(
+    tmp_path: Path,
+) -> None:
+    wishes: list[dict[str, Any]] = [
+        {},
+        {"model": "haiku"},
+        {"model": "haiku", "mode": "plan"},
+        {"mode": "acceptEdits"},
+        {},
+    ]
+    async with a_warm_world(tmp_path) as world:
+        seen = [await run_as(world, "@@as", **one) for one in wishes]
+    assert [text for one in seen for text in said_by(one)] == [
+        "fake-1 default", "haiku default", "haiku plan", "fake-1 acceptEdits", "fake-1 default",
+    ]  # fmt: skip
+    assert len(set(pids(*seen))) == 1
+    models = [event.model for one in seen for event in one.events if isinstance(event, Ready)]
+    assert models == ["fake-1", "haiku", "haiku", "fake-1", "fake-1"]
+    assert not any("retry" in one.types for one in seen)
+
+
+@pytest.mark.parametrize("wish", [{"model": "haiku"}, {"mode": "plan"}], ids=["model", "mode"])
+@pytest.mark.parametrize("how", ["stubborn", "deaf", "crash"])
+async def test_one_that_does_not_agree_to_another_model_or_mode_is_not_given_the_message(
+    tmp_path: Path, wish: dict[str, str], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloudagent_daemon.runs.worker.ADJUST_S", 5.0 if how == "crash" else 0.3)
+    order = {"stubborn": "@@stubborn", "deaf": "@@deaf", "crash": "@@touchy"}[how]
+    async with a_warm_world(tmp_path) as world:
+        first = await world.run(f"@@reply one\n{order}")
+        second = await run_as(world, "@@recall\n@@as\n@@reply two", **wish)
+    assert [send.text for send in second.sends] == ["two"]
+    told = {"model": "haiku default", "mode": "fake-1 plan"}[next(iter(wish))]
+    assert "@@reply one" in said_by(second)[0]
+    assert said_by(second)[1] == told
+    assert (len(pids(second)), pids(first) == pids(second)) == (1, False)
+    assert second.end.session_id == first.end.session_id
+
+
+async def test_one_that_was_begun_without_any_questions_is_for_no_other_mode(
+    tmp_path: Path,
+) -> None:
+    """In `plan`, too, claude asks nothing then."""
+    async with a_warm_world(tmp_path) as world:
+        wide = await run_as(world, f"@@touch {tmp_path}/one", mode="bypassPermissions")
+        narrow = await run_as(world, f"@@touch {tmp_path}/two", mode="plan")
+        back = await run_as(world, f"@@touch {tmp_path}/three", mode="bypassPermissions")
+    assert sorted(path.name for path in tmp_path.glob("t*")) == ["three"]
+    assert (tmp_path / "one").exists()
+    assert len(set(pids(wide, narrow, back))) == 3
+
+
+async def test_a_run_has_nothing_of_the_wider_mode_of_the_one_before(tmp_path: Path) -> None:
+    async with a_warm_world(tmp_path) as world:
+        seen: list[RecordedUplink] = []
+        for mode in ("acceptEdits", "default", "acceptEdits", "plan"):
+            path = tmp_path / f"made-{len(seen)}"
+            seen.append(await run_as(world, f"@@touch {path}", mode=mode))
+        assert sorted(path.name for path in tmp_path.glob("made-*")) == ["made-0", "made-2"]
+        assert len(set(pids(*seen))) == 1
 
 
 @pytest.mark.parametrize("how", ["crash", "hang"])

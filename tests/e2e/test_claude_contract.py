@@ -10,7 +10,17 @@ import pytest
 from cloudagent_daemon.drivers.base import Decision, PermissionAsked
 from cloudagent_daemon.process import find_tree
 from cloudagent_daemon.runs.ports import Said, StopSignal
-from cloudagent_protocol.events import Finished, Outcome, Reason, Retry, Text, ToolCall, ToolResult
+from cloudagent_daemon.runs.warm import Warm
+from cloudagent_protocol.events import (
+    Finished,
+    Outcome,
+    Ready,
+    Reason,
+    Retry,
+    Text,
+    ToolCall,
+    ToolResult,
+)
 from cloudagent_protocol.frames import RunReport
 from e2e.real_cli import claude_environment
 from fakes.model import StubModel
@@ -111,6 +121,52 @@ async def test_a_stop_ends_claude_and_the_command_that_its_tool_runs(tmp_path: P
     assert (uplink.end.outcome, uplink.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
     assert left == []
     assert again.end.outcome is Outcome.AUTO_PUBLISHED
+
+
+async def test_the_same_process_works_with_another_model_and_mode(tmp_path: Path) -> None:
+    log = tmp_path / "model.jsonl"
+    with StubModel(log=log) as model:
+        async with a_world(tmp_path, env=claude_environment(model), warm=Warm(600.0, 1)) as world:
+            use_claude(world)
+            made = world.workspace / "workspace" / "made.txt"
+            write = f"@@call Write {json.dumps({'file_path': str(made), 'content': 'x'})}"
+            first = await world.run("@@say one")
+            second = await world.run(world.deliver(write, model="claude-haiku-4-5", mode="plan"))
+            assert not made.exists()
+            third = await world.run(world.deliver(write, mode="acceptEdits"))
+            assert made.exists()
+    seen = [first, second, third]
+    assert len({launch.pid for one in seen for launch in one.launches}) == 1
+    own, other, again = [e.model for one in seen for e in one.events if isinstance(e, Ready)]
+    assert (other, again) == ("claude-haiku-4-5", own)
+    asked = [line["model"] for line in map(json.loads, log.read_text().splitlines())
+             if line.get("protocol") == "anthropic"]  # fmt: skip
+    assert [asked[0], asked[1], asked[-1]] == [asked[0], "claude-haiku-4-5", asked[0]]
+    assert asked[0] != asked[1]
+
+
+async def test_a_plan_that_was_agreed_to_leaves_no_wider_mode_behind(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def decide(question: PermissionAsked) -> Decision:
+        asked.append(question.tool)
+        return Decision(question.tool == "ExitPlanMode", "as the test has it")
+
+    with StubModel() as model:
+        async with a_world(tmp_path, env=claude_environment(model)) as world:
+            use_claude(world, "acceptEdits")
+            made = world.workspace / "workspace" / "made.txt"
+            write = f"@@call Write {json.dumps({'file_path': str(made), 'content': 'x'})}"
+            async with world.process() as held:
+                await a_turn(held, "@@say one", decide)
+                # Through `plan` and, agreed to, out of it: to what a process that begins in it goes to.
+                assert await held.worker.adjust(None, "plan")
+                plan = '@@call ExitPlanMode {"plan": "do it"}'
+                await a_turn(held, f"{plan}\n{write}", decide)
+                assert await held.worker.adjust(None, "plan")
+                await a_turn(held, write, decide)
+    assert asked == ["ExitPlanMode", "Write", "Write"]
+    assert not made.exists()
 
 
 async def test_a_refused_permission_is_told_and_the_turn_goes_on(tmp_path: Path) -> None:

@@ -34,11 +34,15 @@ own. Each line of a prompt that begins with `@@` is an order, carried out in tur
 ``@@nothing``              print nothing at all and exit 0
 ``@@env NAME``             write a text block with this environment variable
 ``@@may TOOL JSON``        ask whether it may, and write a text block with the answer
+``@@touch PATH``           make that file; it asks before where its permission mode wants that
+``@@as``                   write a text block with its model and permission mode
 ``@@edit PATH TEXT``       ask whether it may write that file, and write it if so; `|` ends a line
 ``@@tool NAME``            say that it uses this tool, unasked
 ``@@pause``                wait for a message that is put into this turn
 ``@@gate``                 wait until FAKE_STATE/gate is there
 ``@@deaf``                 heed no control request any more
+``@@stubborn``             refuse every other model and mode
+``@@touchy``               crash at the next control request
 ``@@later WHAT``           once FAKE_STATE/later is there, with no message: `work`, `garbage`, `crash`
 ``@@untaken WHAT``         as the last of a prompt, its own next message is not begun: `crash`, `hang`
 =========================  ========================================================================
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
 
     Json: TypeAlias = dict[str, Any]
 
+BYPASS = "bypassPermissions"
 STATE = os.environ.get("FAKE_STATE", "/nonexistent")
 
 
@@ -185,8 +190,12 @@ class FailedTurnError(Exception):
 class Inbox:
     """What comes on stdin, sorted as it comes; an interrupt breaks into whatever is being done."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self._come = SimpleQueue()
+        self.model = options.model or "fake-1"
+        self.mode = self.begun_in = options.permission_mode or "default"
+        self.mode_before = "default"
+        self.stubborn = self.touchy = False
         #: Messages that were read and have not begun.
         self.waiting: list[Json] = []
         self.answers: list[Json] = []
@@ -205,12 +214,51 @@ class Inbox:
         self._come.put(None)
 
     def _control(self, message: Json) -> None:
-        subtype = message["request"]["subtype"]
+        request = message["request"]
+        subtype = request["subtype"]
         effect(f"control {subtype}")
+        if self.touchy:
+            os._exit(1)
         answer = {"subtype": "success", "request_id": message["request_id"], "response": {}}
-        say({"type": "control_response", "response": answer})
+        if subtype == "set_model":
+            answer = self._set_model(request)
+        if subtype == "set_permission_mode":
+            answer = self._set_mode(request)
+        say(
+            {
+                "type": "control_response",
+                "response": {**answer, "request_id": message["request_id"]},
+            }
+        )
         if subtype == "interrupt" and self.busy:
             os.kill(os.getpid(), signal.SIGUSR1)
+
+    def _set_model(self, request: Json) -> Json:
+        if self.stubborn:
+            return {"subtype": "error", "error": "not that one"}
+        self.model = request.get("model") or "fake-1"
+        text = f"<local-command-stdout>Set model to {self.model}</local-command-stdout>"
+        say({"type": "user", "message": {"role": "user", "content": text}, "uuid": new_id()})
+        return {"subtype": "success"}
+
+    def _set_mode(self, request: Json) -> Json:
+        mode = request["mode"]
+        if self.stubborn or (mode == BYPASS != self.begun_in):
+            return {"subtype": "error", "error": f"Cannot set permission mode to {mode}"}
+        self.enter(mode)
+        return {"subtype": "success", "response": {"mode": mode}}
+
+    def enter(self, mode: str) -> None:
+        """As claude does, with a word about it where it is another one."""
+        if mode != self.mode:
+            self.mode_before, self.mode = self.mode, mode
+            say({"type": "system", "subtype": "status", "status": None, "permissionMode": mode})
+
+    @property
+    def edits_unasked(self) -> bool:
+        """Also in `plan`, where it was begun in the one that asks nothing: so does 2.1.197."""
+        mode = BYPASS if self.mode == "plan" and self.begun_in == BYPASS else self.mode
+        return mode in (BYPASS, "acceptEdits")
 
     def _interrupted(self, number: int, frame: Any) -> None:
         if self.busy:
@@ -336,7 +384,8 @@ class Agent:
     def init(self, state: str) -> None:
         servers = [{"name": "cloudagent", "status": state}] if state != "missing" else []
         say({"type": "system", "subtype": "init", "session_id": self.session_id,
-             "mcp_servers": servers, "model": "fake-1"})  # fmt: skip
+             "mcp_servers": servers, "model": self.inbox.model,
+             "permissionMode": self.inbox.mode})  # fmt: skip
 
     def text(self, text: str) -> None:
         stream = [
@@ -355,7 +404,7 @@ class Agent:
 
     def assistant(self, block: Json, **more: Any) -> None:
         self.replay()
-        message = {"model": more.pop("model", "fake-1"), "content": [block]}
+        message = {"model": more.pop("model", self.inbox.model), "content": [block]}
         say({"type": "assistant", "message": message, "parent_tool_use_id": None, **more})
 
     def tool_use(self, use_id: str, name: str, arguments: Json) -> None:
@@ -518,6 +567,16 @@ class Agent:
             os.write(handle, body.encode())
             os.close(handle)
 
+    def do_touch(self, path: str, earlier: list[str]) -> None:
+        if (
+            self.inbox.edits_unasked
+            or self.may("Write", {"file_path": path})["behavior"] == "allow"
+        ):
+            append(path, "")
+
+    def do_as(self, rest: str, earlier: list[str]) -> None:
+        self.text(f"{self.inbox.model} {self.inbox.mode}")
+
     def do_tool(self, name: str, earlier: list[str]) -> None:
         self.assistant({"type": "tool_use", "id": "call_1", "name": name, "input": {}})
 
@@ -537,6 +596,8 @@ class Agent:
         except InterruptedTurnError:
             say({"type": "control_cancel_request", "request_id": request_id})
             raise
+        if tool == "ExitPlanMode" and answer["behavior"] == "allow":
+            self.inbox.enter(self.inbox.mode_before)
         self.tool_result(use_id, answer.get("message", "done"), answer["behavior"] != "allow")
         self.fold()
         return answer
@@ -568,6 +629,12 @@ class Agent:
 
     def do_deaf(self, rest: str, earlier: list[str]) -> None:
         self.inbox.deaf = True
+
+    def do_touchy(self, rest: str, earlier: list[str]) -> None:
+        self.inbox.touchy = True
+
+    def do_stubborn(self, rest: str, earlier: list[str]) -> None:
+        self.inbox.stubborn = True
 
     def do_blind(self, rest: str, earlier: list[str]) -> None:
         if self.pictures:
@@ -612,7 +679,7 @@ def main(agent: type[Agent] = Agent) -> int:
     options = parser.parse_args()
     assert options.input_format == "stream-json"
     assert read(options.append_system_prompt_file)
-    status = agent(options, Inbox()).run()
+    status = agent(options, Inbox(options)).run()
     sys.stderr.flush()
     os._exit(status)  # not by its own end, for which the thread that reads would have to end
 

@@ -199,6 +199,9 @@ class AcpSession:
         self._replayed = self._replayed or update.get("sessionUpdate") in _SPOKEN
         return ()
 
+    def adjust(self, model: str | None, mode: str) -> bytes | None:
+        return None  # each message has a process of its own
+
     def steer(self, turn: Turn) -> bytes:
         return b""
 

@@ -221,10 +221,18 @@ class TakenUp:
     turn_id: str
 
 
+@dataclass(frozen=True)
+class Adjusted:
+    """The program has answered what `DriverSession.adjust` has it told."""
+
+    #: Whether its next turn is done as was wanted.
+    agreed: bool
+
+
 #: What is reported of a run, and what is between the session and its process alone.
 Reported: TypeAlias = RunEvent | TextDelta | TurnEnd
 DriverEvent: TypeAlias = (
-    Reported | Say | AwaitTools | PermissionAsked | PermissionWithdrawn | TakenUp
+    Reported | Say | AwaitTools | PermissionAsked | PermissionWithdrawn | TakenUp | Adjusted
 )
 
 
@@ -246,6 +254,13 @@ class DriverSession(Protocol):
         """What to write to its standard input, to begin a turn.
 
         Once; where it can be warm also after each turn's end.
+        """
+        ...
+
+    def adjust(self, model: str | None, mode: str) -> bytes | None:
+        """What to write between two turns, to have the next one done in this model and permission mode.
+
+        Empty: it will be. None: not by this process. Else `Adjusted` tells.
         """
         ...
 

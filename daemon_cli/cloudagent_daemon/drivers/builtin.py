@@ -115,6 +115,9 @@ class BuiltinSession:
         except (KeyError, TypeError, ValueError):
             return []  # not ours: a library's print, or a line that was cut
 
+    def adjust(self, model: str | None, mode: str) -> bytes | None:
+        return None  # each message has a process of its own
+
     def steer(self, turn: Turn) -> bytes:
         return b""
 

@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 
 from cloudagent_daemon.drivers.base import (
     SERVER,
+    Adjusted,
     Capabilities,
     Command,
     Decision,
@@ -34,6 +35,7 @@ from cloudagent_daemon.drivers.base import (
     Turn,
     TurnEnd,
 )
+from cloudagent_daemon.drivers.claude_tuning import Tuning, agrees
 from cloudagent_daemon.drivers.lines import clip, parse_object
 from cloudagent_daemon.drivers.probe import find_program as find
 from cloudagent_daemon.drivers.probe import own_folder_first, probe
@@ -160,6 +162,10 @@ class ClaudeSession:
         self._job = job
         self._session_id = job.session_id or job.new_session_id
         self._requests = 0
+        self._tuning = Tuning(job.agent.model, job.agent.mode)
+        #: What it was asked to work with, and the requests that it has not agreed to yet.
+        self._wanted = job.agent.model, job.agent.mode
+        self._unanswered: dict[str, Json] = {}
         #: Whether any turn has begun in this process, and what all of them have cost.
         self._worked = False
         self._cost_usd = 0.0
@@ -219,12 +225,23 @@ class ClaudeSession:
         )
 
     def prompt(self, turn: Turn) -> bytes:
-        hello = b"" if self._requests else self._request("initialize", hooks=None)
+        hello = self._hello()
         self._awaited = [turn.id]
         self._initialised, self._ended = False, False
         self._blocks, self._error, self._last_text = 0, None, ""
         self._begun.clear()
         return hello + _user(turn)
+
+    def adjust(self, model: str | None, mode: str) -> bytes | None:
+        requests = self._tuning.requests(model, mode)
+        if not requests:
+            return None if requests is None else b""
+        self._wanted = model, mode
+        said = self._hello()
+        for request in requests:
+            said += self._request(**request)
+            self._unanswered[self._request_id] = request
+        return said
 
     def steer(self, turn: Turn) -> bytes:
         if self._ended:
@@ -239,12 +256,21 @@ class ClaudeSession:
         # message. This is the one signal at which claude ends its own tools too.
         return signal.SIGINT
 
+    def _hello(self) -> bytes:
+        """Before anything else is said to it."""
+        return b"" if self._requests else self._request("initialize", hooks=None)
+
     def _request(self, subtype: str, **more: Any) -> bytes:
         self._requests += 1
         request = {"subtype": subtype, **more}
         return _line(
-            {"type": "control_request", "request_id": f"ca-{self._requests}", "request": request}
+            {"type": "control_request", "request_id": self._request_id, "request": request}
         )
+
+    @property
+    def _request_id(self) -> str:
+        """Of what it was asked last."""
+        return f"ca-{self._requests}"
 
     def receive(self, line: bytes) -> Iterable[DriverEvent]:
         message = parse_object(line)
@@ -263,8 +289,15 @@ class ClaudeSession:
                 return self._limit(as_object(message.get("rate_limit_info")))
             case "result":
                 return self._result(message)
+            case kind:
+                return self._control(kind, message)
+
+    def _control(self, kind: Any, message: Json) -> Iterable[DriverEvent]:
+        match kind:
             case "control_request":
                 return self._asked(message)
+            case "control_response":
+                return self._answered(as_object(message.get("response")))
             case "control_cancel_request":
                 return (PermissionWithdrawn(as_text(message.get("request_id"))),)
             case _:
@@ -305,7 +338,19 @@ class ClaudeSession:
 
     # --- lines ---
 
+    def _answered(self, answer: Json) -> Iterator[DriverEvent]:
+        request = self._unanswered.pop(as_text(answer.get("request_id")), None)
+        if request is None:
+            return
+        if not agrees(request, answer):
+            self._unanswered.clear()
+            yield Adjusted(False)
+        elif not self._unanswered:
+            self._tuning.tuned(*self._wanted)
+            yield Adjusted(True)
+
     def _system(self, message: Json) -> Iterator[DriverEvent]:
+        self._tuning.heard(message)
         match message.get("subtype"):
             case "init":
                 self._session_id = short(message.get("session_id")) or self._session_id

@@ -143,6 +143,9 @@ class CodexSession:
         client = {"name": SERVER, "title": SERVER, "version": DISTRIBUTION}
         return self._calls.request("initialize", {"clientInfo": client}, self._initialised).data
 
+    def adjust(self, model: str | None, mode: str) -> bytes | None:
+        return None  # each message has a process of its own
+
     def steer(self, turn: Turn) -> bytes:
         if self._turn_id is None or self._ended:
             return b""

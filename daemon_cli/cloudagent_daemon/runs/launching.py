@@ -125,8 +125,12 @@ class Launcher:
             await wanted.on_gone(wanted.launch_id)
 
     def print_of(self, workspace: Workspace, session_id: str) -> Print:
-        """What a process of this agent's would be made of now, for that session."""
-        agent = workspace.agent.model_dump(mode="json", exclude={"hang_timeout_s"})
+        """What a process of this agent's would be made of now, for that session.
+
+        Its model and permission mode are no part of it: it may be given others (`Worker.adjust`).
+        """
+        changes = {"hang_timeout_s", "model", "mode"}
+        agent = workspace.agent.model_dump(mode="json", exclude=changes)
         return (
             session_id,
             agent,

@@ -604,7 +604,20 @@ class _Run:
         if self._warm is None:
             return None
         made_of = self._launcher.print_of(self._workspace, session_id or "")
-        return await self._warm.take(self._key, made_of)
+        held = await self._warm.take(self._key, made_of)
+        return held if held and await self._works_as_wanted(held) else None
+
+    async def _works_as_wanted(self, held: Held) -> bool:
+        """Whether a warm process has the agent's model and permission mode; one that has not is gone."""
+        agent, so = self._deliver.agent, False
+        try:
+            so = await held.worker.adjust(agent.model, agent.mode)
+        finally:
+            if not so:
+                about = {"action": "warm_end", "agent_id": agent.id, "pid": held.worker.child.pid}
+                logger.info("a warm process is ended: it keeps its model or mode", extra=about)
+                await self._leave(held)
+        return so
 
     def _keep(self, held: Held, seen: Seen) -> bool:
         session_id = seen.end.session_id if seen.end else None

@@ -21,6 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from cloudagent_daemon import footprint
 from cloudagent_daemon.drivers.base import (
+    Adjusted,
     AwaitTools,
     Command,
     Decision,
@@ -51,6 +52,8 @@ INTERRUPT_S: Final = 2.0
 DRAIN_S: Final = 10.0
 #: How long a program that does not tell of its tools may take to list ours before its turn begins.
 TOOLS_S: Final = 10.0
+#: How long one that waits may take to agree to another model or permission mode.
+ADJUST_S: Final = 10.0
 #: How long one that is not needed any more may take to leave by itself.
 DISMISS_S: Final = 2.0
 #: Answers that wait for a program to read them. With more it is not read any further either: one
@@ -141,6 +144,9 @@ class Worker:
         self._at_once = True
         self._pumps: TaskGroup | None = None
         self._asking: dict[str, anyio.CancelScope] = {}
+        #: What it says of what it was told, and set once it has or is gone.
+        self._agreed = False
+        self._adjusted = anyio.Event()
 
     @property
     def child(self) -> Child:
@@ -185,6 +191,7 @@ class Worker:
             self._outbox.close()
             self._to_write.close()
             self.gone.set()
+            self._adjusted.set()
             if self._listener:
                 self._listener.gone()
 
@@ -215,6 +222,22 @@ class Worker:
         self._attended.set()
 
     # --- its turns ---
+
+    async def adjust(self, model: str | None, mode: str) -> bool:
+        """Has its next turn done in this model and permission mode; returns whether it will be.
+
+        To be called between two turns, of one that is listened to. If it will not, or does not say so
+        in good time, it must not be given that turn.
+        """
+        data = self.session.adjust(model, mode)
+        if not data:
+            return data is not None
+        self._agreed, self._adjusted = False, anyio.Event()
+        if self.usable:
+            await self._say(data)
+            with anyio.move_on_after(ADJUST_S):
+                await self._adjusted.wait()
+        return self._agreed and self.usable
 
     def begin(self, listener: Listener, turn: Turn) -> None:
         """Gives it a turn; if it has gone meanwhile, or is to go, `listener` is told when it has."""
@@ -323,6 +346,9 @@ class Worker:
                 await self._say(event.data)
             case AwaitTools():
                 self._start(self._await_tools, event)
+            case Adjusted():
+                self._agreed = event.agreed
+                self._adjusted.set()
             case PermissionWithdrawn():
                 if scope := self._asking.get(event.id):
                     scope.cancel()
