@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from cloudagent_daemon.agent.config import Config, read
@@ -76,6 +77,26 @@ async def test_text_streams_piece_by_piece(make: Make) -> None:
     assert reply.texts == ("hello world",) == ("".join(text for _, text in said),)
     assert (reply.stop, reply.message.calls) == (Stop.END, ())
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (10, 5)
+
+
+@BOTH
+async def test_the_first_piece_waits_for_nothing_and_the_second_for_the_gap(make: Make) -> None:
+    first, said = anyio.Event(), list[str]()
+
+    def on_text(_: int, text: str) -> None:
+        said.append(text)
+        first.set()
+
+    with StubModel() as stub:
+        model = make(config_for(stub.url), "some-model")
+        request = Request("Be kind.", (User("@@say ab\n@@stream 2 600"),), [TOOL])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(model.complete, request, on_text)
+            with anyio.fail_after(20):
+                await first.wait()
+            tasks.cancel_scope.cancel()
+        await model.aclose()
+    assert said == ["a"]
 
 
 @BOTH
