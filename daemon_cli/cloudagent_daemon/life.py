@@ -140,8 +140,9 @@ async def _publish(daemon: Daemon, paths: Paths) -> None:
                 await run_sync(status.write, paths.status, daemon.about.report())
             except OSError as error:  # no reason to stop: what it says is also in the log
                 logger.error("no status: %s", error, extra={"action": "status"})  # noqa: TRY400 - the trace tells nothing more
-            await anyio.sleep(STATUS_S)
             await any_of(changes)
+            # Not at once: the first to change is what brings a message, and its agent waits for that.
+            await anyio.sleep(STATUS_S)
     finally:
         paths.status.unlink(missing_ok=True)
 

@@ -98,11 +98,11 @@ class Attempt:
     async def run(self) -> Seen:
         """Returns when the turn is over: its process gone with all that it started, or `kept`."""
         async with anyio.create_task_group() as watchers:
+            self.worker.begin(self, self.turn)  # first: each of the others takes its time
             watchers.start_soon(self._watch_stop)
             watchers.start_soon(self._watch_silence)
             if self.take_up_s is not None:
                 watchers.start_soon(self._watch_take_up, self.take_up_s)
-            self.worker.begin(self, self.turn)
             await self._over.wait()
             watchers.cancel_scope.cancel()
         if self.worker.fault:

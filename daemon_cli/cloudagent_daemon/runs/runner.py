@@ -315,7 +315,8 @@ class _Run:
             seen, failure = Seen(), brought
         else:
             self._enclosed = words(brought)
-            self._pictures = await anyio.to_thread.run_sync(pictures, brought)
+            if brought:
+                self._pictures = await anyio.to_thread.run_sync(pictures, brought)
             seen, failure = await self._worked(note, attempt, stop)
         await self._let_off()
         if stop.parks:
