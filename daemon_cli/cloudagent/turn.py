@@ -265,13 +265,17 @@ def approval_body(
     try:
         return ApprovalAnswer.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _invalid(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _invalid(_first_of(error)) from error
 
 
-def _invalid(detail: str) -> InvalidRequestError:
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _invalid(detail: str, next_step: str | None = None) -> InvalidRequestError:
     return InvalidRequestError(
-        Problem(title="Invalid", status=422, code=ErrorCode.INVALID, detail=detail)
+        Problem(title="Invalid", status=422, code=ErrorCode.INVALID, detail=detail, next=next_step)
     )
 
 
@@ -302,10 +306,26 @@ def message_body(
     try:
         return AgentMessageCreate.model_validate(sent)
     except ValidationError as error:
-        raise _invalid(
-            f"a message needs 1 to {MAX_TEXT_CHARS} characters that are not all blank, or files; it"
-            f" may have {MAX_ATTACHMENTS}, and a model's name and a permission mode that there are"
-        ) from error
+        raise _unfit(text, attachments, error) from error
+
+
+def _unfit(text: str, attachments: Sequence[str], error: ValidationError) -> InvalidRequestError:
+    """What of a message does not fit, with the value seen."""
+    if len(text) > MAX_TEXT_CHARS:
+        return _invalid(
+            f"the message has {len(text):,} characters, and may have {MAX_TEXT_CHARS:,}",
+            "send the text as a file: cloudagent send … --attach FILE",
+        )
+    if len(attachments) > MAX_ATTACHMENTS:
+        return _invalid(f"the message has {len(attachments)} files; it may have {MAX_ATTACHMENTS}")
+    if "\0" in text:
+        return _invalid("the message has a NUL character", "send it as a file: --attach FILE")
+    if not text.strip():
+        return _invalid(
+            "the message is empty, and there are no files with it",
+            'cloudagent send AGENT "what it is to do"',
+        )
+    return _invalid(_first_of(error))
 
 
 def delivery_to(message: Message, agent_id: str) -> str:

@@ -182,12 +182,20 @@ def test_interrupting_a_turn_asks_for_its_message_to_be_cancelled(ca: Any, serve
     assert len(server.sent("DELETE", "/v1/messages/msg_1")) == 1
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "x" * 200_001, "a\0b"])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "is empty"),
+        ("  \n", "is empty"),
+        ("x" * 200_001, "has 200,001 characters, and may have 100,000"),
+        ("a\0b", "a NUL character"),
+    ],
+)
 def test_a_text_that_no_server_takes_is_refused_before_it_travels(
-    ca: Any, server: Server, text: str
+    ca: Any, server: Server, text: str, why: str
 ) -> None:
     serve_agent(server)
-    with pytest.raises(cloudagent.InvalidRequestError):
+    with pytest.raises(cloudagent.InvalidRequestError, match=why):
         ca.agents.get("shop").send(text)
     assert not server.sent("POST", "/v1/agents/agent_1/messages")
 
