@@ -223,7 +223,7 @@ async def test_a_proxy_that_is_not_there_is_named() -> None:
 
 
 async def test_a_proxy_in_the_middle_is_refused_unless_its_authority_is_trusted(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     inspector = authority(tmp_path, "Corporate Inspection")
     async with (
@@ -236,6 +236,7 @@ async def test_a_proxy_in_the_middle_is_refused_unless_its_authority_is_trusted(
         for told in (await link(way), await request(way)):
             assert "does not trust" in told
         assert middle.heard == b""
+        assert not [one for one in caplog.records if one.levelname == "ERROR"]
         trusted = way_to(f"https://{ELSEWHERE}", environ, ca_file=inspector.ca_file)
         assert [await link(trusted), await request(trusted)] == ["ok", "ok"]
 

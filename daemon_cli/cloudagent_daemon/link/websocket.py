@@ -168,6 +168,13 @@ class _Heard(ClientConnection):
         self.heard_at = time.monotonic()
         super().data_received(data)
 
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Lost before it was made, as where a proxy's TLS fails: the library then fails over what it has
+        # not made yet, and a traceback is in the log at each attempt (python-websockets/websockets#1629).
+        if hasattr(self, "recv_messages"):
+            super().connection_lost(exc)
+
 
 class _Connect(connect):
     """Without redirects: the key is for the server that the person named."""
