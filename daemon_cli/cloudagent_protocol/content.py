@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from cloudagent_protocol.ids import AttachmentId
 
@@ -34,3 +34,5 @@ class Attachment(BaseModel):
     size_bytes: int = Field(ge=0)
     #: Of the bytes, in hexadecimal digits.
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    #: When its owner removed it from the backend; its bytes are had from nowhere then.
+    removed_at: AwareDatetime | None = None

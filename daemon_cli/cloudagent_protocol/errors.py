@@ -18,6 +18,7 @@ class ErrorCode(StrEnum):
     REVOKED = "revoked"  # a machine key that was good once: its host was removed
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
+    GONE = "gone"  # a file that was sent, and that its owner removed since
     METHOD_NOT_ALLOWED = "method_not_allowed"
     CONFLICT = "conflict"
     TOO_LARGE = "too_large"
@@ -42,6 +43,7 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.REVOKED: 401,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.NOT_FOUND: 404,
+    ErrorCode.GONE: 410,
     ErrorCode.METHOD_NOT_ALLOWED: 405,
     ErrorCode.CONFLICT: 409,
     ErrorCode.TOO_LARGE: 413,

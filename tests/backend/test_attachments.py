@@ -12,10 +12,12 @@ import anyio
 import httpx2
 import pytest
 
+from cloudagent_backend.api.errors import ApiError
 from cloudagent_backend.delivery import sending
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.store import blobs, clock
+from cloudagent_backend.store.attachments import Brought
 from cloudagent_backend.store.blobs import Draft
 from cloudagent_protocol.frames import Deliver, decode
 from cloudagent_protocol.ids import new_attachment_id
@@ -110,7 +112,6 @@ async def test_a_file_goes_with_one_message_of_its_owner(tmp_path: Path) -> None
         # What was refused was not half done.
         assert (await send(backend, client, mine["id"], mine["id"])).status_code == 201
         assert (await send(backend, client, mine["id"])).status_code == 409
-        assert (await client.delete(f"/v1/attachments/{mine['id']}")).status_code == 409
         unsent = await upload(client)
         assert (await client.delete(f"/v1/attachments/{unsent['id']}")).status_code == 204
         assert (await client.get(f"/v1/attachments/{unsent['id']}")).status_code == 404
@@ -231,6 +232,75 @@ async def test_the_same_bytes_lie_on_the_disk_once(tmp_path: Path) -> None:
         assert files(tmp_path) == []
 
 
+async def test_a_file_that_was_sent_is_removed_and_its_message_says_so(tmp_path: Path) -> None:
+    limits = {"attachments_of_user_bytes": len(PNG) + 10}
+    async with running_backend(tmp_path, **limits) as backend, backend.client() as client:
+        made, note = await upload(client), await upload(client, b"stays", "a.txt")
+        path = f"/v1/attachments/{made['id']}"
+        sent = (await send(backend, client, made["id"], note["id"])).json()
+        full = await client.post("/v1/attachments", content=PNG)
+        assert full.json()["code"] == "storage_full"
+        ben = await backend.person("ben")
+        async with backend.client(ben) as bens:
+            assert (await bens.delete(path)).status_code == 404
+        assert len(files(tmp_path)) == 2
+        assert (await client.delete(path)).status_code == 204
+        assert [one.read_bytes() for one in files(tmp_path)] == [b"stays"]
+        gone = await client.get(path)
+        assert (gone.status_code, gone.json()["code"]) == (410, "gone")
+        shown = (await client.get(f"/v1/messages/{sent['id']}")).json()["attachments"]
+        assert [one["removed_at"] is not None for one in shown] == [True, False]
+        assert shown[0]["name"] == "shot.png"
+        assert (await client.delete(path)).status_code == 204
+        again = (await client.get(f"/v1/messages/{sent['id']}")).json()["attachments"]
+        assert again == shown, "once is enough"
+        events = await backend.world.database.read(
+            lambda c: c.execute("SELECT type FROM events ORDER BY id DESC LIMIT 1").fetchone()
+        )
+        assert events[0] == "message.updated"
+        await upload(client)  # there is room again
+
+
+async def test_bytes_that_another_file_has_as_well_stay_for_that_one(tmp_path: Path) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        first, second = await upload(client), await upload(client, name="copy.png")
+        await send(backend, client, first["id"])
+        await client.delete(f"/v1/attachments/{first['id']}")
+        assert (await client.get(f"/v1/attachments/{second['id']}")).content == PNG
+        # One that is just coming, and has not got its row yet, is told to come again.
+        draft = backend.world.intake.blobs.draft()
+        draft.write(b"the same")
+        content = draft.keep()
+        await backend.world.intake.forget(content.sha256)
+        brought = Brought(new_attachment_id(), backend.ana.user_id, "x")
+        with pytest.raises(ApiError, match="it was not kept"):
+            await backend.world.database.write(
+                lambda c: backend.world.intake.insert(c, brought, content)
+            )
+
+
+async def test_a_machine_is_told_of_what_was_removed_before_it_came_and_before_it_was_fetched(
+    tmp_path: Path,
+) -> None:
+    async with running_backend(tmp_path) as backend, backend.client() as client:
+        early, late = await upload(client), await upload(client, b"second", "b.txt")
+        await send(backend, client, early["id"], late["id"])
+        await client.delete(f"/v1/attachments/{early['id']}")
+        host_id = backend.ana.host.id
+        await backend.world.database.write(lambda c: sending.lease(c, ReadyHost(host_id), 32))
+        rows = await backend.world.database.read(
+            lambda c: c.execute("SELECT frame FROM outbox WHERE type = 'deliver'").fetchall()
+        )
+        [frame] = [decode(row[0]) for row in rows]
+        assert isinstance(frame, Deliver)
+        removed = [one.removed_at is not None for one in frame.message.attachments or ()]
+        assert removed == [True, False]
+        await client.delete(f"/v1/attachments/{late['id']}")
+        async with as_machine(backend) as machine:
+            answer = await machine.get(f"/v1/daemon/attachments/{late['id']}")
+        assert (answer.status_code, answer.json()["code"]) == (410, "gone")
+
+
 async def _age(backend: Backend, tmp_path: Path) -> None:
     """Two days pass for all that was uploaded so far."""
     old = clock.now_us() - 2 * OLD
@@ -332,13 +402,22 @@ async def test_a_machine_brings_a_file_before_the_message_that_has_it(tmp_path: 
         assert [one["id"] for one in got["attachments"]] == [attachment_id]
         assert got["text"] == "here\n\n[lost.png did not arrive here.]"
         assert (await client.get(f"/v1/attachments/{attachment_id}")).content == PNG
-        # Nobody else's message can have it, and nobody removes it.
+        # Nobody else's message can have it.
         assert (await send(backend, client, attachment_id)).status_code == 409
         thief = run.send("mine", attachments=[brought.json()])
         await _report(backend, thief)
         stolen = (await client.get(f"/v1/messages/{thief.message_id}")).json()
         assert stolen["attachments"] == []
-        assert (await client.delete(f"/v1/attachments/{attachment_id}")).status_code == 409
+        # Its owner removes it; that its machine brings it once more does not undo that.
+        assert (await client.delete(f"/v1/attachments/{attachment_id}")).status_code == 204
+        async with as_machine(backend) as machine:
+            assert (await machine.put(path, params=params, content=PNG)).status_code == 200
+        assert (await client.get(f"/v1/attachments/{attachment_id}")).status_code == 410
+        unsent = new_attachment_id()
+        async with as_machine(backend) as machine:
+            await machine.put(f"/v1/daemon/attachments/{unsent}", params=params, content=PNG)
+        early = await client.delete(f"/v1/attachments/{unsent}")
+        assert (early.status_code, early.json()["code"]) == (409, "conflict")
 
 
 async def _report(backend: Backend, *frames: Any) -> None:

@@ -16,7 +16,15 @@ from cloudagent_daemon.link.files import FileRefusedError, Files
 from cloudagent_daemon.link.transport import UnreachableError
 from cloudagent_daemon.link.way import Way
 from cloudagent_daemon.link.websocket import always
-from cloudagent_daemon.runs.enclosed import PICTURE_BYTES, Enclosed, Porter, names, pictures, words
+from cloudagent_daemon.runs.enclosed import (
+    PICTURE_BYTES,
+    Enclosed,
+    Porter,
+    Removed,
+    names,
+    pictures,
+    words,
+)
 from cloudagent_daemon.runs.outcome import Failure
 from cloudagent_daemon.runs.ports import StopSignal
 from cloudagent_daemon.runs.workspace import Workspace
@@ -100,6 +108,7 @@ async def test_the_files_are_there_before_the_run_and_the_trace_says_so(tmp_path
         brought = await porter.bring(deliver, space, StopSignal())
         assert isinstance(brought, list)
         [one] = brought
+        assert isinstance(one, Enclosed)
         assert one.path == space.attachments / deliver.message.id / "log.bin"
         assert one.path.read_bytes() == BODY
         [told] = uplink.frames
@@ -122,6 +131,33 @@ async def test_a_file_that_cannot_be_had_keeps_the_run_from_beginning(tmp_path: 
         assert isinstance(failed, Failure)
         assert failed.reason is Reason.ATTACHMENT_MISSING
         assert "shot.png cannot be had" in failed.detail
+
+
+async def test_a_file_that_was_removed_is_gone_without_it_and_the_agent_is_told(
+    tmp_path: Path,
+) -> None:
+    async with sent_file(tmp_path) as (backend, files, deliver):
+        space = Workspace(tmp_path / "agents", deliver.agent)
+        porter = Porter(files, RecordedUplink(), Keeper())
+        [wanted] = deliver.message.attachments or []
+        async with backend.client() as client:
+            await client.delete(f"/v1/attachments/{wanted.id}")
+        # The frame was on its way before: the machine asks for the file, and hears of it.
+        assert await porter.bring(deliver, space, StopSignal()) == [Removed("log.bin")]
+        told = words([Removed("log.bin")])
+        assert told.startswith("\n\n[Removed from this message by a person")
+        assert "- log.bin]" in told
+
+        # One that says so itself: nothing is fetched, and a copy from before goes.
+        copy = space.attachments / deliver.message.id / "log.bin"
+        copy.write_bytes(BODY)
+        known = wanted.model_copy(update={"removed_at": deliver.message.created_at})
+        message = deliver.message.model_copy(update={"attachments": [known]})
+        again = deliver.model_copy(update={"message": message})
+        offline = Porter(None, RecordedUplink(), Keeper())
+        assert await offline.bring(again, space, StopSignal()) == [Removed("log.bin")]
+        assert not copy.exists()
+        assert pictures([Removed("log.bin")]) == []
 
 
 async def test_a_backend_that_is_away_is_waited_for_until_it_is_too_long_or_a_stop(

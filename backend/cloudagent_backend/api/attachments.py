@@ -62,7 +62,7 @@ _FILE: Final[dict[int | str, dict[str, Any]]] = (
         )
     }
     | {304: {"description": "It is the one that you have."}}
-    | documented(ErrorCode.NOT_FOUND)
+    | documented(ErrorCode.NOT_FOUND, ErrorCode.GONE)
 )
 #: A file is never a page: no script of it runs, no other site learns what it is.
 _HEADERS: Final = {
@@ -122,22 +122,12 @@ async def download_attachment(
 async def delete_attachment(
     attachment_id: AttachmentId, user: CurrentUser, world: CurrentWorld
 ) -> None:
-    """Remove a file that was not sent; one that was sent stays for as long as its message."""
+    """Remove a file: its bytes go from the server's disk, and its message says that it was removed.
 
-    def work(c: Any) -> None:
-        row = attachments.load(c, user.user_id, attachment_id)
-        if row is None:
-            raise not_found()
-        if row.message_id is not None or row.host_id is not None:
-            raise Refused(
-                ErrorCode.CONFLICT,
-                f"{row.name} is part of a message, and stays with it: an agent may have read it, or may be"
-                " fetching it now.",
-                next="Tell the agent what is to be ignored. What was not sent yet can be removed.",
-            )
-        attachments.delete(c, attachment_id)
-
-    await world.database.write(work)
+    A machine that has not fetched it is not given it any more, and its agent is told so. What a machine
+    has fetched before stays there, and an agent may have read it.
+    """
+    await world.intake.forget(await world.service.remove_file(user.user_id, attachment_id))
 
 
 # --- machines -----------------------------------------------------------------------------
@@ -185,6 +175,8 @@ async def fetch_attachment(
 async def _answer(world: World, row: AttachmentRow | None, known: str | None) -> Response:
     if row is None:
         raise not_found()
+    if row.removed_us is not None:
+        raise Refused(ErrorCode.GONE, f"{row.name} was removed by who owns it, after it was sent.")
     place = world.intake.blobs.place_of(row.sha256)
     if not await run_sync(_is_whole, place, row.size_bytes):
         raise Refused(

@@ -67,11 +67,28 @@ class Intake:
         finally:
             self._under_way[user_id] -= 1
             self._under_way += Counter()  # forgets who has none any more
-        work = once(content, lambda c: attachments.insert(c, brought, content))
-        row = await self._database.write(work)
+        row = await self._database.write(once(content, lambda c: self.insert(c, brought, content)))
         if row.sha256 != content.sha256 or row.user_id != user_id:
             raise ApiError(ErrorCode.CONFLICT, "Another file has this id.", next="Use a new id.")
         return row
+
+    def insert(self, c: sqlite3.Connection, brought: Brought, content: Content) -> AttachmentRow:
+        if not self.blobs.is_here(content):  # the same was removed a moment ago
+            raise ApiError(
+                ErrorCode.UNAVAILABLE,
+                "The same file was being removed while this one came; it was not kept.",
+                next="Send it again.",
+            )
+        return attachments.insert(c, brought, content)
+
+    async def forget(self, sha256: str) -> None:
+        """Remove content from the disk, unless another file has the same."""
+
+        def work(c: sqlite3.Connection) -> None:
+            if attachments.unnamed(c, [sha256]):
+                self.blobs.forget(sha256)
+
+        await self._database.write(work)
 
     async def tidy(self) -> None:
         """Forget what was never sent, and remove content that nothing names any more."""

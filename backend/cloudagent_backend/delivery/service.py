@@ -19,6 +19,7 @@ from cloudagent_backend.delivery import (
     ladder,
     lending,
     relay,
+    removing,
     reports,
     resuming,
     sending,
@@ -59,6 +60,7 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.ids import (
     AgentId,
+    AttachmentId,
     ConversationId,
     DeliveryId,
     HostId,
@@ -242,6 +244,16 @@ class Service:
         )
         self._fanout.notify(user_id)
         return message
+
+    async def remove_file(self, user_id: UserId, attachment_id: AttachmentId) -> str:
+        """Take a file away; returns where its bytes lie, which are nobody's then.
+
+        Raises:
+            Refused: see `removing.remove`.
+        """
+        row = await self._database.write(lambda c: removing.remove(c, user_id, attachment_id))
+        self._fanout.notify(user_id)
+        return row.sha256
 
     async def retry(
         self, user_id: UserId, actor: str, message_id: MessageId, once: Once[Trace] = _as_it_is

@@ -37,6 +37,8 @@ class AttachmentRow:
     agent_id: AgentId | None
     #: The message that it goes with; null: it was not sent yet.
     message_id: MessageId | None
+    #: When its owner removed it, after it was sent.
+    removed_us: int | None
 
     @property
     def resource(self) -> Attachment:
@@ -49,7 +51,9 @@ class AttachmentRow:
         )
 
 
-_COLUMNS = "id, user_id, sha256, name, media_type, size_bytes, host_id, agent_id, message_id"
+_COLUMNS = (
+    "id, user_id, sha256, name, media_type, size_bytes, host_id, agent_id, message_id, removed_us"
+)
 
 
 def insert(c: sqlite3.Connection, brought: Brought, content: Content) -> AttachmentRow:
@@ -114,9 +118,16 @@ def enclose(c: sqlite3.Connection, ids: Iterable[AttachmentId], message_id: Mess
 def bytes_of_user(c: sqlite3.Connection, user_id: UserId) -> int:
     """What the person's files take, and those of their agents; the same content counts each time."""
     found: int = c.execute(
-        "SELECT coalesce(sum(size_bytes), 0) FROM attachments WHERE user_id = ?", (user_id,)
+        "SELECT coalesce(sum(size_bytes), 0) FROM attachments"
+        " WHERE user_id = ? AND removed_us IS NULL",
+        (user_id,),
     ).fetchone()[0]
     return found
+
+
+def mark_removed(c: sqlite3.Connection, attachment_id: AttachmentId, removed_us: int) -> None:
+    """The row stays: what is fetched, or brought again, is known for what was removed."""
+    c.execute("UPDATE attachments SET removed_us = ? WHERE id = ?", (removed_us, attachment_id))
 
 
 def delete(c: sqlite3.Connection, attachment_id: AttachmentId) -> None:
@@ -140,5 +151,7 @@ def unnamed(c: sqlite3.Connection, digests: Iterable[str]) -> list[str]:
     return [
         digest
         for digest in digests
-        if not c.execute("SELECT 1 FROM attachments WHERE sha256 = ? LIMIT 1", (digest,)).fetchone()
+        if not c.execute(
+            "SELECT 1 FROM attachments WHERE sha256 = ? AND removed_us IS NULL LIMIT 1", (digest,)
+        ).fetchone()
     ]

@@ -90,6 +90,22 @@ class Blobs:
         for digest in digests:
             _remove_old(self.place_of(digest))
 
+    def forget(self, sha256: str) -> None:
+        """Remove content at once.
+
+        Only in a write transaction that has seen that no row names it: a row is only ever written in
+        another one, which looks whether its content `is_here`.
+        """
+        place = self.place_of(sha256)
+        with suppress(FileNotFoundError):
+            place.unlink()
+            _sync(place.parent)
+
+    def is_here(self, content: Content) -> bool:
+        with suppress(FileNotFoundError):
+            return self.place_of(content.sha256).stat().st_size == content.size_bytes
+        return False
+
     def digests(self) -> list[str]:
         """All content that lies here."""
         found = self._folder.glob("[0-9a-f][0-9a-f]/*")

@@ -120,6 +120,11 @@ def change_text(c: sqlite3.Connection, message_id: MessageId, text: str) -> None
     c.execute("UPDATE messages SET text = ? WHERE id = ?", (text, message_id))
 
 
+def change_files(c: sqlite3.Connection, message_id: MessageId, files: list[Attachment]) -> None:
+    kept = _FILES.dump_json(files).decode()
+    c.execute("UPDATE messages SET attachments = ? WHERE id = ?", (kept, message_id))
+
+
 def load_bare(c: sqlite3.Connection, message_id: MessageId) -> Message | None:
     """What was said, without how it fares; whosever it is: for our own steps."""
     row = c.execute("SELECT * FROM messages WHERE id = ?", (message_id,)).fetchone()

@@ -265,6 +265,15 @@ CREATE INDEX attachments_unsent ON attachments (created_us) WHERE message_id IS 
 ALTER TABLE messages ADD COLUMN attachments TEXT;  -- JSON; null: none
 """
 
+_REMOVED_FILES: Final = """
+-- When its owner removed a file that was sent: its bytes are gone, its name stays with its message.
+ALTER TABLE attachments ADD COLUMN removed_us INTEGER;
+DROP INDEX attachments_by_content;
+CREATE INDEX attachments_by_content ON attachments (sha256) WHERE removed_us IS NULL;
+DROP INDEX attachments_by_user;
+CREATE INDEX attachments_by_user ON attachments (user_id, size_bytes) WHERE removed_us IS NULL;
+"""
+
 _DIFFS: Final = """
 CREATE TABLE run_diffs (        -- what runs changed; of each person the newest ones
   run_id TEXT PRIMARY KEY REFERENCES runs (id) ON DELETE CASCADE,
@@ -302,6 +311,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     _WORKTREES,
     delivery_schema.ENDED,
     delivery_schema.WISHES,
+    _REMOVED_FILES,
 )
 
 

@@ -373,6 +373,11 @@ export class Session {
     this.store.dispatch({ type: "agents", agents: [await post<Agent>(`/v1/agents/${agent.id}/budget`, body)] });
   }
 
+  /** Removes a file from the server; its message then says so, over the stream. */
+  async removeFile(attachment_id: string): Promise<void> {
+    await remove(`/v1/attachments/${attachment_id}`);
+  }
+
   async cancel(message_id: string): Promise<void> {
     await remove(`/v1/messages/${message_id}`);
   }

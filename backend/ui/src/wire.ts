@@ -163,6 +163,8 @@ export interface Attachment {
   /** What the backend saw in its first bytes, whatever it is called. */
   media_type: string;
   size_bytes: number;
+  /** When its owner removed it, after it was sent. */
+  removed_at?: string | null;
 }
 
 /** What a page may show as a picture (cloudagent_protocol/attachments.py). Everything else is only ever saved. */

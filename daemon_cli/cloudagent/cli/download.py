@@ -24,6 +24,9 @@ def download(
     with CloudAgent() as ca:
         files = ca.messages.get(message).attachments
         for one in files:
+            if one.removed_at is not None:
+                terminal.say(terminal.safe(f"· {one.name} was removed"))
+                continue
             place = _save(to, one, ca.attachments.download(one.id))
             saved.append({"id": one.id, "path": str(place)})
             if not as_json:

@@ -26,6 +26,10 @@ class FileRefusedError(Exception):
     """The backend will not give or take the file; `str()` says why."""
 
 
+class FileRemovedError(FileRefusedError):
+    """Its owner removed it after it was sent."""
+
+
 class Files:
     """Fetches files from the backend, and brings it others; of any other address it knows nothing.
 
@@ -48,7 +52,8 @@ class Files:
         """Fills `part`, from where it was cut off before; it is whole by size and hash on return.
 
         Raises:
-            FileRefusedError: the backend does not have it, or not for this machine.
+            FileRefusedError: the backend does not have it, or not for this machine;
+                FileRemovedError if it had it once.
             UnreachableError: it may be tried again.
         """
         have = await run_sync(_size_of, part)
@@ -134,6 +139,8 @@ async def _save(answer: httpx2.Response, part: Path, at: int, wanted: Attachment
 def _refusal(way: Way, answer: httpx2.Response) -> Exception:
     said = str(body_of(answer).get("detail") or answer.reason_phrase)
     told = f"{way.server_url} answers {answer.status_code}: {said}"
+    if answer.status_code == 410:
+        return FileRemovedError(told)
     if 400 <= answer.status_code < 500 and answer.status_code not in _PASSING | {416}:
         return FileRefusedError(told)
     return UnreachableError(told)

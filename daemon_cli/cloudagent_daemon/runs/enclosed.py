@@ -19,7 +19,7 @@ from anyio.to_thread import run_sync
 
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.base import Picture
-from cloudagent_daemon.link.files import FileRefusedError, Files
+from cloudagent_daemon.link.files import FileRefusedError, FileRemovedError, Files
 from cloudagent_daemon.link.transport import UnreachableError
 from cloudagent_daemon.runs.outcome import Failure
 from cloudagent_daemon.runs.ports import StopSignal, Uplink
@@ -60,21 +60,42 @@ class Enclosed:
     size_bytes: int
 
 
-def words(files: Sequence[Enclosed]) -> str:
-    """What is added to the prompt: where the files are. Empty without files."""
-    if not files:
-        return ""
-    lines = [f"- {one.path} ({one.media_type}, {size_text(one.size_bytes)})" for one in files]
-    return "\n\n".join(
-        ("", "[Files that came with this message, on this machine:\n" + "\n".join(lines) + "]")
-    )
+@dataclass(frozen=True)
+class Removed:
+    """A file that its owner took away before this machine had it, or before this run."""
+
+    name: str
 
 
-def pictures(files: Sequence[Enclosed]) -> list[Picture]:
+def words(files: Sequence[Enclosed | Removed]) -> str:
+    """What is added to the prompt: where the files are, and which were taken away. Empty without files."""
+    here = [
+        f"- {one.path} ({one.media_type}, {size_text(one.size_bytes)})"
+        for one in files
+        if isinstance(one, Enclosed)
+    ]
+    gone = [f"- {one.name}" for one in files if isinstance(one, Removed)]
+    parts = [""]
+    if here:
+        parts.append(_list("Files that came with this message, on this machine:", here))
+    if gone:
+        parts.append(
+            _list("Removed from this message by a person, and not to be had any more:", gone)
+        )
+    return "\n\n".join(parts)
+
+
+def _list(head: str, lines: Sequence[str]) -> str:
+    return "[" + "\n".join((head, *lines)) + "]"
+
+
+def pictures(files: Sequence[Enclosed | Removed]) -> list[Picture]:
     """Those that a model may be shown; of others, and of what is beyond the bounds, it has the path. Blocks."""
     shown: list[Picture] = []
     left = PICTURES_BYTES
     for one in files:
+        if isinstance(one, Removed):
+            continue
         if one.media_type in PICTURES and one.size_bytes <= min(PICTURE_BYTES, left):
             body = one.path.read_bytes()
             # Told by the bytes that are here: what a backend says of them is not taken over.
@@ -97,8 +118,8 @@ class Porter:
 
     async def bring(
         self, deliver: Deliver, workspace: Workspace, stop: StopSignal
-    ) -> list[Enclosed] | Failure:
-        """All files of the message; why the run cannot begin, if one cannot be had."""
+    ) -> list[Enclosed | Removed] | Failure:
+        """All files of the message; why the run cannot begin, if one cannot be had and was not removed."""
         wanted = deliver.message.attachments or []
         if not wanted:
             return []
@@ -110,24 +131,35 @@ class Porter:
         missing = await run_sync(_missing, wanted, places)
         if missing:
             await self._tell(deliver, [one for one, _ in missing])
+        removed = {one.id for one in wanted if one.removed_at}
         with anyio.move_on_after(self._patience_s):
             for one, place in missing:
-                if failed := await self._one(one, place, stop):
-                    return failed
+                try:
+                    failed = await self._one(one, place, stop)
+                except FileRemovedError:
+                    removed.add(one.id)
+                else:
+                    if failed:
+                        return failed
             return [
-                Enclosed(place, one.media_type, one.size_bytes)
+                Removed(place.name)
+                if one.id in removed
+                else Enclosed(place, one.media_type, one.size_bytes)
                 for one, place in zip(wanted, places, strict=True)
             ]
         why = f"The files of the message did not come within {self._patience_s:g} s."
         return Failure(Reason.ATTACHMENT_MISSING, why)
 
     async def _one(self, one: Attachment, place: Path, stop: StopSignal) -> Failure | None:
+        """Raises FileRemovedError: nobody is given it any more."""
         part, pause_s = place.with_name(f".{one.id}.part"), 1.0
         if self._files is None:
             return Failure(Reason.ATTACHMENT_MISSING, f"{one.name} cannot be fetched here.")
         while not stop.requested:
             try:
                 await self._files.fetch(one, part)
+            except FileRemovedError:
+                raise
             except FileRefusedError as error:
                 return Failure(Reason.ATTACHMENT_MISSING, f"{one.name} cannot be had: {error}")
             except UnreachableError as error:
@@ -166,11 +198,17 @@ def names(files: Sequence[Attachment]) -> list[str]:
 
 
 def _missing(wanted: Sequence[Attachment], places: Sequence[Path]) -> list[tuple[Attachment, Path]]:
-    """Those that did not come before; a file has its name only once it is whole."""
+    """Those that did not come before; a file has its name only once it is whole.
+
+    Of one that is known to have been removed the copy goes as well.
+    """
+    for one, place in zip(wanted, places, strict=True):
+        if one.removed_at:
+            place.unlink(missing_ok=True)
     return [
         (one, place)
         for one, place in zip(wanted, places, strict=True)
-        if not (place.is_file() and place.stat().st_size == one.size_bytes)
+        if not one.removed_at and not (place.is_file() and place.stat().st_size == one.size_bytes)
     ]
 
 

@@ -615,8 +615,7 @@ class ScriptedBackend:
             case ("POST", "runs", run_id, "interrupt"):
                 return self.runs[run_id].model_dump(mode="json")
             case ("DELETE", kind, thing_id):
-                del self._all(kind)[thing_id]
-                return Response(status_code=204)
+                return self._removed(kind, thing_id)
             case _:
                 return problem(404, "not_found", "There is no such thing.")
 
@@ -720,6 +719,16 @@ class ScriptedBackend:
             said = f"The body is larger than {MOST_BYTES} bytes."
             return problem(413, "too_large", said, "Send less at once.")
         return self.add_file(name, content).model_dump(mode="json")
+
+    def _removed(self, kind: str, thing_id: str) -> Response:
+        """It is gone; of a file, the message that it went with says so."""
+        del self._all(kind)[thing_id]
+        for message in list(self.messages.values()):
+            for one in message.attachments:
+                if one.id == thing_id:
+                    one.removed_at = datetime.now(UTC)
+                    self._update(message)
+        return Response(status_code=204)
 
     def _posted(self, conversation_id: str, body: Any) -> Any:
         if body["text"] == "refuse me":

@@ -63,6 +63,19 @@ def test_a_message_shows_its_files_and_only_pictures_as_pictures(
     assert page.evaluate("() => document.documentElement.scrollWidth") == size[0]
     assert check(page, "files") == []
 
+    # What should not have been sent is removed, when a person has said so twice; its place says so.
+    remove = own.get_by_role("button", name="Remove basket.png from the server")
+    remove.click()
+    page.get_by_role("button", name="Keep it").click()
+    expect(shown).to_be_visible()
+    remove.click()
+    page.get_by_role("dialog", name="Remove basket.png?").get_by_role(
+        "button", name="Remove it"
+    ).click()
+    expect(own.locator(".file.gone")).to_have_text("basket.pngremoved")
+    expect(own.get_by_role("img")).to_have_count(0)
+    assert check(page, "a removed file") == []
+
 
 def drop(page: Page, name: str, text: str) -> None:
     """Drag a file from elsewhere onto the page, and let it go."""

@@ -1,22 +1,55 @@
-/** The files of a message: pictures are shown, everything is there to be saved. */
+/** The files of a message: pictures are shown, everything is there to be saved, until a person removes it. */
 
 import { useState, type ReactNode } from "react";
 
 import { fileUrl, PICTURES, type Attachment } from "../wire";
 import { plain, sizeText } from "../words";
-import { Icon } from "./parts";
+import { Confirm, Failure, Icon } from "./parts";
+import { useAttempt, useSession } from "./use";
 
-export function Files({ files }: { files: readonly Attachment[] | undefined }): ReactNode {
+interface Shown {
+  files: readonly Attachment[] | undefined;
+  /** Whether the server has the message: then its files can be removed there. */
+  sent?: boolean;
+}
+
+export function Files({ files, sent = false }: Shown): ReactNode {
+  const [asked, setAsked] = useState<Attachment | null>(null);
+  const session = useSession();
+  const { error, attempt } = useAttempt();
   if (files === undefined || files.length === 0) return null;
   return (
-    <ul className="files" aria-label="Files">
-      {files.map((file) => (
-        <li key={file.id} className="file">
-          <Picture file={file} />
-          <Saved file={file} />
-        </li>
-      ))}
-    </ul>
+    <>
+      <ul className="files" aria-label="Files">
+        {files.map((file) =>
+          file.removed_at == null ? (
+            <li key={file.id} className="file">
+              <Picture file={file} />
+              <div className="file-line">
+                <Saved file={file} />
+                {sent && <RemoveButton file={file} onAsk={() => setAsked(file)} />}
+              </div>
+            </li>
+          ) : (
+            <Gone key={file.id} file={file} />
+          ),
+        )}
+      </ul>
+      <Failure error={error} />
+      {asked !== null && (
+        <Confirm
+          title={`Remove ${plain(asked.name)}?`}
+          action="Remove it"
+          onAnswer={(yes) => {
+            setAsked(null);
+            if (yes) void attempt(() => session.removeFile(asked.id));
+          }}
+        >
+          Its bytes are deleted from the server; the message stays and says that the file was removed. A machine that
+          has fetched it already keeps its copy, and an agent may have read it: replace a password or key that was in it.
+        </Confirm>
+      )}
+    </>
   );
 }
 
@@ -40,5 +73,26 @@ function Saved({ file }: { file: Attachment }): ReactNode {
       <span className="file-name">{name}</span>
       <span className="file-size">{sizeText(file.size_bytes)}</span>
     </a>
+  );
+}
+
+function RemoveButton({ file, onAsk }: { file: Attachment; onAsk: () => void }): ReactNode {
+  return (
+    <button type="button" className="file-remove" aria-label={`Remove ${plain(file.name)} from the server`} title="Remove from the server" onClick={onAsk}>
+      <Icon name="cross" />
+    </button>
+  );
+}
+
+function Gone({ file }: { file: Attachment }): ReactNode {
+  const name = plain(file.name);
+  return (
+    <li className="file gone">
+      <div className="file-row" title={name}>
+        <Icon name="file" />
+        <span className="file-name">{name}</span>
+        <span className="file-size">removed</span>
+      </div>
+    </li>
   );
 }

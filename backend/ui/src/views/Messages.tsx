@@ -31,7 +31,7 @@ export const OwnMessage = memo(function OwnMessage({ message, state, above }: Ow
       ) : (
         <div className="bubble" title={fullTime(message.created_at)}>
           {message.text !== "" && <p className="typed">{plain(message.text)}</p>}
-          <Files files={message.attachments} />
+          <Files files={message.attachments} sent />
         </div>
       )}
       <Ladders message={message} state={state}>
@@ -243,7 +243,7 @@ export const AgentMessage = memo(function AgentMessage({ message, head, here, st
         <Origin message={message} here={here} state={state} />
         {message.conversation_id === here && <Cause message={message} state={state} />}
         <Markdown text={message.text} />
-        <Files files={message.attachments} />
+        <Files files={message.attachments} sent />
         <Ladders message={message} state={state} />
       </div>
     </article>
