@@ -439,6 +439,37 @@ export function waitsHere(state: State, message: Message): boolean {
   );
 }
 
+/** Whether nothing of a person's message has begun yet, be it here or on its machine. */
+export function waitsForTurn(state: State, message: Message): boolean {
+  return (
+    message.author.type === "user" &&
+    message.deliveries.length > 0 &&
+    message.deliveries.every((delivery) => {
+      const trace = state.traces[delivery.id];
+      return trace !== undefined && !OVER.has(trace.state) && delivery.retry_of == null && !trace.rungs.some((rung) => rung.rung === "started");
+    })
+  );
+}
+
+/** Whether a message lies on its machine and has not begun: it can be taken back, and written anew. What goes
+ *  with files cannot: those went with this message. */
+export function canBeWrittenAnew(state: State, message: Message): boolean {
+  const asked = message.deliveries.some((delivery) => state.traces[delivery.id]?.interrupted_by != null);
+  return message.text !== "" && (message.attachments ?? []).length === 0 && !asked && waitsForTurn(state, message);
+}
+
+/** Deliveries of a conversation that are with its machine, or nearly, while nothing runs there. */
+export function onTheWay(state: State, conversation_id: string): DeliveryTrace[] {
+  const order = state.threads[conversation_id]?.order ?? [];
+  return Object.values(state.traces).filter(
+    (trace) =>
+      trace.conversation_id === conversation_id &&
+      !OVER.has(trace.state) &&
+      trace.state !== "queued" &&
+      order.includes(trace.message_id),
+  );
+}
+
 /** Chains that wait for a person's decision, and touch a conversation. */
 export function pausedIn(state: State, conversation_id: string): Chain[] {
   return Object.values(state.chains).filter(

@@ -160,6 +160,16 @@ export function holdWords(reason: string, over?: string | null): string {
   return reason === "rate_limit" && over != null ? `${words}, resumes ${until(over)}` : words;
 }
 
+/** What an agent is about in a conversation, after its name. */
+export function busyWords(works: boolean, asks: boolean, coming: readonly DeliveryTrace[]): Words {
+  if (asks) return { text: "waits for you", tone: "warn" };
+  if (works) return { text: "is working", tone: "busy" };
+  const held = coming.every((trace) => trace.state === "received" && trace.reason != null) ? coming[0] : undefined;
+  return held === undefined
+    ? { text: "is starting", tone: "busy" }
+    : { text: `waits: ${holdWords(held.reason ?? "", held.waits_until)}`, tone: "warn" };
+}
+
 export function hostWords(host: Host | undefined): Words {
   if (host === undefined) return { text: "its machine is gone", tone: "bad" };
   if (host.state === "online") {

@@ -225,6 +225,54 @@ describe("the timeline", () => {
     expect(kinds(state)).toEqual(["a", "b", "r1", "re_a", "r2"]);
   });
 
+  describe("of messages that were written ahead", () => {
+    const told = (id: string, state: string, started: number | null, seq = 1): DeliveryTrace[] => [
+      {
+        id: `dlv_${id}`,
+        message_id: id,
+        conversation_id: "conv_1",
+        agent_id: "agent_1",
+        state: state as DeliveryTrace["state"],
+        attempt: seq,
+        rungs: [{ rung: "stored", at: at(1), actor: "backend" }, ...(started === null ? [] : [{ rung: "started", at: at(started), actor: "mbp" }])],
+      },
+    ];
+    const ahead = (id: string, minute: number, seq: number): Message =>
+      message(id, minute, { deliveries: [{ id: `dlv_${id}`, agent_id: "agent_1", seq, state: "queued" }] });
+    const reply = (to: string, minute: number): Message =>
+      message(`re_${to}`, minute, { author: { type: "agent", id: "agent_1", name: "shop" }, run_id: `run_${to}`, caused_by: to, deliveries: [] });
+    const working = (id: string, minute: number): Action => ({ type: "run", run: run(`run_${id}`, `dlv_${id}`, minute, { state: "running" }), events: [] });
+
+    test("puts what waits behind what is said meanwhile, in the order in which it will go", () => {
+      const begun = after(
+        thread([ahead("a", 1, 1), ahead("b", 2, 3), ahead("c", 3, 2), reply("a", 4)]),
+        { type: "traces", traces: [...told("a", "running", 1), ...told("b", "received", null), ...told("c", "received", null)] },
+        working("a", 1),
+      );
+      expect(kinds(begun)).toEqual(["a", "run_a", "re_a", "c", "b"]);
+    });
+
+    test("keeps each before its own answer once it has had its turn, whatever the machine's clock says", () => {
+      for (const late of [0, 30]) {
+        const state = after(
+          thread([ahead("a", 1, 1), ahead("b", 2, 2), ahead("c", 3, 3), reply("a", 4), reply("b", 6)]),
+          { type: "traces", traces: [...told("a", "done", late + 1), ...told("b", "done", late + 5), ...told("c", "running", late + 7)] },
+          working("b", late + 5),
+          working("c", late + 7),
+        );
+        expect(kinds(state)).toEqual(["a", "re_a", "b", "run_b", "re_b", "c", "run_c"]);
+      }
+    });
+
+    test("leaves a message where it was written that was never begun", () => {
+      const state = after(
+        thread([ahead("a", 1, 1), ahead("b", 2, 2), reply("a", 4)]),
+        { type: "traces", traces: [...told("a", "done", 1), ...told("b", "cancelled", null)] },
+      );
+      expect(kinds(state)).toEqual(["a", "b", "re_a"]);
+    });
+  });
+
   test("a host with a slow clock does not put a run before its message", () => {
     const state = after(thread([message("a", 10)]), { type: "run", run: run("r1", "dlv_a", 2), events: [] });
     expect(kinds(state)).toEqual(["a", "r1"]);

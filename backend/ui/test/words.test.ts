@@ -5,6 +5,7 @@ import { emptyRun, type RunView } from "../src/run";
 import {
   agentWords,
   asCode,
+  busyWords,
   CODE_PATTERN,
   duration,
   hostWords,
@@ -46,6 +47,18 @@ function trace(state: DeliveryState, rungs: string[], more: Partial<DeliveryTrac
     ...more,
   };
 }
+
+describe("what an agent is about", () => {
+  const held = { state: "received", reason: "rate_limit", waits_until: new Date(Date.now() + 60_000).toISOString() } as DeliveryTrace;
+  const fetching = { ...held, state: "leased" } as DeliveryTrace;
+
+  test("is that it waits, for whom or until when, if that is all that it does", () => {
+    expect(busyWords(true, false, [])).toEqual({ text: "is working", tone: "busy" });
+    expect(busyWords(true, true, []).text).toBe("waits for you");
+    expect(busyWords(false, false, [held]).text).toBe(`waits: rate limit, resumes ${until(held.waits_until ?? "")}`);
+    expect(busyWords(false, false, [held, fetching]).text).toBe("is starting");
+  });
+});
 
 describe("a ladder in words", () => {
   test("does not say of a machine what never was on it", () => {

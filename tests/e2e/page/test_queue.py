@@ -76,6 +76,18 @@ def test_where_nothing_can_be_put_into_a_turn_ctrl_enter_stops_what_runs_and_goe
     expect(page.locator(".pending")).to_have_count(0)
     assert backend.modes == [None, "interrupt"]
 
+    # What the machine has and has not begun is taken back, to be written anew.
+    waiting = next(one for one in backend.messages.values() if one.text == "after it")
+    backend.climb(waiting, RungName.SENT, RungName.RECEIVED, state=DeliveryState.RECEIVED)
+    own = page.locator(".message.own").filter(has_text="after it")
+    expect(own.get_by_text("waiting for its turn")).to_be_visible()
+    box.fill("begun already")
+    own.get_by_role("button", name="Edit").click()
+    expect(box).to_have_value("begun already\n\nafter it")
+    expect(box).to_be_focused()
+    expect(own.get_by_text("stopped")).to_be_visible()
+    expect(own.get_by_role("button", name="Edit")).to_have_count(0)
+
 
 def test_what_is_told_in_the_middle_of_a_turn_is_shown_where_it_was_taken_up(
     visitor: Visitor, backend: ScriptedBackend

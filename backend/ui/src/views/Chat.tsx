@@ -1,29 +1,40 @@
 /** A conversation with an agent. */
 
-import { Fragment, useEffect, useState, type ReactNode } from "react";
+import { Fragment, useCallback, useEffect, useState, type ReactNode } from "react";
 
 import { get } from "../api";
 import { threadOf } from "../kept";
-import { conversationsOf, hostOf, outgoingIn, runsOf, stopOf, waitsHere, type State } from "../reducer";
+import {
+  conversationsOf,
+  hostOf,
+  onTheWay,
+  outgoingIn,
+  pending,
+  runsOf,
+  stopOf,
+  waitsForTurn,
+  waitsHere,
+  type State,
+} from "../reducer";
 import { chatPath, go, type Route } from "../router";
 import { isFailure, isLive, type RunView } from "../run";
 import { timeline, type Entry } from "../timeline";
 import type { Agent, Message } from "../wire";
-import { OVER, STEERABLE } from "../wire";
+import { STEERABLE } from "../wire";
 import { wishWords } from "../wishes";
-import { agentWords, dayOf, driverName, duration, hostWords, obstacle } from "../words";
+import { agentWords, busyWords, dayOf, driverName, duration, hostWords, obstacle } from "../words";
 import { Activity } from "./Activity";
 import { Asked } from "./Approvals";
 import { PausedAgent } from "./Budget";
 import { PausedChains } from "./Chains";
 import { Changes } from "./Changes";
-import { Composer, focusComposer, type With } from "./Composer";
+import { Composer, focusComposer, type Given, type With } from "./Composer";
 import { Log } from "./Log";
 import { AgentMessage, OwnMessage, Pending } from "./Messages";
 import { Avatar, Dot, Failure, Icon, Link, Spinner } from "./parts";
 import { StopButton } from "./StopButton";
 import { TopBar } from "./TopBar";
-import { useApp, useAttempt, useNow, useSession, useTitle } from "./use";
+import { TakeBackContext, useApp, useAttempt, useNow, useSession, useTitle } from "./use";
 
 type ChatRoute = Extract<Route, { view: "chat" }>;
 
@@ -37,6 +48,8 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
   // Keys of messages that this view has sent into a conversation that is still to be made.
   const [begun, setBegun] = useState<string | null>(null);
   const [sent, setSent] = useState(0);
+  const [given, setGiven] = useState<Given | null>(null);
+  const takeBack = useCallback((text: string) => setGiven({ text }), []);
 
   const made = state.outgoing.find((out) => out.key === begun);
   const conversation = id ?? made?.conversation_id ?? null;
@@ -96,15 +109,17 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
         </div>
       </TopBar>
       {state.link === "lost" && <LostLink />}
-      <Thread
-        key={conversation ?? "new"}
-        agent={agent}
-        conversation={conversation}
-        target={route.message}
-        sent={sent}
-        outgoing={outgoing}
-        state={state}
-      />
+      <TakeBackContext value={takeBack}>
+        <Thread
+          key={conversation ?? "new"}
+          agent={agent}
+          conversation={conversation}
+          target={route.message}
+          sent={sent}
+          outgoing={outgoing}
+          state={state}
+        />
+      </TakeBackContext>
       <div className="dock">
         <Asked conversation={conversation} />
         <PausedAgent agent={agent} />
@@ -114,6 +129,7 @@ export function Chat(props: { agent: Agent; route: ChatRoute; onMenu: (() => voi
           key={`${agent.id}/${conversation ?? "new"}`}
           thread={threadOf(agent.id, conversation)}
           agent={agent}
+          given={given}
           hint={
             offline
               ? `${hostWords(host).text}. What you write waits on the server and goes out when it ${host.last_seen_at === null ? "does" : "is back"}.`
@@ -198,7 +214,7 @@ function Thread(props: {
       {outgoing.map((out) => (
         <Pending key={out.key} out={out} lost={state.link === "lost"} />
       ))}
-      <Announcer entries={entries} agent={agent} />
+      <Announcer entries={entries} agent={agent} state={state} />
     </Log>
   );
 }
@@ -268,8 +284,8 @@ function authorOf(entry: Entry): string {
 }
 
 /** Says to a screen reader, once each, what happens: not every token. */
-function Announcer({ entries, agent }: { entries: Entry[]; agent: Agent }): ReactNode {
-  const last = entries.at(-1);
+function Announcer({ entries, agent, state }: { entries: Entry[]; agent: Agent; state: State }): ReactNode {
+  const last = entries.findLast((entry) => entry.kind === "run" || !waitsForTurn(state, entry.message));
   let text = "";
   if (last?.kind === "run") {
     if (isLive(last.view)) text = `${agent.name} is working`;
@@ -290,16 +306,8 @@ function Busy({ conversation, agent, state }: { conversation: string | null; age
   const { busy, error, attempt } = useAttempt();
   const [asked, setAsked] = useState<string | null>(null);
   const live = conversation === null ? undefined : runsOf(state, conversation).find(isLive);
-  const starting =
-    conversation !== null &&
-    live === undefined &&
-    Object.values(state.traces).some(
-      (trace) =>
-        trace.conversation_id === conversation &&
-        !OVER.has(trace.state) &&
-        trace.state !== "queued" &&
-        state.threads[conversation]?.order.includes(trace.message_id) === true,
-    );
+  const coming = conversation === null || live !== undefined ? [] : onTheWay(state, conversation);
+  const starting = coming.length > 0;
   const now = useNow(live !== undefined);
   const shown = live !== undefined || starting;
   const what = live?.id ?? "start";
@@ -326,12 +334,14 @@ function Busy({ conversation, agent, state }: { conversation: string | null; age
   if (!shown) return <Failure error={error} />;
   const known = live === undefined ? "none" : stopOf(state, live.id);
   const stopping = known !== "none" || (asked === what && error === null);
+  const asks = pending(state).some((approval) => approval.conversation_id === conversation);
+  const words = busyWords(live !== undefined, asks, coming);
   return (
     <>
       <div className="busy-bar">
-        <Dot tone="busy" />
+        <Dot tone={stopping ? "busy" : words.tone} />
         <span className="busy-text">
-          {known === "ended" ? "Ending…" : stopping ? "Stopping…" : live === undefined ? `${agent.name} is starting` : `${agent.name} is working`}
+          {known === "ended" ? "Ending…" : stopping ? "Stopping…" : `${agent.name} ${words.text}`}
           {live?.run != null && <span className="busy-time"> {elapsed(live.run.started_at, now)}</span>}
         </span>
         <StopButton

@@ -11,6 +11,10 @@ import { Icon } from "./parts";
 import { useApp, useSession } from "./use";
 import { WishPicker } from "./WishPicker";
 
+export interface Given {
+  text: string;
+}
+
 /** What goes with a message's words. */
 export interface With {
   attachments: readonly Attachment[];
@@ -22,6 +26,8 @@ export function Composer(props: {
   /** Under which the draft is kept. */
   thread: string;
   agent: Agent;
+  /** What a person takes back to write it anew; each time another object. */
+  given: Given | null;
   hint: string | null;
   /** What Ctrl+Enter means for what runs; null if nothing runs. */
   urgent: Mode | null;
@@ -44,6 +50,12 @@ export function Composer(props: {
   useEffect(() => {
     focusOn(area.current);
   }, [thread]);
+  useEffect(() => {
+    if (props.given === null) return;
+    const back = props.given.text;
+    setText((had) => (had.trim() === "" ? back : `${had}\n\n${back}`));
+    area.current?.focus();
+  }, [props.given]);
   useEffect(() => uploads.restore(thread), [uploads, thread]);
 
   const add = (files: readonly File[]): void => {

@@ -1,8 +1,8 @@
 /** One message: who, what, and for a person's own where it is. */
 
-import { memo, useState, type KeyboardEvent, type ReactNode } from "react";
+import { memo, useContext, useState, type KeyboardEvent, type ReactNode } from "react";
 
-import { waitsHere, type Outgoing, type State } from "../reducer";
+import { canBeWrittenAnew, waitsHere, type Outgoing, type State } from "../reducer";
 import type { DeliveryTrace, Message, Rung } from "../wire";
 import { wishWords } from "../wishes";
 import { between, clock, duration, fullTime, ladder, plain, preciseClock, reasonWords, rungWords, since } from "../words";
@@ -10,7 +10,7 @@ import { Cause, Origin } from "./Chains";
 import { Files } from "./Files";
 import { Markdown } from "./Markdown";
 import { Avatar, Dot, Failure, Icon, Prose } from "./parts";
-import { useAttempt, useSession } from "./use";
+import { TakeBackContext, useAttempt, useSession } from "./use";
 
 interface Own {
   message: Message;
@@ -24,6 +24,13 @@ export const OwnMessage = memo(function OwnMessage({ message, state, above }: Ow
   const { busy, error, attempt } = useAttempt();
   const [editing, setEditing] = useState(false);
   const waits = waitsHere(state, message);
+  const takeBack = useContext(TakeBackContext);
+  const writable = !waits && canBeWrittenAnew(state, message);
+  const writeAnew = (): void =>
+    void attempt(async () => {
+      await session.cancel(message.id);
+      takeBack(message.text);
+    });
   return (
     <article className={`message own${waits ? " waits" : ""}`} id={message.id} aria-label={`You, ${clock(message.created_at)}`}>
       {editing ? (
@@ -35,6 +42,11 @@ export const OwnMessage = memo(function OwnMessage({ message, state, above }: Ow
         </div>
       )}
       <Ladders message={message} state={state}>
+        {writable && (
+          <button type="button" className="text-button" disabled={busy} title="Takes it back from the machine, to where you write" onClick={writeAnew}>
+            Edit
+          </button>
+        )}
         {waits && !editing && (
           <>
             <button type="button" className="text-button" onClick={() => setEditing(true)}>

@@ -7,6 +7,9 @@ import type { Session } from "../session";
 
 export const SessionContext = createContext<Session | null>(null);
 
+/** Takes the words of a message that was taken back, to where a person writes. */
+export const TakeBackContext = createContext<(text: string) => void>(() => undefined);
+
 export function useSession(): Session {
   const session = useContext(SessionContext);
   if (session === null) throw new Error("a view outside of the session");
