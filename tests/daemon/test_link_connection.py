@@ -146,6 +146,16 @@ async def test_a_delivery_that_comes_again_is_acknowledged_again_and_kept_once()
         assert len(await far.spool.changes_after(0)) == 2
 
 
+async def test_a_delivery_is_kept_as_it_came_with_what_only_a_newer_daemon_knows() -> None:
+    async with linked() as far:
+        came = encode(delivery(1))[:-1] + ',"newer":NaN}'
+        await far.stream.send(came)
+        assert (await far.hear(Ack)).seq == 1
+        kept = "SELECT frame FROM inbox"
+        [(text,)] = await far.spool._committer.do(lambda c: c.execute(kept).fetchall())
+        assert text == came
+
+
 async def test_where_a_person_looks_is_of_interest_and_where_they_looked_before_is_not() -> None:
     async with linked() as far:
         agent = AgentSpec(id=AgentId("agent_1"), name="Ada", driver="scripted")

@@ -41,7 +41,7 @@ from cloudagent_protocol.ids import (
     RunId,
     new_epoch,
 )
-from cloudagent_protocol.resources import AgentSpec, Author, Runtime
+from cloudagent_protocol.resources import AgentSpec, Author, DeliveryMode, Runtime
 
 
 def delivery(number: int, *, seq: int = 0, message: str = "") -> Deliver:
@@ -139,6 +139,72 @@ async def test_a_delivery_that_stands_twice_in_a_batch_is_one() -> None:
     async with open_spool(None) as spool:
         await spool.receive([delivery(1), delivery(2), delivery(1, seq=3)], 3)
         assert await waiting_ids(spool) == ["dlv_1", "dlv_2"]
+
+
+def as_it_came(frame: Deliver) -> str:
+    """The same as Python's JSON reads it, and none, or another, as SQLite's does."""
+    named_twice = frame.model_dump_json().replace(
+        '"agent":{"id":"agent_1"', '"agent":{"id":"agent_0","id":"agent_1"'
+    )
+    return f'{{"newer":[NaN,-Infinity],{named_twice[1:]}'
+
+
+async def test_a_delivery_is_kept_as_it_came_whatever_else_it_says() -> None:
+    async with open_spool(None) as spool:
+        one = delivery(1)
+        await spool.receive([one], 1, [as_it_came(one)])
+        await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 42, 1.5), 1)
+        interrupting = delivery(2).model_copy(update={"mode": DeliveryMode.INTERRUPT})
+        await spool.receive([interrupting], 2, [as_it_came(interrupting)])
+        first, second = sorted(
+            (c.waiting for c in await spool.changes_after(0) if c.waiting),
+            key=lambda waiting: waiting.deliver.seq,
+        )
+        assert (first.deliver, first.interrupted_by) == (one, "Ana")
+        assert second.deliver == interrupting
+        assert await spool.waiting(DeliveryId("dlv_2")) == second
+
+
+async def test_a_word_on_a_delivery_waits_behind_what_its_agent_sends_with_files() -> None:
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1)], 1, [as_it_came(delivery(1))])
+        await spool.append(with_files(1, count=1))
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        await spool.append(
+            DeliveryReport(delivery_id=DeliveryId("dlv_1"), at=now, reason=Reason.NOT_STEERABLE)
+        )
+        assert (spool.marks.held, spool.marks.last) == (2, 0)
+
+
+async def test_one_that_interrupts_marks_what_has_begun_in_its_conversation_and_nothing_else() -> (
+    None
+):
+    elsewhere, to_another_agent = delivery(2), delivery(3, message="msg_5")
+    elsewhere.message.conversation_id = ConversationId("conv_2")
+    interrupting = delivery(5).model_copy(update={"mode": DeliveryMode.INTERRUPT})
+    async with open_spool(None) as spool:
+        await spool.receive([delivery(1), elsewhere, to_another_agent, delivery(4)], 4)
+        for number in (1, 2, 3):
+            begun = Leftover(f"l{number}", 42, 1.5)
+            await spool.record_launch(DeliveryId(f"dlv_{number}"), begun, 1)
+        await spool.receive([interrupting], 5)
+        found = [c.waiting for c in await spool.changes_after(0) if c.waiting]
+        by = {one.deliver.delivery_id: one.interrupted_by for one in found if one.interrupted_by}
+        assert by == {"dlv_1": "Ana"}
+
+
+@pytest.mark.parametrize("lost", ['"agent":', '"text":'])
+async def test_what_another_version_has_kept_and_this_one_cannot_read_stops_no_other(
+    lost: str,
+) -> None:
+    async with open_spool(None) as spool:
+        one, two = delivery(1), delivery(2)
+        texts = [one.model_dump_json().replace(lost, '"other":'), two.model_dump_json()]
+        await spool.receive([one, two], 2, texts)
+        await spool.record_launch(DeliveryId("dlv_1"), Leftover("l1", 42, 1.5), 1)
+        await spool.receive([delivery(3).model_copy(update={"mode": DeliveryMode.INTERRUPT})], 3)
+        assert await waiting_ids(spool) == ["dlv_2", "dlv_3"]
+        assert await spool.held() == ["dlv_1", "dlv_2", "dlv_3"], "it stays for one that can"
 
 
 async def test_changes_are_followed_by_their_number(tmp_path: Path) -> None:

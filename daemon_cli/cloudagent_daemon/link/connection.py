@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 
@@ -57,6 +57,13 @@ BATCH: Final = 32
 COALESCE_S: Final = 0.04
 
 
+class _Came(NamedTuple):
+    """A frame that is to be kept, and how it came."""
+
+    frame: Ack | Numbered | UnknownFrame
+    text: str
+
+
 class _Question:
     def __init__(self) -> None:
         self.answered = anyio.Event()
@@ -103,7 +110,7 @@ class Connection:
         #: From the sending of a frame to the word that the backend has kept it; null until then.
         self.round_trip_s: float | None = None
         self._timed: tuple[int, float] | None = None
-        self._put, self._take = anyio.create_memory_object_stream[Frame](UNKEPT)
+        self._put, self._take = anyio.create_memory_object_stream[_Came](UNKEPT)
         self._questions: dict[int, _Question] = {}
         self._asked = 0
         self._end: LinkError | None = None
@@ -184,9 +191,9 @@ class Connection:
                     self._time_ack(seq)
                     if self._link.on_ack(seq):
                         self._acked.set()
-                        await self._put.send(frame)
+                        await self._put.send(_Came(frame, text))
                 case Numbered(seq=seq) | UnknownFrame(seq=int(seq)):
-                    await self._receive(frame, seq)
+                    await self._receive(_Came(frame, text), seq)
                 case Answer():
                     self._answer(frame)
                 case Command():
@@ -203,11 +210,11 @@ class Connection:
             self.round_trip_s = time.monotonic() - self._timed[1]
             self._timed = None
 
-    async def _receive(self, frame: Frame, seq: int) -> None:
+    async def _receive(self, came: _Came, seq: int) -> None:
         match self._link.receive(seq):
             case Fresh():
                 crash.point("after_receive")
-                await self._put.send(frame)
+                await self._put.send(came)
             case duplicate:
                 await self._send(Ack(seq=duplicate.ack))
 
@@ -228,23 +235,19 @@ class Connection:
             batch = [await self._take.receive()]
             while len(batch) < UNKEPT and self._take.statistics().current_buffer_used:
                 batch.append(self._take.receive_nowait())
-            acks = [frame.seq for frame in batch if isinstance(frame, Ack)]
-            fresh = [
-                frame
-                for frame in batch
-                if isinstance(frame, Numbered | UnknownFrame) and frame.seq is not None
-            ]
+            acks = [one.frame.seq for one in batch if isinstance(one.frame, Ack)]
             if acks:
                 await self._keeper.kept(partial(self._spool.acked, max(acks)))
-            if fresh:
+            if fresh := [one for one in batch if not isinstance(one.frame, Ack)]:
                 await self._accept(fresh)
 
-    async def _accept(self, fresh: Sequence[Numbered | UnknownFrame]) -> None:
-        last = fresh[-1].seq or 0
-        numbered = [frame for frame in fresh if isinstance(frame, Numbered)]
-        await self._keeper.kept(lambda: self._spool.receive(numbered, last))
+    async def _accept(self, fresh: Sequence[_Came]) -> None:
+        last = fresh[-1].frame.seq or 0
+        numbered = [one.frame for one in fresh if isinstance(one.frame, Numbered)]
+        texts = [one.text for one in fresh if isinstance(one.frame, Numbered)]
+        await self._keeper.kept(lambda: self._spool.receive(numbered, last, texts))
         crash.point("after_persist")
-        for frame in fresh:
+        for frame in numbered:
             if isinstance(frame, AgentsChanged):
                 self.agents = list(frame.agents)
         await self._send(Ack(seq=self._link.accept(last)))

@@ -37,10 +37,9 @@ def lane_of(c: sqlite3.Connection, frame: Numbered) -> AgentId | None:
             return frame.agent_id
         case DeliveryReport():
             row = c.execute(
-                "SELECT json_extract(frame, '$.agent.id') FROM inbox WHERE id = ? AND frame <> ''",
-                (frame.delivery_id,),
+                "SELECT frame FROM inbox WHERE id = ? AND frame <> ''", (frame.delivery_id,)
             ).fetchone()
-            return row[0] if row else None
+            return json.loads(row[0])["agent"]["id"] if row else None
         case _:
             return None
 

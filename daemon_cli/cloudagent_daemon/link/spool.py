@@ -81,9 +81,14 @@ class Spool:
 
     # --- inbox ---
 
-    async def receive(self, frames: Sequence[Numbered], accepted: int) -> None:
-        """Keeps a batch of backend frames, of which `accepted` is the last number."""
-        news = await self._committer.do(lambda c: _received(c, frames, accepted))
+    async def receive(
+        self, frames: Sequence[Numbered], accepted: int, texts: Sequence[str] = ()
+    ) -> None:
+        """Keeps a batch of backend frames, of which `accepted` is the last number.
+
+        `texts` is each frame as it came; without it they are written anew.
+        """
+        news = await self._committer.do(lambda c: _received(c, frames, accepted, texts))
         self._news = news
 
     async def changes_after(self, number: int) -> list[Change]:
@@ -266,12 +271,15 @@ def _prepare(
     return connection, note
 
 
-def _received(c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int) -> _News | None:
+def _received(
+    c: sqlite3.Connection, frames: Sequence[Numbered], accepted: int, texts: Sequence[str]
+) -> _News | None:
     """Keeps them; of few ones, what they have changed, which is about to be asked for."""
-    before = tables.marks(c).changes
-    tables.receive(c, frames, accepted)
     if len(frames) > _FEW:
+        tables.receive(c, frames, accepted, texts)
         return None
+    before = tables.marks(c).changes
+    tables.receive(c, frames, accepted, texts)
     return _News(before, c.total_changes, tables.changes_after(c, before))
 
 
