@@ -3,7 +3,7 @@
 import sqlite3
 import stat
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import anyio
@@ -139,7 +139,8 @@ async def test_closing_finishes_what_was_asked(tmp_path: Path) -> None:
         await database.write(names)
     with pytest.raises(DatabaseError, match="closed"):
         await database.read(names)
-    assert len(names(connect(tmp_path / "a.db"))) == 20
+    with closing(connect(tmp_path / "a.db")) as connection:
+        assert len(names(connection)) == 20
 
 
 async def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:

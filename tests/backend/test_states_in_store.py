@@ -202,8 +202,9 @@ class Store(RuleBasedStateMachine):
         if row is None:
             return
         deliveries.interrupted(self.c, row.id, "ana")
-        self.known[row.id].interrupted_by = "ana"
-        assert self.load(row.id) == replace(row, interrupted_by="ana")
+        first = self.known[row.id].interrupted_by or "ana"
+        self.known[row.id].interrupted_by = first
+        assert self.load(row.id) == replace(row, interrupted_by=first)
 
     # --- what must hold, always ---
 
