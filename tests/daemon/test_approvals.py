@@ -1,6 +1,7 @@
 """A run that asks people: it waits, leaves, comes back, and does only what it was allowed."""
 
 import json
+import shutil
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -27,7 +28,8 @@ from cloudagent_protocol.frames import (
     Numbered,
     RunReport,
 )
-from cloudagent_protocol.ids import new_approval_id, new_run_id
+from cloudagent_protocol.ids import DeliveryId, new_approval_id, new_run_id
+from cloudagent_protocol.resources import DeliveryMode
 from fakes.runs import RecordedUplink, World, a_delivery, a_world
 
 FAKE = Path(__file__).parent.parent / "fakes" / "acp_agent.py"
@@ -56,6 +58,10 @@ class SpooledUplink(RecordedUplink):
         process = Leftover(launch.launch_id, launch.pid, launch.started_at)
         await self.spool.record_launch(launch.delivery_id, process, launch.attempt)
         await super().launched(launch)
+
+    async def stays_aboard(self, delivery_id: DeliveryId, into: DeliveryId) -> None:
+        await self.spool.ride(delivery_id, into)
+        await super().stays_aboard(delivery_id, into)
 
 
 @dataclass
@@ -216,6 +222,137 @@ async def test_nobody_answers_so_the_process_ends_and_the_answer_brings_it_back(
         await machine.event("finished")
         order = [frame.delivery_ids[0] for frame in machine.uplink.finished]
         assert order == [delivery.delivery_id, later.delivery_id]
+
+
+async def put_in(machine: Machine, orders: str, more: str) -> tuple[Deliver, Deliver]:
+    """A message, and one that claude takes up into its turn."""
+    claude = {"driver": "claude_code", "command": [sys.executable, str(CLAUDE)]}
+    delivery = await machine.say(orders, **claude)
+    await machine.event("tool_result")  # it has begun, and waits for more
+    second = machine.world.deliver(more, **claude).model_copy(
+        update={"delivery_seq": 2, "mode": DeliveryMode.STEER}
+    )
+    machine.delivered = 2
+    await machine.receive(second)
+    taken = await machine.event("steered")
+    assert taken.delivery_id == second.delivery_id
+    return delivery, second
+
+
+def sent(machine: Machine) -> list[str]:
+    """What the agent sent; each once, however often it is handed on."""
+    return list({send.message_id: send.text for send in machine.uplink.sends}.values())
+
+
+def prompts_of(machine: Machine) -> list[str]:
+    """What its sessions were told, the first message of each process first."""
+    files = (machine.world.home / "fake").glob("*.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+ORDERS = '@@reply one\n@@pause\n@@may Bash {"command": "make deploy"}\n@@reply three'
+
+
+async def test_a_turn_that_was_added_to_leaves_as_well_and_goes_on_with_all_that_it_had(
+    tmp_path: Path,
+) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.2) as machine:
+        delivery, second = await put_in(machine, ORDERS, "@@reply two")
+        both = [delivery.delivery_id, second.delivery_id]
+        asked = await machine.event("approval_requested")
+        await machine.leaves(2)  # of both it is told
+        await machine.parked()
+        assert machine.queue.working == {}
+        assert machine.queue.order.running == 0
+        assert machine.uplink.aboard == [(second.delivery_id, delivery.delivery_id)]
+        later = await machine.say(
+            "@@reply later", command=delivery.agent.command, driver="claude_code"
+        )
+        await machine.decide(asked, delivery, "once")
+        await machine.event("finished")
+        [end] = machine.uplink.finished
+        assert end.delivery_ids == both
+        started = [f for f in machine.uplink.frames if isinstance(f, RunReport)
+                   and f.event.type == "started"]  # fmt: skip
+        assert [frame.delivery_ids for frame in started[:2]] == [both[:1], both]
+        assert [one.delivery_id for one in machine.uplink.launches[-2:]] == both
+        assert [(await machine.spool.waiting(one)) for one in both] == [None, None]
+        await machine.event("finished")
+        assert [frame.delivery_ids for frame in machine.uplink.finished[1:]] == [
+            [later.delivery_id]
+        ]
+        assert sent(machine) == ["one", "two", "later"]
+        first, note, last = prompts_of(machine)
+        assert (first, last) == (ORDERS, "@@reply later")
+        assert "Ana allows it" in note
+        assert "@@reply two" not in note, "its session has that already"
+
+
+async def test_what_was_put_in_while_people_are_waited_for_is_told_once_and_afterwards(
+    tmp_path: Path,
+) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.5) as machine:
+        claude = {"driver": "claude_code", "command": [sys.executable, str(CLAUDE)]}
+        delivery = await machine.say('@@reply one\n@@may Bash {"command": "x"}', **claude)
+        asked = await machine.event("approval_requested")
+        second = machine.world.deliver("@@reply two", **claude).model_copy(
+            update={"delivery_seq": 2, "mode": DeliveryMode.STEER}
+        )
+        await machine.receive(second)
+        await machine.parked()
+        assert machine.uplink.aboard == []
+        await machine.decide(asked, delivery, "deny")
+        for one in (delivery, second):
+            await machine.event("finished")
+            assert machine.uplink.finished[-1].delivery_ids == [one.delivery_id]
+        assert sent(machine) == ["one", "two"]
+        assert [prompt for prompt in prompts_of(machine) if "two" in prompt] == ["@@reply two"]
+
+
+async def test_a_daemon_that_begins_anew_knows_what_is_part_of_a_turn_that_left(
+    tmp_path: Path,
+) -> None:
+    async with open_spool(None) as spool:
+        async with a_machine(tmp_path, spool, approval_park_s=0.2) as machine:
+            delivery, second = await put_in(machine, ORDERS, "@@reply two")
+            asked = await machine.event("approval_requested")
+            await machine.leaves(2)
+            await machine.parked()
+            agent, seq = machine.world.agent, machine.seq
+        # What its session was is not known either, so that a fresh one is told all of it.
+        [known] = machine.world.settings.agents_dir.glob("*/.meta/sessions/*.json")
+        known.unlink()
+        shutil.rmtree(tmp_path / "fake")
+        async with a_machine(tmp_path, spool) as machine:
+            machine.world.agent, machine.seq = agent, seq
+            with anyio.fail_after(20):
+                while not machine.queue.order.parked:
+                    await machine.queue.changed.wait()
+            await machine.queue.idle()
+            assert machine.uplink.types == []
+            await machine.decide(asked, delivery, "deny")
+            await machine.event("tool_result")
+            [prompt] = prompts_of(machine)
+            texts = (ORDERS, "@@reply two", "Ana does not allow it")
+            assert sorted(texts, key=prompt.index) == list(texts)
+            await machine.receive(Interrupt(delivery_id=delivery.delivery_id, actor="Ana"))
+            await machine.event("finished")
+            [end] = machine.uplink.finished
+            assert end.delivery_ids == [delivery.delivery_id, second.delivery_id]
+
+
+async def test_a_stop_of_what_is_part_of_a_turn_that_left_is_for_all_of_it(tmp_path: Path) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.2) as machine:
+        delivery, second = await put_in(machine, ORDERS, "@@reply two")
+        await machine.event("approval_requested")
+        await machine.leaves(2)
+        await machine.parked()
+        await machine.receive(Interrupt(delivery_id=second.delivery_id, actor="Ana"))
+        finished = await machine.event("finished")
+        assert (finished.outcome, finished.stopped_by) == ("cancelled", "Ana")
+        [end] = machine.uplink.finished
+        assert end.delivery_ids == [delivery.delivery_id, second.delivery_id]
+        assert (await machine.event("approval_resolved")).decision == "cancelled"
 
 
 async def test_leave_that_brought_it_back_is_for_that_alone(tmp_path: Path) -> None:

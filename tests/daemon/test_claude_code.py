@@ -418,7 +418,11 @@ def test_a_message_that_waits_in_it_would_outlive_an_interrupt(job: Job) -> None
     session.prompt(Turn("x", id="t-1"))
     heard(session, INIT)
     session.steer(Turn("y", id="t-2"))
-    assert session.interrupt() is signal.SIGINT
+    assert session.interrupt() is signal.SIGTERM
+    heard(session, replay("t-1"))
+    assert session.interrupt() is signal.SIGTERM
+    heard(session, replay("t-2"))  # put into the turn
+    assert isinstance(session.interrupt(), bytes)
 
 
 def test_a_missing_program_says_how_to_install_it(job: Job) -> None:

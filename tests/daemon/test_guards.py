@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -181,7 +182,14 @@ async def test_what_is_refused_waits_and_starts_when_there_is_room(tmp_path: Pat
     machine, started = Machine(), anyio.Event()
 
     class Runs:
-        async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
+        async def run(
+            self,
+            deliver: Deliver,
+            *,
+            attempt: int,
+            stop: StopSignal,
+            aboard: Sequence[Deliver] = (),
+        ) -> Finished:
             started.set()
             await stop.wait()
             return Finished(at=datetime.now(UTC), outcome=Outcome.CANCELLED)

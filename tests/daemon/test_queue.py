@@ -21,9 +21,10 @@ from cloudagent_daemon.runs.limits import Limit, Limits
 from cloudagent_daemon.runs.ports import Launch, Ride, Said, StopSignal, UplinkError
 from cloudagent_daemon.runs.queue import MAX_ATTEMPTS, RunQueue
 from cloudagent_protocol.content import Attachment
-from cloudagent_protocol.events import Finished, Outcome, Reason
+from cloudagent_protocol.events import Finished, Outcome, Question, Reason
 from cloudagent_protocol.frames import (
     AgentEntry,
+    Decide,
     Deliver,
     DeliveredMessage,
     DeliveryReport,
@@ -39,6 +40,7 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.ids import (
     AgentId,
+    ApprovalId,
     ConversationId,
     DeliveryId,
     MessageId,
@@ -76,6 +78,27 @@ def _ending(outcome: Outcome, reason: Reason | None = None) -> Finished:
     )
 
 
+def a_question(deliver: Deliver) -> RunReport:
+    now = datetime.now(UTC)
+    later = now + timedelta(days=1)
+    return RunReport(
+        run_id=new_run_id(),
+        agent_id=deliver.agent.id,
+        conversation_id=deliver.message.conversation_id,
+        delivery_ids=[deliver.delivery_id],
+        event=Question(
+            seq=1, at=now, approval_id=ApprovalId("apr_1"), question="?", expires_at=later
+        ),
+    )
+
+
+def an_answer(number: int) -> Decide:
+    return Decide(
+        seq=number, approval_id=ApprovalId("apr_1"), delivery_id=DeliveryId("dlv_1"),
+        decision="once", answer="!", actor="Ana", decided_at=datetime.now(UTC),
+    )  # fmt: skip
+
+
 #: Pauses nobody.
 NEVER = Breaker(time.monotonic, 0)
 CRASH = _ending(Outcome.FAILED, Reason.CRASHED)
@@ -104,6 +127,8 @@ class World:
         #: Whether what is under way takes a message in, and those that were.
         self.steers = False
         self.rides: list[Ride] = []
+        #: What was part of the turns that went on, run by run.
+        self.aboard: list[list[DeliveryId]] = []
         self._ends: dict[str, anyio.Event] = {}
         self._news = anyio.Event()
 
@@ -124,6 +149,9 @@ class World:
     async def gone(self, launch_id: str) -> None:
         raise NotImplementedError
 
+    async def stays_aboard(self, delivery_id: DeliveryId, into: DeliveryId) -> None:
+        raise NotImplementedError
+
     async def until(self, *started: int) -> None:
         wanted = [f"dlv_{number}" for number in started]
         with anyio.fail_after(5):
@@ -138,8 +166,11 @@ class World:
 
     # --- the runner ---
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished:
+    async def run(
+        self, deliver: Deliver, *, attempt: int, stop: StopSignal, aboard: Sequence[Deliver] = ()
+    ) -> Finished:
         self._ends[deliver.delivery_id] = anyio.Event()
+        self.aboard.append([one.delivery_id for one in aboard])
         self.started.append((deliver.delivery_id, attempt))
         self._notify()
         if self.fault:
@@ -411,6 +442,49 @@ async def test_what_was_put_in_and_not_taken_up_has_its_turn_next_and_a_stop_is_
             while not world.stopped:
                 await world.queue.changed.wait()
         assert world.stopped[0][:2] == ("dlv_2", "Ana")
+
+
+async def a_turn_of_two_that_has_left(spool: Spool) -> None:
+    """Of dlv_1, which asks people, and of dlv_2, which was put into it."""
+    await spool.receive([delivery(1), delivery(2), delivery(3)], 3)
+    await spool.append(a_question(delivery(1)))
+    await spool.ride(DeliveryId("dlv_2"), DeliveryId("dlv_1"))
+
+
+async def test_what_is_part_of_a_turn_that_left_goes_on_with_it() -> None:
+    async with open_spool(None) as spool:
+        await a_turn_of_two_that_has_left(spool)
+        async with queue_over(spool) as world:
+            await world.at_rest()
+            assert world.started == []
+            await spool.receive([an_answer(4)], 4)
+            await world.until(1)
+            # Whoever stops one of them stops both.
+            await spool.receive([Interrupt(seq=5, delivery_id=DeliveryId("dlv_2"), actor="Ana")], 5)
+            await world.until(1, 3)
+            assert world.aboard == [["dlv_2"], []]
+            assert world.stopped[0][:2] == ("dlv_1", "Ana")
+
+
+async def test_of_a_turn_that_left_and_is_dropped_or_fails_with_us_the_other_has_its_own() -> None:
+    async with open_spool(None) as spool:
+        await a_turn_of_two_that_has_left(spool)
+        async with queue_over(spool) as world:
+            await world.at_rest()
+            await spool.drop([DeliveryId("dlv_1")])
+            await world.until(2)
+            world.end(2)
+            await world.until(2, 3)
+    async with open_spool(None) as spool:
+        await a_turn_of_two_that_has_left(spool)
+        async with queue_over(spool) as world:
+            await world.at_rest()
+            world.fault = RuntimeError("for the test")
+            await spool.receive([an_answer(4)], 4)
+            await world.until_ended(3)
+            assert [report.delivery_ids for report in world.endings] == [
+                [f"dlv_{number}"] for number in (1, 2, 3)
+            ]
 
 
 async def test_what_the_backend_drops_is_not_run() -> None:

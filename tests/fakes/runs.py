@@ -40,6 +40,7 @@ from cloudagent_protocol.frames import (
 )
 from cloudagent_protocol.ids import (
     ConversationId,
+    DeliveryId,
     UserId,
     new_agent_id,
     new_conversation_id,
@@ -68,6 +69,8 @@ class RecordedUplink:
         #: Launches that were to stay, and are gone.
         self.ended: list[str] = []
         self.finished: list[RunReport] = []
+        #: What is part of a turn that has left, and whose.
+        self.aboard: list[tuple[DeliveryId, DeliveryId]] = []
         #: What the backend would answer; None while it cannot be reached.
         self.history: list[dict[str, Any]] | None = None
         self.queries: list[ListMessages] = []
@@ -98,6 +101,9 @@ class RecordedUplink:
 
     async def gone(self, launch_id: str) -> None:
         self.ended.append(launch_id)
+
+    async def stays_aboard(self, delivery_id: DeliveryId, into: DeliveryId) -> None:
+        self.aboard.append((delivery_id, into))
 
     def delta(self, frame: Delta) -> None:
         self.deltas.append(frame)

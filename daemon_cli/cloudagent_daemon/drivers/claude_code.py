@@ -171,6 +171,8 @@ class ClaudeSession:
         self._cost_usd = 0.0
         #: Our messages that have not come back; the first of them is worked on, once a turn began.
         self._awaited: list[str] = []
+        #: The one whose turn is under way, whether it has come back or not.
+        self._current = ""
         #: Whether the run's first turn has begun, and its last has ended.
         self._initialised = False
         self._ended = True
@@ -250,10 +252,12 @@ class ClaudeSession:
         return _user(turn)
 
     def interrupt(self) -> bytes | signal.Signals:
-        if self._initialised and not self._ended and len(self._awaited) <= 1:
+        if any(one != self._current for one in self._awaited) and self._initialised:
+            return signal.SIGTERM  # else it would go on with the next message, after SIGINT, too
+        if self._initialised and not self._ended:
             return self._request("interrupt")
-        # It has no turn yet, and would begin it after an interrupt; or would go on with the next
-        # message. This is the one signal at which claude ends its own tools too.
+        # It has no turn yet, and would begin it after an interrupt. This is the one signal at which
+        # claude ends its own tools too.
         return signal.SIGINT
 
     def _hello(self) -> bytes:
@@ -356,7 +360,8 @@ class ClaudeSession:
                 self._session_id = short(message.get("session_id")) or self._session_id
                 # With nothing to work on it begins a turn of its own, such as at the end of a task
                 # that it had left in the background.
-                yield TakenUp(self._awaited[0] if self._awaited else "")
+                self._current = self._awaited[0] if self._awaited else ""
+                yield TakenUp(self._current)
                 if not self._initialised:
                     self._initialised = self._worked = True
                     yield self._ready(message)

@@ -118,6 +118,10 @@ class Spool:
         """A delivery as it is now; None if it is over."""
         return await self._committer.do(lambda c: tables.waiting(c, delivery_id))
 
+    async def ride(self, delivery_id: DeliveryId, into: DeliveryId) -> None:
+        """A delivery is part of that one's turn, which has left because it waits for people."""
+        await self._committer.do(lambda c: tables.ride(c, delivery_id, into))
+
     # --- what people are asked ---
 
     async def asked(self, delivery_id: DeliveryId) -> list[Asked]:

@@ -80,13 +80,16 @@ CREATE TABLE said (
 CREATE INDEX said_of ON said (caused_by, agent_id);
 """
 _ENDED: Final = "ALTER TABLE inbox ADD COLUMN ended_by TEXT;"
+#: The delivery whose turn it was put into, and which has left because people are asked in it.
+_RIDES: Final = "ALTER TABLE inbox ADD COLUMN rides_with TEXT;"
 #: Step n brings a spool from version n to n + 1; a step is never edited.
-_MIGRATIONS: Final = (_SCHEMA, _SAID, asked.SCHEMA, lanes.SCHEMA, _ENDED)
+_MIGRATIONS: Final = (_SCHEMA, _SAID, asked.SCHEMA, lanes.SCHEMA, _ENDED, _RIDES)
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 _CHANGES: Final = (
     "SELECT changed, id, frame, attempts, interrupted_by, finished_at IS NOT NULL, "  # noqa: S608 - of constants only
     + asked.WAITS
-    + ", ended_by FROM inbox WHERE ending IS NULL"
+    + ", ended_by, (SELECT id FROM inbox AS other WHERE other.id = inbox.rides_with"
+    " AND other.finished_at IS NULL) FROM inbox WHERE ending IS NULL"
 )
 
 
@@ -111,6 +114,8 @@ class Waiting:
     waits_for: str | None = None
     #: Who asked to end it at once, having asked to stop it.
     ended_by: str | None = None
+    #: Whose turn it is part of, as long as that is not over.
+    rides_with: DeliveryId | None = None
 
 
 @dataclass(frozen=True)
@@ -406,9 +411,20 @@ def waiting(c: sqlite3.Connection, delivery_id: DeliveryId) -> Waiting | None:
 
 def _change(
     c: sqlite3.Connection,
-    row: tuple[int, DeliveryId, str, int, str | None, int, float | None, str | None, str | None],
+    row: tuple[
+        int,
+        DeliveryId,
+        str,
+        int,
+        str | None,
+        int,
+        float | None,
+        str | None,
+        str | None,
+        DeliveryId | None,
+    ],
 ) -> Change:
-    number, delivery_id, text, attempts, interrupted_by, over, until, what, ended_by = row
+    number, delivery_id, text, attempts, interrupted_by, over, until, what, ended_by, into = row
     deliver = None if over else _read(text)
     if deliver is None:
         return Change(number, delivery_id, None)
@@ -418,7 +434,7 @@ def _change(
     return Change(
         number,
         delivery_id,
-        Waiting(deliver, attempts, interrupted_by, before is not None, until, what, ended_by),
+        Waiting(deliver, attempts, interrupted_by, before is not None, until, what, ended_by, into),
     )
 
 
@@ -435,6 +451,11 @@ def _read(text: str) -> Deliver | None:
     if not isinstance(frame, Deliver):
         raise TypeError(f"a {frame.type} frame in the inbox")
     return frame
+
+
+def ride(c: sqlite3.Connection, delivery_id: DeliveryId, into: DeliveryId) -> None:
+    """It is part of that one's turn, which has left."""
+    c.execute("UPDATE inbox SET rides_with = ? WHERE id = ?", (into, delivery_id))
 
 
 def held(c: sqlite3.Connection) -> list[DeliveryId]:

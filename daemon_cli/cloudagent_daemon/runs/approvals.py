@@ -117,10 +117,6 @@ class Asking:
         self._tainted = deliver.message.author.type != "user"
         self.stop = StopSignal()
 
-    def stay(self) -> None:
-        """The run has more to do than what it waits for: it does not leave."""
-        self._parks = False
-
     # --- before the process ---
 
     async def known(self) -> list[tuple[ApprovalRequested | Question, Decide]]:

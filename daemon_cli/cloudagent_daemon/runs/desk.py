@@ -109,6 +109,23 @@ class RunDesk:
         self.record.worked_since = True
         await self.keep_record()
 
+    def carry(self, deliver: Deliver) -> None:
+        """This message was taken up by the turn that goes on now."""
+        self._deliveries.append(deliver.delivery_id)
+        self.work_on(deliver)
+
+    async def leave(self) -> None:
+        """Its agent leaves in good order, and goes on when people have answered.
+
+        Of what was put into the turn that is not written down: without that turn it was cut off.
+        """
+        await self.keep_record()
+        async with self._writing:
+            self.record.parked = True
+            snapshot = self.record.model_copy(deep=True)
+            keep = partial(self._workspace.keep_turn, self._deliveries[0], snapshot)
+            await self._keeper.in_thread(keep)
+
     def work_on(self, deliver: Deliver) -> None:
         """The agent has taken this message up: what it sends from now on answers it."""
         self._deliver = deliver

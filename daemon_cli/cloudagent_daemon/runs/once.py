@@ -1,7 +1,7 @@
 """One message and no more: watches the life of a job's daemon, tells it, and says when it is over."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -195,10 +195,12 @@ class _Runs:
     watcher: OneMessage
     inner: Runs
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished | Parked:
+    async def run(
+        self, deliver: Deliver, *, attempt: int, stop: StopSignal, aboard: Sequence[Deliver] = ()
+    ) -> Finished | Parked:
         deliver = self.watcher.delivered(deliver)
         try:
-            return await self.inner.run(deliver, attempt=attempt, stop=stop)
+            return await self.inner.run(deliver, attempt=attempt, stop=stop, aboard=aboard)
         finally:
             self.watcher.over()
 
@@ -231,6 +233,9 @@ class _Uplink:
 
     async def gone(self, launch_id: str) -> None:
         await self.inner.gone(launch_id)
+
+    async def stays_aboard(self, delivery_id: DeliveryId, into: DeliveryId) -> None:
+        await self.inner.stays_aboard(delivery_id, into)
 
     def delta(self, frame: Delta) -> None:
         self.inner.delta(frame)

@@ -84,6 +84,10 @@ class Order:
         """What waits for people."""
         return list(self._parked.values())
 
+    def parked_as(self, delivery_id: DeliveryId) -> Waiting | None:
+        """What waits for people as this delivery."""
+        return self._parked.get(delivery_id)
+
     def remove(self, delivery_id: DeliveryId) -> None:
         """It shall not run any more."""
         self._parked.pop(delivery_id, None)

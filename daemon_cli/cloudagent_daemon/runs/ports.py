@@ -73,6 +73,10 @@ class Uplink(Protocol):
         """Forgets a process that was to stay."""
         ...
 
+    async def stays_aboard(self, delivery_id: DeliveryId, into: DeliveryId) -> None:
+        """Remembers that the delivery is part of that one's turn, which leaves now."""
+        ...
+
     def delta(self, frame: Delta) -> None:
         """Passes a piece of text on if the link is up; may drop it."""
         ...

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -21,6 +22,7 @@ from cloudagent_daemon.runs.limits import Limit, Limits
 from cloudagent_daemon.runs.missing import Missing
 from cloudagent_daemon.runs.order import Order
 from cloudagent_daemon.runs.ports import Parked, Ride, StopSignal, Uplink
+from cloudagent_daemon.runs.riding import Riding
 from cloudagent_protocol.events import Finished, Outcome, Reason
 from cloudagent_protocol.frames import Deliver, DeliveryReport, RunReport
 from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, new_run_id
@@ -40,7 +42,7 @@ class Runs(Protocol):
     """What the queue needs of the runner."""
 
     async def run(
-        self, deliver: Deliver, *, attempt: int, stop: StopSignal
+        self, deliver: Deliver, *, attempt: int, stop: StopSignal, aboard: Sequence[Deliver] = ()
     ) -> Finished | Parked: ...
 
     async def steer(self, into: DeliveryId, deliver: Deliver, *, attempt: int) -> Ride | None: ...
@@ -92,9 +94,7 @@ class RunQueue:
         #: When each agent's last run ended, in this life of the daemon.
         self.ended: dict[AgentId, datetime] = {}
         self._stops: dict[DeliveryId, StopSignal] = {}
-        #: What was put into whose turn, as the backend wants it last.
-        self._rides: dict[DeliveryId, list[Ride]] = {}
-        self._riding: dict[DeliveryId, Waiting] = {}
+        self._riding = Riding()
         self._draining = False
         self._held: set[str] = set()
         self._released = anyio.Event()
@@ -224,11 +224,15 @@ class RunQueue:
     async def _take(self, waiting: Waiting, tasks: anyio.abc.TaskGroup) -> None:
         delivery_id = waiting.deliver.delivery_id
         if stop := self._stops.get(delivery_id):
-            if delivery_id in self._riding:
-                self._riding[delivery_id] = waiting
+            self._riding.heard(waiting)
             _stop(stop, waiting)
+        elif waiting.rides_with is not None:
+            self.order.ride(delivery_id)
+            self._riding.stay(waiting.rides_with, waiting)
+            self._heed_aboard(waiting.rides_with)
         elif _waits_for_people(waiting):
             self.order.park(waiting)
+            self._heed_aboard(delivery_id)
         elif ending := _without_a_run(waiting):
             self.order.remove(delivery_id)
             self._stop_fetching(delivery_id)
@@ -274,24 +278,51 @@ class RunQueue:
         if ride is None or into not in self._stops:
             return False
         self.order.ride(delivery_id)
-        self._riding[delivery_id] = waiting
-        self._rides.setdefault(into, []).append(ride)
+        self._riding.put_in(into, ride, waiting)
         # They are one run now: who stops one stops both.
         self._stops[delivery_id] = self._stops[into]
         return True
 
-    def _alight(self, delivery_id: DeliveryId) -> None:
-        """The run is over; what was put into it and not taken up waits for a turn of its own."""
-        for ride in self._rides.pop(delivery_id, []):
+    def _alight(self, delivery_id: DeliveryId) -> list[DeliveryId]:
+        """The run is over; what was put into it and not taken up waits for a turn of its own.
+
+        Returns:
+            What was taken up, and is over with the run as a rule.
+        """
+        taken: list[DeliveryId] = []
+        for ride, waiting in self._riding.end(delivery_id):
             other = ride.deliver.delivery_id
-            self.order.ended(other)
-            waiting = self._riding.pop(other)
             del self._stops[other]
-            if not ride.taken:
+            if ride.taken:
+                taken.append(other)
+            else:
+                self.order.ended(other)
                 self.order.put(waiting)
+        return taken
+
+    async def _go_on_without(self, taken: Sequence[DeliveryId], tasks: anyio.abc.TaskGroup) -> None:
+        """What did not end with the run that it was part of: one that has left, or failed with us."""
+        for delivery_id in taken:
+            waiting = await self._spool.waiting(delivery_id)
+            self.order.ended(delivery_id)
+            if waiting:
+                await self._take(waiting, tasks)
+
+    def _heed_aboard(self, delivery_id: DeliveryId) -> None:
+        """A stop of what is part of a turn that has left is one of that turn."""
+        parked = self.order.parked_as(delivery_id)
+        for one in self._riding.aboard(delivery_id):
+            if parked and one.interrupted_by is not None:
+                wish = {"interrupted_by": one.interrupted_by, "ended_by": one.ended_by}
+                self.order.put(replace(parked, **wish))
 
     def _forget(self, delivery_id: DeliveryId) -> None:
         self.order.remove(delivery_id)
+        if delivery_id not in self._stops:
+            self.order.ended(delivery_id)
+        for alone in self._riding.forget(delivery_id):
+            self.order.ended(alone.deliver.delivery_id)
+            self.order.put(alone)
         self._stop_fetching(delivery_id)
         if stop := self._stops.get(delivery_id):
             stop.request("the backend")
@@ -332,8 +363,12 @@ class RunQueue:
         while self._may_start() and (waiting := self.order.next()):
             stop = self._stops[waiting.deliver.delivery_id] = StopSignal()
             _stop(stop, waiting)
+            aboard = self._riding.begin(waiting.deliver.delivery_id)
+            for one in aboard:
+                self._stops[one.deliver.delivery_id] = stop
+                _stop(stop, one)
             self.working[waiting.deliver.delivery_id] = (waiting.deliver, datetime.now(UTC))
-            tasks.start_soon(self._run, waiting, tasks)
+            tasks.start_soon(self._run, waiting, [one.deliver for one in aboard], tasks)
         self._notify()
 
     def _may_start(self) -> bool:
@@ -346,7 +381,9 @@ class RunQueue:
         free = not self._draining and not self._held and self.order.is_idle(conversation_id)
         return free and not self._withholds(agent.id, at_work=False) and self._admit()
 
-    async def _run(self, waiting: Waiting, tasks: anyio.abc.TaskGroup) -> None:
+    async def _run(
+        self, waiting: Waiting, aboard: Sequence[Deliver], tasks: anyio.abc.TaskGroup
+    ) -> None:
         deliver = waiting.deliver
         stop = self._stops[deliver.delivery_id]
         parked: Waiting | None = None
@@ -355,7 +392,7 @@ class RunQueue:
         began = {"action": "run_started", **about, "attempt": attempt}
         logger.info("%s begins to work", deliver.agent.name, extra=began)
         try:
-            finished = await self._runner.run(deliver, attempt=attempt, stop=stop)
+            finished = await self._runner.run(deliver, attempt=attempt, stop=stop, aboard=aboard)
             if isinstance(finished, Parked):
                 logger.info(
                     "%s waits for people", deliver.agent.name, extra={"action": "park", **about}
@@ -380,13 +417,18 @@ class RunQueue:
             await self._uplink.finish(_only_report(deliver, ending))
         finally:
             self.order.ended(deliver.delivery_id)
-            self._alight(deliver.delivery_id)
+            taken = self._alight(deliver.delivery_id)
             self.ended[deliver.agent.id] = datetime.now(UTC)
             del self._stops[deliver.delivery_id], self.working[deliver.delivery_id]
             if parked:
                 # Whoever answered or stopped it while it left is heard here.
                 await self._take(parked, tasks)
                 self._released.set()
+            else:
+                taken += [
+                    one.deliver.delivery_id for one in self._riding.forget(deliver.delivery_id)
+                ]
+            await self._go_on_without(taken, tasks)
             self._start_next(tasks)
 
     def _judge(self, deliver: Deliver, finished: Finished) -> None:

@@ -125,8 +125,12 @@ class Runner:
         self.ahead = Ahead(settings, self._launcher, warm, uplink, self._keeper) if warm else None
         self._live: dict[DeliveryId, _Run] = {}
 
-    async def run(self, deliver: Deliver, *, attempt: int, stop: StopSignal) -> Finished | Parked:
+    async def run(
+        self, deliver: Deliver, *, attempt: int, stop: StopSignal, aboard: Sequence[Deliver] = ()
+    ) -> Finished | Parked:
         """Does one delivery's work; returns when `finish` has, and its process tree is gone or warm.
+
+        Messages that are `aboard` were taken up by its turn before that left: it is theirs as well.
 
         `Parked`: people do not answer; it is to be run again when they have.
 
@@ -134,7 +138,7 @@ class Runner:
         so that the daemon's next life finds the delivery unfinished and runs it again.
         """
         async with self._home() as tasks:
-            return await self._run(deliver, attempt, stop, tasks)
+            return await self._run(deliver, aboard, attempt, stop, tasks)
         raise AssertionError("a task group passes no exception by")
 
     @asynccontextmanager
@@ -147,7 +151,12 @@ class Runner:
             yield tasks
 
     async def _run(
-        self, deliver: Deliver, attempt: int, stop: StopSignal, tasks: anyio.abc.TaskGroup
+        self,
+        deliver: Deliver,
+        aboard: Sequence[Deliver],
+        attempt: int,
+        stop: StopSignal,
+        tasks: anyio.abc.TaskGroup,
     ) -> Finished | Parked:
         try:
             workspace = Workspace(self._settings.agents_dir, deliver.agent)
@@ -169,6 +178,7 @@ class Runner:
                 self._warm,
                 tasks,
                 deliver,
+                aboard,
                 workspace,
                 session,
                 self._relaunch_s,
@@ -232,6 +242,7 @@ class _Run:
         warm: Warm | None,
         tasks: anyio.abc.TaskGroup,
         deliver: Deliver,
+        aboard: Sequence[Deliver],
         workspace: Workspace,
         session: SessionRecord | None,
         relaunch_s: Sequence[float],
@@ -273,6 +284,11 @@ class _Run:
             baggage=Baggage(partial(reach_of, settings, workspace), copies_of(settings)),
         )
         self._toolbox = Toolbox(self._desk)
+        #: What the turn had taken up before it left.
+        self._aboard = aboard
+        for one in aboard:
+            self._reporter.join(one.delivery_id)
+            self._desk.carry(one)
         self._change = changes.of(workspace, deliver, self._run_id)
         #: What is told of decisions that came while nothing ran.
         self._resumes_with = ""
@@ -342,17 +358,21 @@ class _Run:
 
     async def _park(self) -> Parked:
         """Leaves the delivery to whoever answers; its next run knows that this one ended in order."""
-        self._desk.record.parked = True
+        taken = [ride.deliver for ride in self._rides.values() if ride.taken]
+        others = [one.delivery_id for one in (*self._aboard, *taken)]
+        for one in others:
+            await self._uplink.stays_aboard(one, self._deliver.delivery_id)
         self._desk.record.worked_since = True
-        await self._desk.keep_record()
-        await self._uplink.report(
-            DeliveryReport(
-                delivery_id=self._deliver.delivery_id,
-                at=now(),
-                reason=Reason.APPROVAL,
-                detail="nobody has answered yet: the agent has left, and goes on when somebody does",
+        await self._desk.leave()
+        for one in (self._deliver.delivery_id, *others):
+            await self._uplink.report(
+                DeliveryReport(
+                    delivery_id=one,
+                    at=now(),
+                    reason=Reason.APPROVAL,
+                    detail="nobody has answered yet: the agent has left, and goes on when somebody does",
+                )
             )
-        )
         return Parked()
 
     # --- processes ---
@@ -398,6 +418,8 @@ class _Run:
             return Turn(self._resumes_with)
         message = self._deliver.message
         prompt = f"{before}{prompts.origin(message)}{message.text}{self._enclosed}"
+        for one in self._aboard:
+            prompt += f"\n\n{prompts.origin(one.message)}{one.message.text}"
         whole = f"{prompt}\n\n{self._resumes_with}" if self._resumes_with else prompt
         return Turn(whole, self._pictures)
 
@@ -507,9 +529,6 @@ class _Run:
         """Writes down that it is given the message, before it is."""
         self._launches += 1
         child = worker.child
-        launched = partial(
-            self._uplink.launched, self._launch_record(worker, self._deliver, attempt)
-        )
         started = Started(
             at=now(),
             driver=self._deliver.agent.driver,
@@ -524,13 +543,17 @@ class _Run:
             self._desk.record.launch_id = child.launch_id
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(partial(self._desk.keep_record, synced=False))
-                tasks.start_soon(launched)
+                tasks.start_soon(self._launched, worker, attempt)
                 tasks.start_soon(self._reporter.event, started)
             return
-        await launched()
+        await self._launched(worker, attempt)
         crash.point("after_spawn")
         if self._launches == 1:
             await self._reporter.event(started)
+
+    async def _launched(self, worker: Worker, attempt: int) -> None:
+        for one in (self._deliver, *self._aboard):
+            await self._uplink.launched(self._launch_record(worker, one, attempt))
 
     def _launch_record(self, worker: Worker, deliver: Deliver, attempt: int) -> Launch:
         child = worker.child
@@ -564,7 +587,6 @@ class _Run:
         await self._desk.join(deliver)
         await self._uplink.launched(self._launch_record(under_way.worker, deliver, attempt))
         if under_way.steer(turn):
-            self._asking.stay()
             return ride
         del self._rides[turn.id]
         await self._desk.part(deliver)
@@ -580,7 +602,9 @@ class _Run:
 
     async def _taken_up(self, turn_id: str) -> None:
         ride = self._rides.get(turn_id)
-        if ride is None:
+        if (
+            ride is None or self._asking.stop.parks
+        ):  # what it begins with as it leaves is told again
             return
         ride.taken = True
         deliver = ride.deliver

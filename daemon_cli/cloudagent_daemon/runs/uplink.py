@@ -107,6 +107,9 @@ class SpoolUplink:
     async def gone(self, launch_id: str) -> None:
         await self._keeper.kept(lambda: self._spool.forget_launches([launch_id]))
 
+    async def stays_aboard(self, delivery_id: DeliveryId, into: DeliveryId) -> None:
+        await self._keeper.kept(lambda: self._spool.ride(delivery_id, into))
+
     def delta(self, frame: Delta) -> None:
         self._client.deltas.add(frame)
 
