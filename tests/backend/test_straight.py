@@ -45,6 +45,23 @@ async def test_it_is_leased_when_it_is_answered_and_its_frame_is_handed_to_the_l
         )  # and it is on the disk as it was handed over
 
 
+async def test_who_writes_to_machines_has_it_before_its_sender_has_the_answer(
+    tmp_path: Path,
+) -> None:
+    async with open_desk(tmp_path) as desk, anyio.create_task_group() as tasks:
+        session = await connected(desk)
+        happened = list[str]()
+
+        async def links() -> None:
+            assert await desk.hub.hints.take() == [session]
+            happened.append("written")
+
+        tasks.start_soon(links)
+        await anyio.wait_all_tasks_blocked()
+        await desk.say("one")
+        assert happened == ["written"]
+
+
 async def test_its_numbers_go_on_where_those_of_a_lease_ended(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:
         await desk.say("queued while the machine was away")

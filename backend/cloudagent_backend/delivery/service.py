@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Final, TypeAlias, TypeVar
 
+from anyio.lowlevel import checkpoint
+
 from cloudagent_backend import crash
 from cloudagent_backend.delivery import (
     approvals,
@@ -193,11 +195,13 @@ class Service:
             return done
 
         done = await self._write(once(work), "submit", repeatable=True)
-        self._fanout.notify(submission.user_id)
         for one in done.gone:
             self._hub.push(one.row.host_id, one.frame)
         for host_id in self._with_helpers(done.hosts):
             self._hub.hint(host_id)
+        self._fanout.notify(submission.user_id)
+        if done.gone:
+            await checkpoint()  # it goes out before the answer to its sender is put together
         return done.message
 
     async def cancel(self, user_id: UserId, actor: str, message_id: MessageId) -> Trace:
