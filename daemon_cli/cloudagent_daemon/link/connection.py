@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from cloudagent_daemon import crash
 from cloudagent_daemon.disk import Keeper
@@ -247,6 +248,7 @@ class Connection:
         texts = [one.text for one in fresh if isinstance(one.frame, Numbered)]
         await self._keeper.kept(lambda: self._spool.receive(numbered, last, texts))
         crash.point("after_persist")
+        await checkpoint()  # who follows the inbox goes first: its agent waits for that
         for frame in numbered:
             if isinstance(frame, AgentsChanged):
                 self.agents = list(frame.agents)

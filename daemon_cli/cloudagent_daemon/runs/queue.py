@@ -97,7 +97,8 @@ class RunQueue:
         self._riding = Riding()
         self._draining = False
         self._held: set[str] = set()
-        self._released = anyio.Event()
+        #: Set when the inbox has changed, or there may be something to start for another reason.
+        self._look_again = anyio.Event()
         #: Set, and replaced, when something starts, ends or comes in.
         self.changed = anyio.Event()
 
@@ -106,6 +107,7 @@ class RunQueue:
         await self._end_leftovers()
         number = 0
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._follow)
             while True:
                 for change in await self._spool.changes_after(number):
                     number = change.number
@@ -115,7 +117,7 @@ class RunQueue:
                         await self._take(change.waiting, tasks)
                 self._wake_expired()
                 self._start_next(tasks)
-                await self._more_to_do(number)
+                await self._more_to_do()
 
     @property
     def draining(self) -> bool:
@@ -128,19 +130,19 @@ class RunQueue:
             self._held.add(why)
         else:
             self._held.discard(why)
-            self._released.set()
+            self._look_again.set()
 
     def lift(self) -> None:
         """Who was left alone after crashes or for a limit is tried at once: a person has had a look."""
         self.breaker.lift()
         self.limits.lift()
         self.missing.lift()
-        self._released.set()
+        self._look_again.set()
 
     def found(self, runtimes: Sequence[Runtime]) -> None:
         """These programs are on the machine: who has waited for one of them goes on."""
         if self.missing.found(runtimes):
-            self._released.set()
+            self._look_again.set()
 
     def _withholds(self, agent_id: AgentId, *, at_work: bool) -> bool:
         return (
@@ -164,21 +166,21 @@ class RunQueue:
         for stop in self._stops.values():
             stop.request(actor)
 
-    async def _more_to_do(self, number: int) -> None:
-        """Until the inbox has changed beyond `number`, or a hold, a pause, a limit or a wait has ended."""
+    async def _follow(self) -> None:
+        """Has it looked again at each change of the inbox."""
+        number = 0
+        while True:
+            await self._spool.changed_beyond(number)
+            number = self._spool.marks.changes
+            self._look_again.set()
+
+    async def _more_to_do(self) -> None:
+        """Until the inbox has changed, or a hold, a pause, a limit or a wait has ended."""
         ends = [self.breaker.next_in(), self.limits.next_in(), self._next_expiry_in()]
-        pause_s = min((end for end in ends if end is not None), default=None)
-        async with anyio.create_task_group() as tasks:
-
-            async def released() -> None:
-                await self._released.wait()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(released)
-            with anyio.move_on_after(math.inf if pause_s is None else pause_s):
-                await self._spool.changed_beyond(number)
-            tasks.cancel_scope.cancel()
-        self._released = anyio.Event()
+        pause_s = min((end for end in ends if end is not None), default=math.inf)
+        with anyio.move_on_after(pause_s):
+            await self._look_again.wait()
+        self._look_again = anyio.Event()
 
     def _wake_expired(self) -> None:
         """What has waited for people for too long is ended by the runner, which says so."""
@@ -423,7 +425,7 @@ class RunQueue:
             if parked:
                 # Whoever answered or stopped it while it left is heard here.
                 await self._take(parked, tasks)
-                self._released.set()
+                self._look_again.set()
             else:
                 taken += [
                     one.deliver.delivery_id for one in self._riding.forget(deliver.delivery_id)
@@ -437,13 +439,13 @@ class RunQueue:
         for pause in self.breaker.paused():
             if pause not in before:
                 # Whoever waits for the next end of a pause has to look again.
-                self._released.set()
+                self._look_again.set()
                 about = {"action": "crash_loop", "agent_id": pause.agent_id}
                 logger.warning("%s: %s", deliver.agent.name, pause.detail, extra=about)
 
     async def _limited(self, deliver: Deliver) -> None:
         """Its account gets no turn for now."""
-        self._released.set()
+        self._look_again.set()
         if limit := self.limits.limited().get(deliver.agent.id):
             about = {"action": "rate_limit", "agent_id": deliver.agent.id}
             logger.warning("%s: %s", deliver.agent.name, limit.detail, extra=about)
