@@ -187,10 +187,12 @@ def test_a_limit_and_a_budget_are_said_with_their_end_and_answered(
     limited = backend.create_agent(mbp, env=env, **fake)
     with window(backend, f"/a/{limited}", NARROW) as page:
         write(page, f"@@limit {int(time.time()) + 7_200}\n@@error 429 rate_limit")
-        waits = page.get_by_text(re.compile("rate limit until .*, waits for your word"))
-        expect(waits).to_be_visible()
+        asks = page.get_by_text(re.compile("rate limit until .*, waits for your word"))
+        expect(asks).to_be_visible()
         page.get_by_role("button", name="Continue").click()
-        expect(page.get_by_text(re.compile("waits: rate limit, resumes "))).to_be_visible()
+        waits = re.compile("waits: rate limit, resumes ")
+        expect(page.locator(".message.own").get_by_text(waits)).to_be_visible()
+        expect(page.locator(".busy-bar")).to_contain_text(waits)
         expect(page.get_by_role("button", name="Continue")).to_have_count(0)
     thrifty = backend.create_agent(mbp, limits={"day_tokens": 1}, **fake)
     with window(backend, f"/a/{thrifty}") as page:
