@@ -16,7 +16,7 @@ from benchmarks.delivery import commits
 from benchmarks.measure import Figure, figure, rate
 from benchmarks.servers import WINDOW, Server, provision, running_on, settled_rss
 from benchmarks.wire import Worker, connect_all
-from cloudagent_backend.delivery import sending
+from cloudagent_backend.delivery import queueing
 from cloudagent_backend.store import users
 from cloudagent_backend.store.database import connect
 from cloudagent_protocol.ids import AgentId
@@ -68,13 +68,13 @@ def _queue(database: Path, agent_id: AgentId, number: int) -> None:
     for start in range(0, number, AT_ONCE):
         connection.execute("BEGIN IMMEDIATE")
         for i in range(start, min(number, start + AT_ONCE)):
-            _submit(connection, sending.Submission(user.id, author, f"message {i}", agent_id))
+            _submit(connection, queueing.Submission(user.id, author, f"message {i}", agent_id))
         connection.execute("COMMIT")
     connection.close()
 
 
-def _submit(connection: sqlite3.Connection, submission: sending.Submission) -> None:
-    sending.submit(connection, submission, 1_000_000)
+def _submit(connection: sqlite3.Connection, submission: queueing.Submission) -> None:
+    queueing.submit(connection, submission, 1_000_000)
 
 
 class _Worker(Worker):

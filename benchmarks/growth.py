@@ -17,11 +17,11 @@ from benchmarks.load import Load, Slice
 from benchmarks.measure import Figure, figure
 from benchmarks.servers import WINDOW, Server, provision, running_on
 from benchmarks.wire import Worker
-from cloudagent_backend.delivery import reports, sending
+from cloudagent_backend.delivery import queueing, reports, sending
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.delivery.relay import Relay
-from cloudagent_backend.delivery.sending import ReadyHost, Submission
+from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.store import agents, hosts, users
 from cloudagent_backend.store.database import connect
 from cloudagent_protocol.events import Finished, Outcome
@@ -94,8 +94,8 @@ def _live_through(database: Path, agent_ids: list[AgentId], number: int) -> None
         connection.execute("BEGIN IMMEDIATE")
         for i in range(start, min(number, start + AT_ONCE)):
             agent_id = agent_ids[i % len(agent_ids)]
-            submission = Submission(user.id, author, f"message {i}", agent_id)
-            message = sending.submit(connection, submission, _CAP).message
+            submission = queueing.Submission(user.id, author, f"message {i}", agent_id)
+            message = queueing.submit(connection, submission, _CAP).message
             _end(connection, message, agent_id, i // len(agent_ids) + 1)
         connection.execute("COMMIT")
     connection.close()

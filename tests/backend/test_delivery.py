@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from cloudagent_backend.delivery import sending
+from cloudagent_backend.delivery import queueing, sending
 from cloudagent_backend.delivery.errors import Refused
 from cloudagent_backend.delivery.hub import Session
 from cloudagent_backend.delivery.sending import ReadyHost
@@ -142,7 +142,7 @@ async def test_the_thousand_messages_of_one_agent_do_not_hold_up_the_first_of_an
 
         def flood(c: Any) -> None:
             for n in range(1_000):
-                sending.submit(c, desk.submission(f"{n}"), 2_000)
+                queueing.submit(c, desk.submission(f"{n}"), 2_000)
 
         await desk.database.write(flood)
         assert len(await desk.lease(window=8)) == 8
@@ -680,7 +680,7 @@ async def test_a_removed_host_leaves_nothing_open(tmp_path: Path) -> None:
 async def test_the_queue_of_a_removed_host_is_ended_in_many_transactions_even_by_another_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloudagent_backend.delivery.service._BURIED_AT_ONCE", 2)
+    monkeypatch.setattr("cloudagent_backend.delivery.owners._BURIED_AT_ONCE", 2)
     async with open_desk(tmp_path) as desk:
         sent = [await desk.say(f"{number}") for number in range(5)]
         held = await desk.rows(sent[4])

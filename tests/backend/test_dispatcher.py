@@ -5,7 +5,7 @@ from typing import Any
 
 import anyio
 
-from cloudagent_backend.delivery import sending
+from cloudagent_backend.delivery import queueing
 from cloudagent_backend.delivery.dispatcher import Dispatcher
 from cloudagent_backend.delivery.hub import Session
 from fakes.desk import Desk, add_helper, add_host, open_desk
@@ -24,7 +24,7 @@ async def test_a_lost_hint_costs_a_poll_even_while_another_host_is_busy(tmp_path
         connect(desk, desk.machine.host_id)
         connect(desk, quiet.host_id)
         submission = desk.submission("nobody hints at this", agent_id=agent_id)
-        done = await desk.database.write(lambda c: sending.submit(c, submission, 1_000))
+        done = await desk.database.write(lambda c: queueing.submit(c, submission, 1_000))
         dispatcher = Dispatcher(
             desk.database, desk.service, desk.hub, poll_s=0.05, events_kept=1_000
         )
@@ -49,7 +49,7 @@ async def test_a_poll_looks_for_work_and_not_at_every_host(tmp_path: Path) -> No
         connect(desk, desk.machine.host_id)
         connect(desk, quiet.host_id)
         submission = desk.submission("nobody hints at this", agent_id=agent_id)
-        done = await desk.database.write(lambda c: sending.submit(c, submission, 1_000))
+        done = await desk.database.write(lambda c: queueing.submit(c, submission, 1_000))
         statements = list[str]()
         await desk.database.write(lambda c: c.set_trace_callback(statements.append))
         dispatcher = Dispatcher(desk.database, desk.service, desk.hub, poll_s=0.05, events_kept=9)
@@ -88,7 +88,7 @@ async def test_the_backlog_of_one_host_delays_another_by_no_more_than_its_window
 
         def flood(c: Any) -> None:
             for n in range(1_000):
-                sending.submit(c, desk.submission(f"{n}"), 2_000)
+                queueing.submit(c, desk.submission(f"{n}"), 2_000)
 
         await desk.database.write(flood)
         message = await desk.say("mine", agent_id=agent_id)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from typing_extensions import override
 
-from cloudagent_backend.delivery import ladder, sending, states
+from cloudagent_backend.delivery import ladder, states, stopping
 from cloudagent_backend.store import agents, conversations, deliveries, hosts, outbox, schema, users
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_protocol.events import Reason
@@ -168,7 +168,7 @@ class Store(RuleBasedStateMachine):
         known = self.known.get(row.id)
         if known is None:
             return
-        sending.stop(self.c, self.load(row.id), actor)
+        stopping.stop(self.c, self.load(row.id), actor)
         if known.state is S.QUEUED:
             known.state, known.outcome = S.CANCELLED, "cancelled"
             known.rungs.append("cancelled")

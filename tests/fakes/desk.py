@@ -10,11 +10,12 @@ from typing import Any
 from cloudagent_backend.delivery import sending
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.fanout import Fanout
+from cloudagent_backend.delivery.groups import Applied, Reported
 from cloudagent_backend.delivery.handshake import Greeting
 from cloudagent_backend.delivery.hub import Hub, Session
 from cloudagent_backend.delivery.machine import Machine
-from cloudagent_backend.delivery.reports import Applied, Reported
-from cloudagent_backend.delivery.sending import ReadyHost, Submission
+from cloudagent_backend.delivery.queueing import Submission
+from cloudagent_backend.delivery.sending import ReadyHost
 from cloudagent_backend.delivery.service import Service
 from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, users
 from cloudagent_backend.store.database import Database, open_database

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from anyio.to_thread import run_sync
 
-from cloudagent_backend.delivery.sending import Submission, submit
+from cloudagent_backend.delivery.queueing import Submission, submit
 from cloudagent_backend.store import users
 from cloudagent_backend.store.database import connect
 from cloudagent_protocol.ids import AgentId, DeliveryId

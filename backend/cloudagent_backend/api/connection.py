@@ -14,10 +14,10 @@ from typing import Final
 from pydantic import BaseModel
 
 from cloudagent_backend.api.sockets import PatientWebSocket
+from cloudagent_backend.delivery.groups import Reported
 from cloudagent_backend.delivery.hints import Hints
 from cloudagent_backend.delivery.hub import Session
 from cloudagent_backend.delivery.machine import Machine
-from cloudagent_backend.delivery.reports import Reported
 from cloudagent_backend.store import clock
 from cloudagent_backend.store.outbox import OutboxRow
 from cloudagent_protocol.errors import CloseCode, ProtocolError

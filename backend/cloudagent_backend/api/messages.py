@@ -11,7 +11,7 @@ from cloudagent_backend.api.idempotency import Once
 from cloudagent_backend.api.world import CurrentWorld
 from cloudagent_backend.delivery import ladder
 from cloudagent_backend.delivery.errors import not_found
-from cloudagent_backend.delivery.sending import Submission, Submitted
+from cloudagent_backend.delivery.queueing import Submission, Submitted
 from cloudagent_backend.store import messages
 from cloudagent_protocol.errors import ErrorCode
 from cloudagent_protocol.ids import AgentId, ConversationId, MessageId

@@ -5,7 +5,7 @@ Inside the caller's transaction.
 
 import sqlite3
 
-from cloudagent_backend.delivery import ladder, sending
+from cloudagent_backend.delivery import ladder, stopping
 from cloudagent_backend.delivery.budgets import tell, why_not
 from cloudagent_backend.delivery.errors import Refused, not_found
 from cloudagent_backend.store import agents, clock, deliveries, hosts, usage
@@ -37,7 +37,7 @@ def decide(
     if body.decision == "continue":
         _release(c, waiting)
     for row in waiting if body.decision == "stop" else ():
-        sending.stop(c, row, by, detail="the agent had used up its budget of the day")
+        stopping.stop(c, row, by, detail="the agent had used up its budget of the day")
     tell(c, agent)
     return agent, {row.host_id for row in waiting}
 

@@ -4,7 +4,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from cloudagent_backend.delivery import chains as rules
-from cloudagent_backend.delivery import ladder, sending
+from cloudagent_backend.delivery import ladder, stopping
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused
 from cloudagent_backend.store import chains, deliveries, outbox
@@ -43,7 +43,7 @@ def decide(
     left = deliveries.open_of_chain(c, chain_id)
     if body.decision == "stop":
         for one in left:
-            sending.stop(c, one, by, detail="the chain was stopped")
+            stopping.stop(c, one, by, detail="the chain was stopped")
     else:
         _release(c, [one for one in left if one.held and one.held_for is None])
     rules.tell(c, user_id, chain_id)

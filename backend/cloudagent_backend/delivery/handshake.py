@@ -5,7 +5,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Final
 
-from cloudagent_backend.delivery import approvals, ladder, reports, sending, states
+from cloudagent_backend.delivery import approvals, ladder, receipts, sending, states
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.machine import Machine
 from cloudagent_backend.store import agents, deliveries, events, hosts, outbox, runs
@@ -48,7 +48,7 @@ def greet(
 ) -> Greeting:
     """Resume the host's history, or begin a new epoch and reconcile by delivery id."""
     _note_host(c, machine, hello)
-    reports.hold(c, machine, hello.holds)
+    receipts.hold(c, machine, hello.holds)
     link = _resumed(c, machine, hello)
     abandoned: list[RunId] = []
     if link is None:
@@ -110,7 +110,7 @@ def _resumed(c: sqlite3.Connection, machine: Machine, hello: Hello) -> LinkRow |
         resume(outbox_acked=link.acked, outbox_last=link.last, peer_has=hello.last_seq)
     except ProtocolError:
         return None
-    reports.acked(c, [(machine, hello.last_seq)])
+    receipts.acked(c, [(machine, hello.last_seq)])
     return LinkRow(link.epoch, link.accepted, hello.last_seq, link.last)
 
 
@@ -148,7 +148,7 @@ def _leave_there(c: sqlite3.Connection, machine: Machine, row: DeliveryRow) -> N
 
     An interrupt or a decision that was under way went down with the old outbox, and is said again.
     """
-    row = reports.receive(c, machine, row)
+    row = receipts.receive(c, machine, row)
     if row.interrupted_by and row.state not in states.ENDS:
         interrupt = Interrupt(
             delivery_id=row.id,

@@ -188,6 +188,10 @@ def close(
         tell(c, moved)
 
 
+def give_up(c: sqlite3.Connection, row: DeliveryRow, detail: str, reason: Reason) -> None:
+    close(c, row, DeliveryState.DEAD, actor=BACKEND, detail=detail, reason=reason)
+
+
 def abandon_run(c: sqlite3.Connection, run: RunRow, *, waited: bool = False) -> None:
     """A run is over without its machine having said so: it was cut off, or left to wait for people."""
     outcome, reason = Outcome.FAILED, Reason.DAEMON_STOPPED

@@ -14,7 +14,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from cloudagent_backend.delivery import chains as rules
-from cloudagent_backend.delivery import ladder, sending
+from cloudagent_backend.delivery import ladder, queueing
 from cloudagent_backend.delivery.away import away
 from cloudagent_backend.delivery.chains import Limits
 from cloudagent_backend.delivery.errors import Refused
@@ -237,13 +237,13 @@ class Relay:
             row = _ended(c, message, target, where, rung, why_so)
         elif why is None:
             try:
-                row = sending.queue(c, message, target, self.backlog_cap, worked_in=where)
+                row = queueing.queue(c, message, target, self.backlog_cap, worked_in=where)
             except Refused as refused:
                 why, reason = refused.detail, Reason.BACKLOG_FULL.value
         if row is None:
             rung = NewRung(RungName.DEAD, ladder.BACKEND, why, reason=reason)
             row = _ended(c, message, target, where, rung, reason)
-        message.deliveries = [sending.summary(row)]
+        message.deliveries = [queueing.summary(row)]
         events.append(c, user_id, EventType.MESSAGE_CREATED, message)
         if chain.state is ChainState.PAUSED and row.state is DeliveryState.QUEUED:
             rules.hold(c, row)

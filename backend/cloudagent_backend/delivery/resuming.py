@@ -13,9 +13,9 @@ import sqlite3
 from datetime import datetime, timedelta
 from typing import Final
 
-from cloudagent_backend.delivery import chains, ladder, sending
+from cloudagent_backend.delivery import chains, ladder, queueing
 from cloudagent_backend.delivery.errors import Refused, not_found
-from cloudagent_backend.delivery.sending import Submitted
+from cloudagent_backend.delivery.queueing import Submitted
 from cloudagent_backend.store import agents, clock, deliveries, events, messages
 from cloudagent_backend.store.deliveries import DeliveryRow, NewRung
 from cloudagent_protocol.errors import ErrorCode
@@ -59,13 +59,13 @@ def after_limit(
     why_not = refusal(agent.limits, _times(c, over), ahead)
     rung = NewRung(RungName.WAITING, ladder.BACKEND, _words(why_not), reason=_WHY)
     try:
-        row = sending.queue(
+        row = queueing.queue(
             c, message, agent, backlog_cap, worked_in=over.conversation_id, over=over, in_front=True
         )
     except Refused:  # its machine's queue is full: it stays failed, and can be tried again
         return None
     row = deliveries.resume_at(c, row, rung, clock.to_us(resets_at), over.turn, held=bool(why_not))
-    message.deliveries.append(sending.summary(row))
+    message.deliveries.append(queueing.summary(row))
     events.append(c, row.user_id, EventType.MESSAGE_UPDATED, message)
     ladder.tell(c, row)
     return row.host_id
