@@ -1,6 +1,6 @@
 /** What the browser keeps for a person between visits: drafts, and messages not yet sent. */
 
-import type { Outgoing } from "./reducer";
+import type { Outgoing } from "./state";
 import type { Attachment } from "./wire";
 import { NO_WISH, wants, type Wish } from "./wishes";
 

@@ -9,7 +9,7 @@
 
 import { explain, post, Problem, Unreachable } from "./api";
 import { threadOf, type Kept } from "./kept";
-import type { Outgoing } from "./reducer";
+import type { Outgoing } from "./state";
 import type { Store } from "./store";
 import type { Attachment, Conversation, Message, Mode } from "./wire";
 import { NO_WISH, wants, type Wish } from "./wishes";

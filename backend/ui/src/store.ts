@@ -1,6 +1,7 @@
 /** Holds the state and tells who watches it, at most once a frame. */
 
-import { initial, reduce, type Action, type State } from "./reducer";
+import { reduce, type Action } from "./reducer";
+import { initial, type State } from "./state";
 
 export class Store {
   #state: State;

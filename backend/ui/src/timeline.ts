@@ -1,7 +1,7 @@
 /** A conversation as it is shown, top to bottom: messages, and the runs between them. Pure. */
 
-import type { State } from "./reducer";
-import { runsOf, waitsForTurn } from "./reducer";
+import type { State } from "./state";
+import { runsOf, waitsForTurn } from "./selectors";
 import type { RunView } from "./run";
 import type { Message } from "./wire";
 

@@ -6,7 +6,8 @@
 
 import { explain, Problem, remove, Unreachable, upload } from "./api";
 import type { Kept } from "./kept";
-import { chosenIn, type Chosen } from "./reducer";
+import { chosenIn } from "./selectors";
+import type { Chosen } from "./state";
 import type { Store } from "./store";
 import { MAX_FILES, type Attachment } from "./wire";
 import { sizeText } from "./words";

@@ -1,6 +1,8 @@
 import { describe, expect, test } from "vitest";
 
-import { approvalsIn, initial, outgoingIn, pending, reduce, stopOf, type Action, type Outgoing, type State } from "../src/reducer";
+import { reduce, type Action } from "../src/reducer";
+import { approvalsIn, outgoingIn, pending, stopOf } from "../src/selectors";
+import { initial, type Outgoing, type State } from "../src/state";
 import { countPoints, diffLines, skipPoints } from "../src/run";
 import { timeline } from "../src/timeline";
 import { changeWords } from "../src/words";

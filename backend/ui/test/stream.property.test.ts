@@ -4,7 +4,8 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 
-import { initial, reduce, type State } from "../src/reducer";
+import { reduce } from "../src/reducer";
+import { initial, type State } from "../src/state";
 import { items } from "../src/run";
 import type { LogEvent, Message, Run, RunEvent } from "../src/wire";
 

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 
 import { Kept } from "../src/kept";
 import { Outbox } from "../src/outbox";
-import { chosenIn } from "../src/reducer";
+import { chosenIn } from "../src/selectors";
 import { Store } from "../src/store";
 import { Uploads } from "../src/uploads";
 import type { Attachment } from "../src/wire";

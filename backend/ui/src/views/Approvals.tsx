@@ -2,7 +2,8 @@
 
 import { useId, useState, type FormEvent, type ReactNode } from "react";
 
-import { approvalsIn, pending, unsettled, type State } from "../reducer";
+import { approvalsIn, pending, unsettled } from "../selectors";
+import type { State } from "../state";
 import { chatPath } from "../router";
 import type { Approval, ApprovalDecision } from "../wire";
 import { plainly, since } from "../words";

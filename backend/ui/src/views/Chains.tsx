@@ -2,7 +2,8 @@
 
 import type { ReactNode } from "react";
 
-import { pausedIn, type State } from "../reducer";
+import { pausedIn } from "../selectors";
+import type { State } from "../state";
 import type { Chain, Message } from "../wire";
 import { oneLine, price } from "../words";
 import { Failure, Icon, Link } from "./parts";

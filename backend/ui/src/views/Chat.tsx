@@ -14,8 +14,8 @@ import {
   stopOf,
   waitsForTurn,
   waitsHere,
-  type State,
-} from "../reducer";
+} from "../selectors";
+import type { State } from "../state";
 import { chatPath, go, type Route } from "../router";
 import { isFailure, isLive, type RunView } from "../run";
 import { timeline, type Entry } from "../timeline";

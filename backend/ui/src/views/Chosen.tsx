@@ -2,7 +2,7 @@
 
 import { useEffect, useRef, useState, type ReactNode } from "react";
 
-import type { Chosen } from "../reducer";
+import type { Chosen } from "../state";
 import { fileUrl, PICTURES } from "../wire";
 import { plain, sizeText } from "../words";
 import { Icon } from "./parts";

@@ -3,7 +3,7 @@
 
 import { useEffect, useLayoutEffect, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
 
-import { chosenIn } from "../reducer";
+import { chosenIn } from "../selectors";
 import { MAX_FILES, type Agent, type Attachment, type Mode } from "../wire";
 import { within, type Wish } from "../wishes";
 import { ChosenFiles, DropZone, FileButton, pastedFiles, waitsFor } from "./Chosen";

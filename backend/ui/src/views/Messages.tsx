@@ -2,7 +2,8 @@
 
 import { memo, useContext, useState, type KeyboardEvent, type ReactNode } from "react";
 
-import { canBeWrittenAnew, waitsHere, type Outgoing, type State } from "../reducer";
+import { canBeWrittenAnew, waitsHere } from "../selectors";
+import type { Outgoing, State } from "../state";
 import type { DeliveryTrace, Message, Rung } from "../wire";
 import { wishWords } from "../wishes";
 import { between, clock, duration, fullTime, ladder, plain, preciseClock, reasonWords, rungWords, since } from "../words";

@@ -2,7 +2,7 @@
 
 import { useEffect, useState, type ReactNode } from "react";
 
-import { agentBySlug, agentsByName } from "../reducer";
+import { agentBySlug, agentsByName } from "../selectors";
 import { chatPath, go, type Route } from "../router";
 import { AgentForm } from "./AgentForm";
 import { Approvals } from "./Approvals";

@@ -2,7 +2,8 @@
 
 import { useEffect, useRef, type ReactNode } from "react";
 
-import { agentBySlug, agentsByName, conversationsOf, hostOf, pausedIn, pending, type State } from "../reducer";
+import { agentBySlug, agentsByName, conversationsOf, hostOf, pausedIn, pending } from "../selectors";
+import type { State } from "../state";
 import { chatPath, type Route } from "../router";
 import type { Agent } from "../wire";
 import { agentWords, since } from "../words";

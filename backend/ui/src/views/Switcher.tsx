@@ -2,7 +2,7 @@
 
 import { useEffect, useRef, useState, type KeyboardEvent, type ReactNode } from "react";
 
-import { agentsByName, hostOf } from "../reducer";
+import { agentsByName, hostOf } from "../selectors";
 import { chatPath, go } from "../router";
 import { agentWords } from "../words";
 import { Avatar } from "./parts";

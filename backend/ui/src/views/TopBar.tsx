@@ -1,6 +1,6 @@
 import type { ReactNode } from "react";
 
-import { pending } from "../reducer";
+import { pending } from "../selectors";
 import { Icon, Link } from "./parts";
 import { useApp } from "./use";
 

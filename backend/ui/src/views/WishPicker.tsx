@@ -3,7 +3,7 @@
 
 import { useRef, useState, type KeyboardEvent, type ReactNode } from "react";
 
-import { hostOf } from "../reducer";
+import { hostOf } from "../selectors";
 import type { Agent } from "../wire";
 import { isModelName, modelsOf, modeWords, otherModes, wants, type Wish, NO_WISH } from "../wishes";
 import { Icon } from "./parts";

@@ -2,7 +2,7 @@
 
 import { createContext, useContext, useEffect, useState, useSyncExternalStore } from "react";
 
-import type { State } from "../reducer";
+import type { State } from "../state";
 import type { Session } from "../session";
 
 export const SessionContext = createContext<Session | null>(null);
