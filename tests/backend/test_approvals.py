@@ -207,6 +207,28 @@ async def test_a_run_that_ends_cancels_what_it_asked_and_a_late_answer_is_told_s
             await answer(desk, unanswered)
 
 
+@pytest.mark.parametrize("too_late", [False, True])
+async def test_what_its_program_takes_back_waits_no_more_and_takes_no_answer(
+    tmp_path: Path, too_late: bool
+) -> None:
+    async with asking(tmp_path) as one:
+        desk = one.desk
+        approval_id = await one.ask()
+        if too_late:
+            await answer(desk, approval_id, decision="once")
+        why = "its program has taken it back"
+        await desk.report(one.resolved(approval_id, "cancelled", by="nobody", reason=why))
+        found = await shown(desk, approval_id)
+        late = "the answer came too late: " if too_late else ""
+        assert (found.state, found.detail) == ("cancelled", f"{late}{why}")
+        assert (await told(desk))[-1] == ("approval.resolved", "cancelled")
+        assert await desk.state(one.message) == "running"
+        assert await desk.agent_status() == "working"
+        with pytest.raises(Refused, match="answered already" if too_late else why) as refused:
+            await answer(desk, approval_id, decision="once")
+        assert refused.value.code == "conflict"
+
+
 async def test_what_nobody_answered_in_time_says_so_and_takes_no_answer(tmp_path: Path) -> None:
     async with asking(tmp_path) as one:
         approval_id = await one.ask()

@@ -18,6 +18,7 @@ from cloudagent_daemon.drivers.base import (
     DriverEvent,
     Job,
     PermissionAsked,
+    PermissionWithdrawn,
     Say,
     TextDelta,
     ToolServer,
@@ -386,6 +387,22 @@ def test_a_permission_is_given_for_once_or_refused(job: Job) -> None:
     ):
         [asked] = ask(talk, "execute", "make test", options)
         assert talk.decides(asked, Decision(False, "")) == outcome
+
+
+def test_a_permission_may_be_taken_back_and_is_answered_once(job: Job) -> None:
+    talk = Talk(job).begun()
+    [_, asked] = ask(talk, "execute", "make test")
+    assert isinstance(asked, PermissionAsked)
+    other = {"requestId": 8}
+    assert talk.hears(method="$/cancel_request", params=other) == []
+    withdrawn = talk.hears(method="$/cancel_request", params={"requestId": 7})
+    assert withdrawn == [PermissionWithdrawn(asked.id)]
+    assert (talk.said[-1]["id"], talk.said[-1]["result"]["outcome"]) == (
+        7,
+        {"outcome": "cancelled"},
+    )
+    assert list(asked.then(Decision(True, "too late"))) == []
+    assert talk.hears(method="$/cancel_request", params={"requestId": 7}) == []
 
 
 def test_for_ever_is_never_chosen(job: Job) -> None:

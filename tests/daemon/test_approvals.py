@@ -525,6 +525,35 @@ async def test_claude_s_own_questions_are_a_person_s_to_answer_and_so_is_its_lea
         assert "Ana did not allow it: it is in use" in json.loads(texts[1])["message"]
 
 
+@pytest.mark.parametrize("what", ["a permission", "a question"])
+async def test_what_its_program_takes_back_is_over_at_once(tmp_path: Path, what: str) -> None:
+    questions = {"questions": [{"question": "Which?", "options": []}]}
+    put = {
+        "a permission": 'Bash {"command": "x"}',
+        "a question": f"AskUserQuestion {json.dumps(questions)}",
+    }[what]
+    orders = f'@@retract {put}\n@@may Bash {{"command": "y"}}\n@@reply done'
+    async with a_machine(tmp_path) as machine:
+        claude = {"driver": "claude_code", "command": [sys.executable, str(CLAUDE)]}
+        delivery = await machine.say(orders, **claude)
+        first = await machine.event("question" if "?" in orders else "approval_requested")
+        (tmp_path / "fake" / "gate").touch()
+        resolved = await machine.event("approval_resolved")
+        assert (resolved.approval_id, resolved.decision) == (first.approval_id, "cancelled")
+        assert resolved.reason == "its program has taken it back"
+        second = await machine.event("approval_requested")
+        assert machine.queue.waits_for == {delivery.agent.id: "approval: Bash “y”"}
+        known = await machine.spool.asked(delivery.delivery_id)
+        assert [one.request.approval_id for one in known] == [second.approval_id]
+        await machine.decide(first, delivery, "once")  # too late
+        await machine.decide(second, delivery, "deny")
+        await machine.event("finished")
+        ended = [(e.approval_id, e.decision) for e in machine.uplink.events
+                 if e.type == "approval_resolved"]  # fmt: skip
+        assert ended == [(first.approval_id, "cancelled"), (second.approval_id, "deny")]
+        assert sent(machine) == ["done"]
+
+
 def report(delivery: Deliver, event: Any) -> RunReport:
     return RunReport(
         run_id=new_run_id(),

@@ -15,6 +15,7 @@ from cloudagent_daemon.drivers.base import (
     DriverError,
     Job,
     PermissionAsked,
+    PermissionWithdrawn,
     Say,
     ToolServer,
     Turn,
@@ -168,6 +169,13 @@ def test_an_answer_after_the_end_is_not_said(job: Job) -> None:
     asked = {"id": 5, "method": "item/commandExecution/requestApproval", "params": {"command": "x"}}
     [question] = session.receive(json.dumps(asked).encode())
     assert isinstance(question, PermissionAsked)
+    resolved = {
+        "method": "serverRequest/resolved",
+        "params": {"threadId": "t", "requestId": 5},
+    }
+    assert list(session.receive(json.dumps(resolved).encode())) == [
+        PermissionWithdrawn(question.id)
+    ]
     done = {
         "method": "turn/completed",
         "params": {"threadId": "t", "turn": {"status": "completed"}},

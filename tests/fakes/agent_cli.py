@@ -36,6 +36,7 @@ own. Each line of a prompt that begins with `@@` is an order, carried out in tur
 ``@@may TOOL JSON``        ask whether it may, and write a text block with the answer
 ``@@touch PATH``           make that file; it asks before where its permission mode wants that
 ``@@as``                   write a text block with its model and permission mode
+``@@retract TOOL JSON``    ask whether it may, and take that back once FAKE_STATE/gate is there
 ``@@edit PATH TEXT``       ask whether it may write that file, and write it if so; `|` ends a line
 ``@@tool NAME``            say that it uses this tool, unasked
 ``@@pause``                wait for a message that is put into this turn
@@ -584,13 +585,23 @@ class Agent:
         tool, _, arguments = rest.partition(" ")
         self.text(json.dumps(self.may(tool, json.loads(arguments or "{}"))))
 
-    def may(self, tool: str, asked: Json) -> Json:
-        use_id = f"call_{os.urandom(6).hex()}"
+    def do_retract(self, rest: str, earlier: list[str]) -> None:
+        tool, _, arguments = rest.partition(" ")
+        _, request_id = self.ask(tool, json.loads(arguments))
+        self.do_gate("", earlier)
+        say({"type": "control_cancel_request", "request_id": request_id})
+
+    def ask(self, tool: str, asked: Json) -> tuple[str, str]:
+        """Says what it would do, and asks whether it may; the ids of both."""
+        use_id, request_id = f"call_{os.urandom(6).hex()}", new_id()
         self.assistant({"type": "tool_use", "id": use_id, "name": tool, "input": asked})
-        request_id = new_id()
         request = {"subtype": "can_use_tool", "tool_name": tool, "input": asked,
                    "permission_suggestions": [{"type": "addRules"}], "tool_use_id": use_id}  # fmt: skip
         say({"type": "control_request", "request_id": request_id, "request": request})
+        return use_id, request_id
+
+    def may(self, tool: str, asked: Json) -> Json:
+        use_id, request_id = self.ask(tool, asked)
         try:
             answer = self.inbox.answer(request_id)
         except InterruptedTurnError:

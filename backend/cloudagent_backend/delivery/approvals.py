@@ -99,6 +99,8 @@ def resolve(c: sqlite3.Connection, run: RunRow, event: ApprovalResolved) -> None
             c, asked.id, event.decision, event.by, reason=event.reason, answer=event.answer
         )
     detail = None if state is _S.RESOLVED else event.reason
+    if state is _S.CANCELLED and asked.state is _S.ANSWERED:
+        detail = f"the answer came too late: {detail}"
     ladder.end_request(c, asked.id, state, at_us, detail)
     _go_on(c, run)
 

@@ -27,6 +27,7 @@ from cloudagent_daemon.drivers.base import (
     DriverSession,
     Job,
     PermissionAsked,
+    PermissionWithdrawn,
     Turn,
     TurnEnd,
 )
@@ -188,7 +189,7 @@ class AcpSession:
         if request_id is None:
             if method == "session/update":
                 return self._update(as_object(params.get("update")))
-            return ()
+            return self._taken_back(params) if method == "$/cancel_request" else ()
         if method == "session/request_permission" and isinstance(request_id, str | int):
             return self._permission(request_id, params)
         return [self._calls.refuse(request_id, method)]
@@ -329,7 +330,16 @@ class AcpSession:
             input=as_object(call.get("rawInput")),
             ours=ours is not None,
             then=then,
+            id=repr(request_id),
         )
+
+    def _taken_back(self, params: Json) -> Iterator[DriverEvent]:
+        """It needs no answer to this request any more (protocol: Cancellation), and gets one that says so."""
+        request_id = params.get("requestId")
+        if isinstance(request_id, str | int) and request_id in self._asked:
+            self._asked.discard(request_id)
+            yield PermissionWithdrawn(repr(request_id))
+            yield self._calls.answer(request_id, _cancelled())
 
     def _done(self, answer: Answer) -> Iterator[DriverEvent]:
         yield from self._updates.writing.finish()

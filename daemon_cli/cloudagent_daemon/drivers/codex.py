@@ -23,6 +23,7 @@ from cloudagent_daemon.drivers.base import (
     DriverSession,
     Job,
     PermissionAsked,
+    PermissionWithdrawn,
     TakenUp,
     Turn,
     TurnEnd,
@@ -190,6 +191,8 @@ class CodexSession:
             return ()
         if self._thread_id is None or params.get("threadId") != self._thread_id:
             return ()  # another thread's: of an agent of its own
+        if method == "serverRequest/resolved":  # answered, or taken back
+            return (PermissionWithdrawn(repr(params.get("requestId"))),)
         if method == "turn/completed":
             return self._completed(as_object(params.get("turn")))
         return self._items.receive(method, params)
@@ -271,7 +274,9 @@ class CodexSession:
                 yield self._calls.answer(request_id, {"decision": said})
 
         told = {key: params.get(key) for key in ("command", "cwd", "reason", "grantRoot")}
-        return PermissionAsked(short(tool) or kind, kind, told, ours=False, then=then)
+        return PermissionAsked(
+            short(tool) or kind, kind, told, ours=False, then=then, id=repr(request_id)
+        )
 
     def _elicited(self, request_id: Any, params: Json) -> DriverEvent:
         """Whether a tool may be called; what else a server asks a person is cancelled."""
@@ -284,7 +289,9 @@ class CodexSession:
                 yield self._calls.answer(request_id, {"action": said, "content": {}})
 
         server = short(params.get("serverName"))
-        return PermissionAsked(server or "mcp", "other", {}, ours=server == SERVER, then=then)
+        return PermissionAsked(
+            server or "mcp", "other", {}, ours=server == SERVER, then=then, id=repr(request_id)
+        )
 
     # --- the end ---
 

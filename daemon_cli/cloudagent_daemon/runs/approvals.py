@@ -114,6 +114,9 @@ class Asking:
         self._known = _Known()
         self._refused: dict[str, str] = {}
         self._rules_told: set[str] = set()
+        #: What people are asked at the moment, by the program's own name for it, and in words.
+        self._open: dict[str, ApprovalId] = {}
+        self._waits_for: dict[ApprovalId, str] = {}
         self._tainted = deliver.message.author.type != "user"
         self.stop = StopSignal()
 
@@ -164,7 +167,7 @@ class Asking:
     async def decide(self, asked: PermissionAsked) -> Decision:
         """Whether the agent may: by its mode, by what people said before, or by asking one."""
         if asked.tool == _QUESTIONS and self._answers is not None:
-            return await self._put(asked.input)
+            return await self._put(asked)
         decision = by_mode(self._deliver.agent.mode, asked)
         if decision.allow or self._answers is None:
             return decision
@@ -180,13 +183,13 @@ class Asking:
         if rule and (standing := await self._standing(rule)):
             return Decision(True, f"{standing.by} has allowed {standing.words}.")
         request = self._request(asked, digest, rule, files)
-        decided = await self._ask(request)
+        decided = await self._ask(request, asked.id)
         if not _allows(decided):
             self._refused[digest] = _refusal(decided)
             return Decision(False, _refusal(decided))
         return Decision(True, f"{decided.actor} allowed it.")
 
-    async def question(self, question: str, options: list[str]) -> Decide:
+    async def question(self, question: str, options: list[str], asked_as: str = "") -> Decide:
         """A person's answer to a question of the agent's; a refusal says why there is none."""
         assert self._answers is not None
         if known := self._known.answers.pop(question, None):
@@ -198,16 +201,17 @@ class Asking:
             options=options,
             expires_at=self._expiry(),
         )
-        return await self._ask(request)
+        return await self._ask(request, asked_as)
 
-    async def _put(self, given: Mapping[str, Any]) -> Decision:
+    async def _put(self, asked: PermissionAsked) -> Decision:
         """A program's own questions to people: it is given the answers, or told why there are none."""
+        given = asked.input
         answers: dict[str, str] = {}
         for one in as_objects(given.get("questions")):
             asks = as_text(one.get("question"))
             labels = [as_text(option.get("label")) for option in as_objects(one.get("options"))]
             try:
-                said = await self.question(asks, [label for label in labels if label])
+                said = await self.question(asks, [label for label in labels if label], asked.id)
             except ParkedError:
                 await anyio.sleep_forever()  # who asks is gone with its turn
                 raise
@@ -232,30 +236,49 @@ class Asking:
                 why = "the agent no longer waits for it"
                 await self._resolved(one.request.approval_id, Resolution.CANCELLED, why)
 
+    async def take_back(self, asked_as: str) -> None:
+        """The program has taken a question back: nobody need answer it any more, and is told so.
+
+        Whoever leaves or is stopped takes back, too, what it asks; that is settled at its end.
+        """
+        approval_id = self._open.pop(asked_as, None)
+        if approval_id is not None and not self.stop.requested:
+            why = "its program has taken it back"
+            await self._resolved(approval_id, Resolution.CANCELLED, why)
+
     # --- one request ---
 
-    async def _ask(self, request: ApprovalRequested | Question) -> Decide:
+    async def _ask(self, request: ApprovalRequested | Question, asked_as: str) -> Decide:
         """Asks people, and waits: for the first decision, or until the run is ended for want of one."""
         assert self._answers is not None
         for approval_id in self._known.noted:  # what the note said is known to the agent by now
             await self._answers.acted(approval_id)
         self._known.noted.clear()
-        self.stop.waits_for = waits_for(request)
+        self._waits_for[request.approval_id] = waits_for(request)
+        self._tell_what_waits()
         try:
-            return await self._wait(request)
+            return await self._wait(request, asked_as)
         finally:
-            self.stop.waits_for = None
+            del self._waits_for[request.approval_id]
+            self._tell_what_waits()
 
-    async def _wait(self, request: ApprovalRequested | Question) -> Decide:
+    def _tell_what_waits(self) -> None:
+        self.stop.waits_for = next(iter(self._waits_for.values()), None)
+
+    async def _wait(self, request: ApprovalRequested | Question, asked_as: str) -> Decide:
         assert self._answers is not None
         await self._reporter.event(request)
+        if asked_as:
+            self._open[asked_as] = request.approval_id
         about = {"action": "ask", "approval_id": request.approval_id, "kind": request.type}
         logger.info("%s asks a person", self._deliver.agent.name, extra=about)
         decided = await self._patiently(request)
         if decided is None:
             decided = await self._nobody_answers(request)
-        await self._settle(request, decided)
-        await self._answers.acted(request.approval_id)
+        self._open.pop(asked_as, None)
+        with anyio.CancelScope(shield=True):  # it counts, whatever its program does meanwhile
+            await self._settle(request, decided)
+            await self._answers.acted(request.approval_id)
         self._stir()
         return decided
 

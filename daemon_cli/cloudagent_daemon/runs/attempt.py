@@ -30,6 +30,10 @@ _STDERR_EVENTS: Final = 200
 _HARMLESS: Final = frozenset({None, Reason.INTERRUPTED})
 
 
+async def _nothing(_: str) -> None:
+    pass
+
+
 async def _at_once() -> bool:
     return True
 
@@ -77,6 +81,8 @@ class Attempt:
     hang_timeout_s: float
     decide: Callable[[PermissionAsked], Awaitable[Decision]]
     on_taken: Callable[[str], Awaitable[None]] | None = None
+    #: Told which question its program has taken back (`PermissionAsked.id`).
+    withdrawn: Callable[[str], Awaitable[None]] = _nothing
     keeps: bool = False
     shut: Callable[[], Awaitable[bool]] = _at_once
     spared: Callable[[], set[int]] = _nobody

@@ -497,6 +497,7 @@ class _Run:
                 or self._settings.limits.hang_timeout_s,
                 decide=self._decide,
                 on_taken=self._taken_up,
+                withdrawn=self._asking.take_back,
                 keeps=self._keeps,
                 shut=held.place.shut,
                 spared=held.tool_servers,

@@ -77,6 +77,11 @@ class Listener(Protocol):
     @property
     def decide(self) -> Callable[[PermissionAsked], Awaitable[Decision]]: ...
 
+    @property
+    def withdrawn(self) -> Callable[[str], Awaitable[None]]:
+        """Takes that the program needs no answer to this question any more; `decide` was cancelled."""
+        ...
+
     async def stderr(self, text: str) -> None: ...
 
     def fail(self, failure: Failure) -> None:
@@ -352,6 +357,8 @@ class Worker:
             case PermissionWithdrawn():
                 if scope := self._asking.get(event.id):
                     scope.cancel()
+                if self._listener:
+                    await self._listener.withdrawn(event.id)
             case PermissionAsked() if self._listener:
                 self._start(self._permit, event)
             case _ if self._listener and not isinstance(event, PermissionAsked):
