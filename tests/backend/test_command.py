@@ -20,9 +20,11 @@ from cloudagent_backend.store import users
 from cloudagent_backend.store.database import connect as open_file
 from cloudagent_backend.store.schema import MIGRATIONS
 from cloudagent_protocol.frames import encode
+from e2e.forks import forked, forked_run
+from e2e.harness import BIN, Process
 from fakes.desk import hello
 
-COMMAND = [sys.executable, "-m", "cloudagent_daemon.cli.backend"]
+COMMAND = str(BIN / "cloudagent-backend")
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -30,42 +32,22 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def run(home: Path, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *argv],
-        input=stdin,
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
+    return forked_run([COMMAND, *argv], environment(home), home, stdin=stdin)
 
 
 @contextmanager
-def serving(home: Path, *argv: str) -> Generator[tuple[subprocess.Popen[str], str, list[str]]]:
+def serving(home: Path, *argv: str) -> Generator[tuple[Process, str, list[str]]]:
     """A server process, its URL and the lines before it."""
-    process = subprocess.Popen(
-        [*COMMAND, "serve", "--port", "0", *argv],
-        env=environment(home),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-    )
-    assert process.stderr is not None
-    lines: list[str] = []
+    words = [COMMAND, "serve", "--port", "0", *argv]
+    process = Process(words, env=environment(home), cwd=home, start=forked)
     try:
-        for line in process.stderr:
-            lines.append(line.rstrip())
-            if found := re.fullmatch(r"Listening on (http://127\.0\.0\.1:\d+)", lines[-1]):
-                yield process, found[1], lines
-                return
-        raise AssertionError(f"it did not start: {lines}")
+        found = re.fullmatch(
+            r"Listening on (http://127\.0\.0\.1:\d+)", process.wait_for_line("Listening on ")
+        )
+        assert found, process.output
+        yield process, found[1], process.lines
     finally:
         process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 def test_a_new_server_prints_a_link_that_makes_the_first_account_once(tmp_path: Path) -> None:
@@ -100,7 +82,7 @@ async def test_a_signal_ends_it_at_once_with_streams_and_links_open(
                 await link.recv()
                 await events.recv()
                 start = time.monotonic()
-                process.send_signal(number)
+                process.popen.send_signal(number)
                 with anyio.fail_after(5):
                     await link.wait_closed()
                     await events.wait_closed()
@@ -109,7 +91,7 @@ async def test_a_signal_ends_it_at_once_with_streams_and_links_open(
                     await anyio.to_thread.run_sync(process.wait)
                 assert time.monotonic() - start < 3
                 assert link.close_code == 1012
-                assert process.returncode == code
+                assert process.popen.returncode == code
 
 
 def test_two_servers_do_not_share_a_database(tmp_path: Path) -> None:
