@@ -17,6 +17,7 @@ from client import bodies
 from client.bodies import begin_turn, end_turn, serve_agent
 from client.server import Answer, Json, Server, page, problem
 from cloudagent.cli import words
+from e2e.forks import forked_bytes
 
 CLOUDAGENT = str(Path(sys.executable).with_name("cloudagent"))
 
@@ -35,14 +36,8 @@ def run(
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     home.mkdir(exist_ok=True)
-    return subprocess.run(
-        [CLOUDAGENT, *args],
-        input=stdin,
-        capture_output=True,
-        timeout=60,
-        check=False,
-        env=environment(home, server, **(env or {})),
-    )
+    env = environment(home, server, **(env or {}))
+    return forked_bytes([CLOUDAGENT, *args], env, Path.cwd(), stdin=stdin)
 
 
 def three_lines(done: subprocess.CompletedProcess[bytes]) -> list[str]:

@@ -103,12 +103,22 @@ def forked_run(
     Raises:
         subprocess.TimeoutExpired: it had not ended by then; it is killed.
     """
+    done = forked_bytes(argv, env, cwd, stdin=stdin.encode(), timeout_s=timeout_s)
+    return subprocess.CompletedProcess(
+        argv, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+def forked_bytes(
+    argv: list[str], env: dict[str, str], cwd: Path, *, stdin: bytes = b"", timeout_s: float = 60.0
+) -> subprocess.CompletedProcess[bytes]:
+    """`forked_run` of a command whose streams need not be text."""
     with (
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as said,
         tempfile.TemporaryFile() as complained,
     ):
-        given.write(stdin.encode())
+        given.write(stdin)
         given.seek(0)
         started = _parent().fork(argv, env, cwd, given.fileno(), said.fileno(), complained.fileno())
         try:
@@ -118,9 +128,7 @@ def forked_run(
             raise
         said.seek(0)
         complained.seek(0)
-        return subprocess.CompletedProcess(
-            argv, code, said.read().decode(), complained.read().decode()
-        )
+        return subprocess.CompletedProcess(argv, code, said.read(), complained.read())
 
 
 def forked_in(argv: list[str], env: dict[str, str], cwd: Path, terminal: int) -> Forked:
