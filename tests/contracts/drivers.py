@@ -1,23 +1,19 @@
-"""What every driver has to do, whatever program is behind it; and which programs there are to try it on.
+"""What every driver has to do, whatever program is behind it.
 
-A behaviour takes a kit: a driver with a program, and the orders that this program takes. The far end is
-a fake program, or a program with a scripted model. `tests/e2e/test_real_drivers.py` runs the same
-behaviours with the real programs.
+A behaviour takes a kit (`contracts/kits.py`): a driver with a program, and the orders that this program
+takes. What it comes to is judged by functions of its own, so that `contracts/journeys.py` can look at
+several behaviours in one start of a program that takes seconds for it.
 """
 
 import hashlib
-import json
 import os
 import signal
-import sys
 import time
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import anyio
 
@@ -28,122 +24,10 @@ from cloudagent_daemon.runs.workspace import Workspace
 from cloudagent_protocol.attachments import media_type_of
 from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import Outcome, Reason, Retry, Text, ToolCall
-from cloudagent_protocol.frames import Deliver, Expect, RunReport
+from cloudagent_protocol.frames import Deliver, Expect, RunReport, Send
 from cloudagent_protocol.ids import new_attachment_id, new_conversation_id
-from fakes.model import StubModel
-from fakes.runs import RecordedUplink, World, a_world, alive
-
-FAKES: Final = Path(__file__).parent.parent / "fakes"
-Worlds: TypeAlias = Callable[..., AbstractAsyncContextManager[World]]
-
-
-@dataclass(frozen=True)
-class Kit:
-    """A driver with a program to drive."""
-
-    name: str
-    world: Worlds
-    #: The orders of the program: `text`, `status` and so on are filled in.
-    reply: Callable[[str], str] = "@@reply {}".format
-    hang: str = "@@hang"
-    error: Callable[[int], str] = "@@error {}".format
-    #: Has it refused until then (Unix seconds); none: it does not tell the time.
-    limit: Callable[[int], str] | None = None
-    #: Leaves a child of its own behind; none: it cannot.
-    child: str | None = "@@setsid"
-    #: How it ends when its turn is stopped: one that is asked to stop, and not signalled, leaves by itself.
-    stopped: int | None = None
-    #: A silence that is no hang while it starts.
-    patience_s: float = 1.5
-    #: How it ends when a status of its model's is not passed on.
-    reasons: dict[int, Reason] = field(default_factory=dict[int, Reason])
-    tells_input: bool = True
-    #: It loads no sessions: the history is handed to a new one.
-    resumes: bool = True
-    #: Its process stays for the next message; a message can be put into its turn.
-    warm: bool = False
-    steers: bool = False
-    #: A picture that comes with a message is shown to its model.
-    sees: bool = True
-    #: Is at work until a message is put in, or for long enough.
-    hold: str = "@@pause"
-
-
-def fake(name: str, driver: str, script: str, **kit: Any) -> Kit:
-    """A kit with a fake program."""
-
-    @asynccontextmanager
-    async def world(home: Path, **limits: Any) -> AsyncGenerator[World]:
-        async with a_world(home, **limits) as made:
-            command = [sys.executable, str(FAKES / script)]
-            made.agent = made.agent.model_copy(update={"driver": driver, "command": command})
-            yield made
-
-    return Kit(name, world, **kit)
-
-
-def scripted(name: str, driver: str, environment: Callable[[StubModel], dict[str, str]],
-             prepare: Callable[[Path, StubModel], None] = lambda _home, _model: None,
-             agent: dict[str, Any] | None = None, deadline_s: float = 30.0, inherits: bool = True,
-             **kit: Any) -> Kit:  # fmt: skip
-    """A kit with a program of its own model: the model is scripted.
-
-    Args:
-        inherits: the driver hands the machine's variables on; else the agent brings them.
-    """
-
-    @asynccontextmanager
-    async def world(home: Path, **limits: Any) -> AsyncGenerator[World]:
-        with StubModel() as model:
-            prepare(home, model)
-            async with a_world(home, env=environment(model), **limits) as made:
-                env = {} if inherits else environment(model)
-                update = {"driver": driver, "command": None, "env": env, **(agent or {})}
-                made.agent = made.agent.model_copy(update=update)
-                made.deadline_s = deadline_s
-                yield made
-
-    orders: dict[str, Any] = {"reply": _call_send, "hang": "@@sleep 100", "child": None}
-    return Kit(name, world, **{**orders, **kit})
-
-
-def _call_send(text: str) -> str:
-    return f"@@call send_message {json.dumps({'text': text})}"
-
-
-CLAUDE_ERRORS: Final = {401: "authentication_failed", 429: "rate_limit", 529: "overloaded"}
-FAKE_CLAUDE: Final = fake(
-    "claude_code", "claude_code", "agent_cli.py", warm=True, steers=True,
-    error=lambda status: f"@@error {status} {CLAUDE_ERRORS[status]}",
-    limit="@@limit {}\n@@error 429 rate_limit".format,
-)  # fmt: skip
-FAKE_CODEX: Final = fake("codex", "codex", "codex_app_server.py", steers=True, stopped=0,
-    limit="@@limit {}\n@@error 429".format,
-)  # fmt: skip
-FAKE_ACP: Final = fake("acp", "acp", "acp_agent.py", stopped=0)
-BUILTIN: Final = scripted(
-    "builtin", "builtin",
-    lambda model: {"OPENAI_BASE_URL": f"{model.url}/v1", "OPENAI_API_KEY": "k"},
-    agent={"model": "stub-model"},
-    # Its own wait for a model that only sleeps is a request's, which has begun to answer.
-    patience_s=3.0,
-    limit=lambda until: f"@@error 429 99 {until - time.time():.0f}",
-)  # fmt: skip
-
-#: Our own, driven as an editor drives it.
-BUILTIN_ACP: Final = scripted(
-    "builtin, over acp", "acp",
-    lambda model: {
-        "OPENAI_BASE_URL": f"{model.url}/v1",
-        "OPENAI_API_KEY": "k",
-        "CLOUDAGENT_BUILTIN_MODEL": "stub-model",
-    },
-    agent={"command": [str(Path(sys.executable).parent / "cloudagent-daemon"), "acp"]},
-    inherits=False,
-    stopped=0,
-    patience_s=3.0,
-    sees=False,
-)  # fmt: skip
+from contracts.kits import Kit
+from fakes.runs import RecordedUplink, World, alive
 
 Behaviour: TypeAlias = Callable[[Kit, Path], Awaitable[None]]
 BEHAVIOURS: Final[dict[str, Behaviour]] = {}
@@ -166,15 +50,19 @@ def behaviour(words: str) -> Callable[[Behaviour], Behaviour]:
 async def replies(kit: Kit, home: Path) -> None:
     async with kit.world(home) as world:
         seen = await world.run(kit.reply("hello Ana"))
+    assert_replied(kit, seen, "hello Ana")
+
+
+def assert_replied(kit: Kit, seen: RecordedUplink, text: str) -> None:
     assert (seen.end.outcome, seen.end.reason) == (Outcome.REPLIED, None)
-    assert [send.text for send in seen.sends] == ["hello Ana"]
+    assert [send.text for send in seen.sends] == [text]
     assert seen.types[:2] == ["started", "ready"]
     assert {"tool_call", "tool_result"} <= set(seen.types)
     calls = [event for event in seen.events if isinstance(event, ToolCall)]
     [call] = [
         call for call in calls if call.name.removeprefix("mcp__cloudagent__") == "send_message"
     ]
-    assert call.input == ({"text": "hello Ana"} if kit.tells_input else {})
+    assert call.input == ({"text": text} if kit.tells_input else {})
     assert_nothing_left(seen)
 
 
@@ -191,6 +79,10 @@ async def streams(kit: Kit, home: Path) -> None:
     said = "one two three four five"
     async with kit.world(home) as world:
         seen = await world.run(f"@@say {said}\n{kit.reply('ok')}\n@@say and more words")
+    assert_streamed(seen, said)
+
+
+def assert_streamed(seen: RecordedUplink, said: str) -> None:
     blocks: dict[int, str] = {}
     for delta in seen.deltas:
         assert delta.offset == len(blocks.get(delta.block, ""))
@@ -206,26 +98,41 @@ async def resumes(kit: Kit, home: Path) -> None:
         first = await world.run(kit.reply("the first"))
         second = await world.run("@@recall")
     assert second.end.outcome is Outcome.AUTO_PUBLISHED
+    assert_resumed(kit, first, second)
+    assert "the first" in second.sends[0].text or not kit.resumes
+
+
+def assert_resumed(kit: Kit, first: RecordedUplink, second: RecordedUplink) -> None:
     if kit.resumes:
         assert first.end.session_id == second.end.session_id
         assert second.events[0].resumed
-        assert "the first" in second.sends[0].text
         assert len(second.launches) == 1
     else:
         assert second.queries  # what was said before was asked for, to be handed on
         assert first.end.session_id != second.end.session_id
 
 
+GONE: Final = "0197aaaa-0000-7000-8000-000000000000"
+
+
 @behaviour("an unknown session begun anew, and told")
 async def begins_anew(kit: Kit, home: Path) -> None:
     async with kit.world(home) as world:
-        workspace = Workspace(world.settings.agents_dir, world.agent)
-        workspace.prepare()
-        gone = "0197aaaa-0000-7000-8000-000000000000"
-        workspace.keep_session(world.conversation, gone)
+        forget_session(world)
         seen = await world.run(kit.reply("still here"))
     assert seen.end.outcome is Outcome.REPLIED
-    assert seen.end.session_id != gone
+    assert_begun_anew(kit, seen)
+
+
+def forget_session(world: World) -> None:
+    """The conversation's session is one that the program does not know."""
+    workspace = Workspace(world.settings.agents_dir, world.agent)
+    workspace.prepare()
+    workspace.keep_session(world.conversation, GONE)
+
+
+def assert_begun_anew(kit: Kit, seen: RecordedUplink) -> None:
+    assert seen.end.session_id != GONE
     if kit.resumes:
         assert [e.reason for e in seen.events if isinstance(e, Retry)] == [Reason.SESSION_LOST]
 
@@ -233,20 +140,33 @@ async def begins_anew(kit: Kit, home: Path) -> None:
 @behaviour("two conversations at once")
 async def two_at_once(kit: Kit, home: Path) -> None:
     async with kit.world(home) as world:
-        uplinks = [RecordedUplink(), RecordedUplink()]
-        delivers = []
-        for text in ("left", "right"):
-            world.conversation = new_conversation_id()
-            delivers.append(world.deliver(kit.reply(text)))
+        left = world.deliver(kit.reply("left"))
+        world.conversation = new_conversation_id()
+        right = world.deliver(kit.reply("right"))
+        seen = await at_once(world, left, right)
+    assert [[send.text for send in one.sends] for one in seen] == [["left"], ["right"]]
+    assert_apart(*seen)
 
-        async def one(number: int) -> None:
-            await world.run(delivers[number], uplink=uplinks[number])
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(one, 0)
-            tasks.start_soon(one, 1)
-    assert [[send.text for send in uplink.sends] for uplink in uplinks] == [["left"], ["right"]]
-    assert uplinks[0].end.session_id != uplinks[1].end.session_id
+async def at_once(world: World, *delivers: Deliver) -> list[RecordedUplink]:
+    """What is reported of each of them."""
+    uplinks = [RecordedUplink() for _ in delivers]
+    async with anyio.create_task_group() as tasks:
+        for deliver, uplink in zip(delivers, uplinks, strict=True):
+            tasks.start_soon(partial(_run, world, deliver, uplink))
+    return uplinks
+
+
+async def _run(world: World, deliver: Deliver | str, uplink: RecordedUplink) -> None:
+    await world.run(deliver, uplink=uplink)
+
+
+def assert_apart(*seen: RecordedUplink) -> None:
+    """They went on side by side, each in a process and a session of its own."""
+    begun = [one.events[0].at for one in seen]
+    ended = [one.events[-1].at for one in seen]
+    assert max(begun) < min(ended)
+    assert len({one.end.session_id for one in seen}) == len(seen)
 
 
 @behaviour("the next message in the same process")
@@ -309,9 +229,13 @@ async def is_steered(kit: Kit, home: Path) -> None:
 @behaviour("a picture that its model sees")
 async def sees(kit: Kit, home: Path) -> None:
     async with kit.world(home) as world:
-        deliver = with_files(world, "@@pictures", {"shot.png": PNG, "notes.txt": b"not shown"})
-        seen = await world.run(deliver)
-    assert [send.text for send in seen.sends] == ["image/png" if kit.sees else "none"]
+        seen = await world.run(with_files(world, "@@pictures", FILES))
+    assert [send.text for send in seen.sends] == [pictures(kit)]
+
+
+def pictures(kit: Kit) -> str:
+    """What its model says of FILES."""
+    return "image/png" if kit.sees else "none"
 
 
 # --- ends ---
@@ -319,91 +243,145 @@ async def sees(kit: Kit, home: Path) -> None:
 
 @behaviour("a stop, with all that it started gone")
 async def stops(kit: Kit, home: Path) -> None:
-    stop, uplink = StopSignal(), RecordedUplink()
-    orders = "\n".join(filter(None, [kit.child, kit.reply("on it"), kit.hang]))
     async with kit.world(home) as world:
-        uplink.deadline_s = world.deadline_s
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: world.run(orders, stop=stop, uplink=uplink))
-            await uplink.until(is_result)
-            stop.request("Ana")
-        children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
+        seen = await stopped(kit, world)
+        assert_stopped(kit, world, seen)
         again = await world.run(kit.reply("back"))
-    assert (uplink.end.outcome, uplink.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
-    assert "Ana" in uplink.end.detail
-    assert kit.stopped in {None, uplink.end.exit_code}
-    assert len(children) == bool(kit.child)
-    assert not any(map(alive, children))
-    assert_nothing_left(uplink)
+    assert_nothing_left(seen)
     assert again.end.outcome is Outcome.REPLIED
+
+
+async def stopped(kit: Kit, world: World) -> RecordedUplink:
+    """A run that a person has stopped after it left a child behind and replied."""
+    stop, uplink = StopSignal(), RecordedUplink()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(world.run, busy(kit, world), stop=stop, uplink=uplink))
+        await until_hangs(world, uplink)
+        stop.request("Ana")
+    return uplink
+
+
+def busy(kit: Kit, world: World) -> Deliver:
+    """Leaves a child behind, replies, and hangs; and may do all that."""
+    world.agent = world.agent.model_copy(update={"mode": "bypassPermissions"})
+    child = kit.child(world) if kit.child else ""
+    return world.deliver("\n".join(filter(None, [child, kit.reply("on it"), kit.hang])))
+
+
+async def until_hangs(world: World, uplink: RecordedUplink) -> None:
+    """Until the reply's own result is there: what it does before may have one as well."""
+    uplink.deadline_s = world.deadline_s
+
+    def wanted(frame: Said) -> bool:
+        at = next(n for n, one in enumerate(uplink.frames) if one is frame)
+        return is_result(frame) and any(isinstance(one, Send) for one in uplink.frames[:at])
+
+    await uplink.until(wanted)
+
+
+def assert_stopped(kit: Kit, world: World, seen: RecordedUplink) -> None:
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
+    assert "Ana" in seen.end.detail
+    assert kit.stopped in {None, seen.end.exit_code}
+    assert_no_child(kit, world)
+
+
+def assert_no_child(kit: Kit, world: World, runs: int = 1) -> None:
+    """So many runs have left a child behind, and none of these lives."""
+    children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
+    assert len(children) == (runs if kit.child else 0)
+    assert not any(map(alive, children))
 
 
 @behaviour("a stop that its process survives")
 async def survives_a_stop(kit: Kit, home: Path) -> None:
-    stop, uplink = StopSignal(), RecordedUplink()
-    orders = "\n".join(filter(None, [kit.child, kit.reply("on it"), kit.hang]))
     async with kit.world(home, warm=Warm(600.0, 3)) as world:
-        uplink.deadline_s = world.deadline_s
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: world.run(orders, stop=stop, uplink=uplink))
-            await uplink.until(is_result)
-            stop.request("Ana")
-        children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
-        assert not any(map(alive, children))
-        assert alive(uplink.launches[0].pid) == kit.warm
+        seen = await stopped(kit, world)
+        assert_no_child(kit, world)
+        assert alive(seen.launches[0].pid) == kit.warm
         after = await world.run(kit.reply("back"))
-    assert (uplink.end.outcome, uplink.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
-    assert (after.launches[0].pid == uplink.launches[0].pid) == kit.warm
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
+    assert (after.launches[0].pid == seen.launches[0].pid) == kit.warm
     assert after.end.outcome is Outcome.REPLIED
     assert_nothing_left(after)
 
 
-@behaviour("a process that is killed")
+@behaviour("a process that is killed, with all that it started gone")
 async def is_killed(kit: Kit, home: Path) -> None:
+    async with kit.world(home) as world:
+        seen = await killed(kit, world)
+        assert_no_child(kit, world)
+    assert_killed(seen)
+
+
+async def killed(kit: Kit, world: World) -> RecordedUplink:
+    """A run whose process was killed after it left a child behind and replied."""
     uplink = RecordedUplink()
-    async with kit.world(home) as world, anyio.create_task_group() as tasks:
-        orders = f"{kit.reply('on it')}\n{kit.hang}"
-        uplink.deadline_s = world.deadline_s
-        tasks.start_soon(lambda: world.run(orders, uplink=uplink))
-        await uplink.until(is_result)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(_run, world, busy(kit, world), uplink))
+        await until_hangs(world, uplink)
         os.kill(uplink.launches[0].pid, signal.SIGKILL)
-    assert (uplink.end.outcome, uplink.end.reason) == (Outcome.FAILED, Reason.CRASHED)
-    assert len(uplink.launches) == 1  # it had begun: what it did is not done again
-    assert_nothing_left(uplink)
+    return uplink
+
+
+def assert_killed(seen: RecordedUplink) -> None:
+    assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.CRASHED)
+    assert len(seen.launches) == 1  # it had begun: what it did is not done again
+    assert_nothing_left(seen)
 
 
 @behaviour("a process that hangs")
 async def hangs(kit: Kit, home: Path) -> None:
     async with kit.world(home, hang_timeout_s=kit.patience_s) as world:
         seen = await world.run(f"{kit.reply('on it')}\n{kit.hang}")
+    assert_hung(seen)
+
+
+def assert_hung(seen: RecordedUplink) -> None:
     assert (seen.end.outcome, seen.end.reason) == (Outcome.FAILED, Reason.HUNG)
     assert_nothing_left(seen)
 
 
-async def _fails(kit: Kit, home: Path, status: int, reason: Reason) -> None:
+async def _fails(kit: Kit, home: Path, status: int) -> None:
     async with kit.world(home) as world:
         seen = await world.run(kit.error(status))
+    assert_failed(kit, seen, status)
+
+
+#: What a status of its model's comes to.
+STATUSES: Final = {401: Reason.AUTHENTICATION, 429: Reason.RATE_LIMIT, 529: Reason.OVERLOADED}
+
+
+def assert_failed(kit: Kit, seen: RecordedUplink, status: int) -> None:
     assert seen.end.outcome is Outcome.FAILED
-    assert seen.end.reason is kit.reasons.get(status, reason)
+    assert seen.end.reason is kit.reasons.get(status, STATUSES[status])
     assert seen.sends == []
     assert_nothing_left(seen)
 
 
 @behaviour("401: log in")
 async def is_refused(kit: Kit, home: Path) -> None:
-    await _fails(kit, home, 401, Reason.AUTHENTICATION)
+    await _fails(kit, home, 401)
 
 
 @behaviour("429: rate limit")
 async def is_limited(kit: Kit, home: Path) -> None:
-    await _fails(kit, home, 429, Reason.RATE_LIMIT)
+    await _fails(kit, home, 429)
 
 
 @behaviour("429 with its end")
 async def is_limited_until(kit: Kit, home: Path) -> None:
     until = int(time.time()) + 7_200
     async with kit.world(home) as world:
-        seen = await world.run(kit.limit(until) if kit.limit else kit.error(429))
+        seen = await world.run(limited(kit, until))
+    assert_limited(kit, seen, until)
+
+
+def limited(kit: Kit, until: int) -> str:
+    return kit.limit(until) if kit.limit else kit.error(429)
+
+
+def assert_limited(kit: Kit, seen: RecordedUplink, until: int) -> None:
     assert seen.end.reason is kit.reasons.get(429, Reason.RATE_LIMIT)
     if kit.limit is None:
         assert seen.end.resets_at is None
@@ -415,7 +393,7 @@ async def is_limited_until(kit: Kit, home: Path) -> None:
 
 @behaviour("529: overloaded")
 async def is_overloaded(kit: Kit, home: Path) -> None:
-    await _fails(kit, home, 529, Reason.OVERLOADED)
+    await _fails(kit, home, 529)
 
 
 # --- the like ---
@@ -456,6 +434,10 @@ PNG: Final = (
 )
 
 
+#: Of these its model sees the first.
+FILES: Final = {"shot.png": PNG, "notes.txt": b"not shown"}
+
+
 def assert_nothing_left(seen: RecordedUplink) -> None:
     for launch in seen.launches:
         assert find_tree(launch.pid, launch.started_at, launch.launch_id, session=True) == []
@@ -463,30 +445,3 @@ def assert_nothing_left(seen: RecordedUplink) -> None:
 
 def is_result(frame: Said) -> bool:
     return isinstance(frame, RunReport) and frame.event.type == "tool_result"
-
-
-def matrix(kits: Sequence[Kit]) -> str:
-    """What is run with which driver, and where one differs, as a table in Markdown."""
-    head = ["", *(f"`{kit.name}`" for kit in kits)]
-    rows = [head, ["---"] * len(head)]
-    rows += [[words, *(_cell(kit, words) for kit in kits)] for words in BEHAVIOURS]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _cell(kit: Kit, words: str) -> str:
-    status = words.partition(":")[0]
-    if status.isdigit() and int(status) in kit.reasons:
-        return f"as `{kit.reasons[int(status)]}`"
-    if words == "429 with its end" and kit.limit is None:
-        return "no time told"
-    if "session" in words and not kit.resumes:
-        return "new, with the history"
-    if ("same process" in words or "survives" in words or "waits for it" in words) and not kit.warm:
-        return "a process per message"
-    if "picture" in words and not kit.sees:
-        return "has its path"
-    if "put into" in words and not kit.steers:
-        return "queued"
-    if "all that it started" in words and kit.child is None:
-        return "yes; starts nothing"
-    return "yes"

@@ -5,20 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from contracts.drivers import (
-    BEHAVIOURS,
-    BUILTIN,
-    BUILTIN_ACP,
-    FAKE_ACP,
-    FAKE_CLAUDE,
-    FAKE_CODEX,
-    Kit,
-    matrix,
-)
+from contracts.drivers import BEHAVIOURS
+from contracts.journeys import SHOWS
+from contracts.kits import BUILTIN, BUILTIN_ACP, FAKE_ACP, FAKE_CLAUDE, FAKE_CODEX, Kit
+from contracts.matrix import instead, matrix
+from e2e.real_kits import REAL, SINGLY
 
 KITS = (FAKE_CLAUDE, FAKE_CODEX, FAKE_ACP, BUILTIN, BUILTIN_ACP)
 PAGE = Path(__file__).parents[2] / "docs" / "drivers.md"
-MARKS = ("<!-- matrix -->\n", "<!-- /matrix -->")
 
 
 #: The driver and the program of this one are each looked at whole elsewhere; here, that they fit.
@@ -27,24 +21,22 @@ TOGETHER = (
     "a session resumed",
     "a stop, with all that it started gone",
 )
+#: What a driver cannot and does instead is what it does of every message, but for these.
+ALWAYS = ("the first message in a process that waits for it",)
 
 
-def _can(kit: Kit, words: str) -> bool:
-    """Whether the driver does it in its own way; what it does instead is what it does of every message."""
-    if words in {"the next message in the same process", "a stop that its process survives"}:
-        return kit.warm
-    if words == "a picture that its model sees":
-        return kit.sees
-    return words != "a message put into its turn" or kit.steers
+def looked_at(kit: Kit, words: str) -> bool:
+    if words in TOGETHER:
+        return True
+    return kit is not BUILTIN_ACP and (words in ALWAYS or instead(kit, words) is None)
 
 
 LOOKED_AT = [
     pytest.param(kit, words, id=f"{kit.name}-{words}")
     for kit in KITS
     for words in BEHAVIOURS
-    if "CONTRACT" in os.environ
-    or words in TOGETHER
-    or (kit is not BUILTIN_ACP and _can(kit, words))
+    if looked_at(kit, words)
+    or ("CONTRACT" in os.environ and instead(kit, words) != "asks for none")
 ]
 
 
@@ -54,11 +46,20 @@ async def test_each_driver(kit: Kit, words: str, tmp_path: Path) -> None:
 
 
 def test_the_page_has_the_matrix_of_what_is_run() -> None:
-    before, _, rest = PAGE.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    page = f"{before}{MARKS[0]}{matrix(KITS)}{MARKS[1]}{after}"
+    page = PAGE.read_text()
+    for mark, table in (("matrix", matrix(KITS)), ("real", matrix(list(REAL.values())))):
+        before, _, rest = page.partition(f"<!-- {mark} -->\n")
+        _, _, after = rest.partition(f"<!-- /{mark} -->")
+        page = f"{before}<!-- {mark} -->\n{table}<!-- /{mark} -->{after}"
     if os.environ.get("MATRIX") == "write":
         PAGE.write_text(page)
     assert PAGE.read_text() == page, (
         "write it anew: MATRIX=write pytest tests/contracts/test_drivers.py"
     )
+
+
+def test_each_real_program_is_run_through_every_behaviour_that_it_can_have() -> None:
+    journeys = {words for shown in SHOWS.values() for words in shown}
+    for name, kit in REAL.items():
+        wanted = {words for words in BEHAVIOURS if instead(kit, words) is None}
+        assert wanted <= journeys | set(SINGLY.get(name, ())), name

@@ -28,7 +28,7 @@ from cloudagent_daemon.runs.workspace import Workspace
 from cloudagent_protocol.events import Outcome, Reason, Retry, UnknownEvent
 from cloudagent_protocol.ids import AgentId
 from cloudagent_protocol.resources import AgentSpec
-from contracts.drivers import FAKE_CODEX
+from contracts.kits import FAKE_CODEX
 
 Json = dict[str, Any]
 

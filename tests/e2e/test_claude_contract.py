@@ -17,7 +17,6 @@ from cloudagent_protocol.events import (
     Ready,
     Reason,
     Retry,
-    Text,
     ToolCall,
     ToolResult,
 )
@@ -31,26 +30,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.real_cli]
 
 def use_claude(world: World, mode: str = "default") -> None:
     world.agent = world.agent.model_copy(update={"command": None, "env": {}, "mode": mode})
-
-
-async def test_a_reply_by_tool_then_a_resumed_session(tmp_path: Path) -> None:
-    with StubModel() as model:
-        async with a_world(tmp_path, env=claude_environment(model)) as world:
-            use_claude(world)
-            first = await world.run('@@call send_message {"text": "hi there"}\n@@stream 5 0.02')
-            second = await world.run("@@recall")
-    assert (first.end.outcome, first.end.exit_code) == (Outcome.REPLIED, 0)
-    assert [send.text for send in first.sends] == ["hi there"]
-    assert first.types[:2] == ["started", "ready"]
-    blocks: dict[int, str] = {}
-    for delta in first.deltas:
-        assert delta.offset == len(blocks.get(delta.block, ""))
-        blocks[delta.block] = blocks.get(delta.block, "") + delta.text
-    assert len(first.deltas) > 2
-    assert blocks == {e.block: e.text for e in first.events if isinstance(e, Text)}
-    assert first.end.session_id == second.end.session_id
-    assert second.end.outcome is Outcome.AUTO_PUBLISHED
-    assert "hi there" in second.sends[0].text
 
 
 async def test_a_session_whose_file_is_gone_becomes_a_fresh_one(tmp_path: Path) -> None:
@@ -69,10 +48,7 @@ async def test_a_session_whose_file_is_gone_becomes_a_fresh_one(tmp_path: Path) 
     ("status", "reason"),
     [
         (400, Reason.INVALID_REQUEST),
-        (401, Reason.AUTHENTICATION),
-        (429, Reason.RATE_LIMIT),
         (500, Reason.SERVER_ERROR),
-        (529, Reason.OVERLOADED),
     ],
 )
 async def test_an_error_of_the_model_has_its_reason(

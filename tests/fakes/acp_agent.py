@@ -24,7 +24,7 @@ import time
 
 sys.path.insert(0, __file__.rpartition("/fakes/")[0])
 
-from fakes.agent_cli import STATE, Agent, Tools, effect, exists, new_id, read, say
+from fakes.agent_cli import STATE, Agent, Tools, effect, exists, going_on, new_id, read, say
 
 TYPE_CHECKING = False  # as in `typing`, which takes as long to import as much of the rest
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class AcpAgent(Agent):
         earlier = self.remember()
         if "your work was paused until a person could answer" in prompt and earlier:
             effect(f"told {json.dumps(prompt)}")
-            prompt = earlier[0] if "@@" not in prompt else prompt  # as a model goes on where it was
+        prompt = going_on(prompt, earlier)
         orders = [line[2:].partition(" ") for line in prompt.splitlines() if line[:2] == "@@"]
         stop = "end_turn"
         for order, _, rest in orders:

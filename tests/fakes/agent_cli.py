@@ -33,7 +33,8 @@ own. Each line of a prompt that begins with `@@` is an order, carried out in tur
 ``@@quit``                 exit 0 without a result
 ``@@nothing``              print nothing at all and exit 0
 ``@@env NAME``             write a text block with this environment variable
-``@@may TOOL JSON``        ask whether it may, and write a text block with the answer
+``@@may TOOL JSON``        ask whether it may, and write a text block with the answer; have the effect
+                           `did COMMAND` if there is one and it may
 ``@@touch PATH``           make that file; it asks before where its permission mode wants that
 ``@@as``                   write a text block with its model and permission mode
 ``@@retract TOOL JSON``    ask whether it may, and take that back once FAKE_STATE/gate is there
@@ -90,6 +91,12 @@ def new_id() -> str:
 
 def exists(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110
+
+
+def going_on(prompt: str, earlier: list[str]) -> str:
+    """What to do for a prompt: once people have answered, a model goes on where it was."""
+    paused = "your work was paused until a person could answer" in prompt
+    return earlier[0] if paused and earlier and "@@" not in prompt else prompt
 
 
 def append(path: str, line: str) -> None:
@@ -317,12 +324,16 @@ class Agent:
             self.tools.close()
         return status
 
+    @staticmethod
+    def orders(prompt: str) -> list[tuple[str, str, str]]:
+        return [line[2:].partition(" ") for line in prompt.splitlines() if line[:2] == "@@"]
+
     def take_turn(self, message: Json) -> int:
         self.uuid: str | None = message.get("uuid")
         self.content = message["message"]["content"]
         self.prompt = "".join(b["text"] for b in self.content if b["type"] == "text")
         self.pictures = [b["source"]["media_type"] for b in self.content if b["type"] == "image"]
-        orders = [line[2:].partition(" ") for line in self.prompt.splitlines() if line[:2] == "@@"]
+        orders = self.orders(self.prompt)
         if ("nothing", "", "") in orders:
             os._exit(0)
         if self.resumes and not self.turns and not exists(self.history):
@@ -331,6 +342,7 @@ class Agent:
             return 1
         self.turns += 1
         earlier = self.remember()
+        orders = self.orders(going_on(self.prompt, earlier))
         state = self.tools_state(orders)
         if state == "connected" and (self.tools is None or self.tools.dead):
             self.tools = configured(self.config)
@@ -583,7 +595,11 @@ class Agent:
 
     def do_may(self, rest: str, earlier: list[str]) -> None:
         tool, _, arguments = rest.partition(" ")
-        self.text(json.dumps(self.may(tool, json.loads(arguments or "{}"))))
+        asked = json.loads(arguments or "{}")
+        answer = self.may(tool, asked)
+        if answer["behavior"] == "allow" and "command" in asked:
+            effect(f"did {asked['command']}")
+        self.text(json.dumps(answer))
 
     def do_retract(self, rest: str, earlier: list[str]) -> None:
         tool, _, arguments = rest.partition(" ")

@@ -3,7 +3,8 @@
 Give it to an agent as `driver: codex, command: [sys.executable, codex_app_server.py]`. Orders beside those:
 
 ====================  =============================================================================
-``@@ask WHAT``        ask whether `command`, `file` or `tool` may go on; write what was decided
+``@@ask WHAT``        ask whether `command`, `file` or `tool` may go on; write what was decided; of
+                      `command TEXT` have the effect `did TEXT` if it may
 ``@@again STATUS``    report that a model request failed and is tried again
 ``@@odd``             send what a newer codex might: unknown items, notifications and requests
 ====================  =============================================================================
@@ -20,7 +21,7 @@ import sys
 
 sys.path.insert(0, __file__.rpartition("/fakes/")[0])
 
-from fakes.agent_cli import STATE, Agent, Tools, effect, exists, new_id, say
+from fakes.agent_cli import STATE, Agent, Tools, effect, exists, going_on, new_id, say
 
 TYPE_CHECKING = False  # as in `typing`, which takes as long to import as much of the rest
 if TYPE_CHECKING:
@@ -94,10 +95,8 @@ class CodexAgent(Agent):
         effect(f"start {self.session_id}")
         earlier = self.remember()
         self.item("completed", type="userMessage", id="user", content=[])
-        for line in prompt.splitlines():
-            if line[:2] == "@@":
-                order, _, rest = line[2:].partition(" ")
-                getattr(self, f"do_{order}")(rest, earlier)
+        for order, _, rest in self.orders(going_on(prompt, earlier)):
+            getattr(self, f"do_{order}")(rest, earlier)
         last = {"inputTokens": 10, "outputTokens": 5}
         self.notify("thread/tokenUsage/updated", tokenUsage={"last": last, "total": last})
 
@@ -165,16 +164,21 @@ class CodexAgent(Agent):
         error = {"message": "Reconnecting... 1/5", "codexErrorInfo": INFOS[int(rest)]}
         self.notify("error", turnId="turn_1", willRetry=True, error=error)
 
-    def do_ask(self, what: str, earlier: list[str]) -> None:
+    def do_ask(self, rest: str, earlier: list[str]) -> None:
+        what, _, command = rest.partition(" ")
         method, params = {
-            "command": ("item/commandExecution/requestApproval", {"command": "make", "cwd": "/"}),
+            "command": ("item/commandExecution/requestApproval",
+                        {"command": command or "make", "cwd": "/"}),
             "file": ("item/fileChange/requestApproval", {"reason": "outside"}),
             "tool": ("mcpServer/elicitation/request",
                      {"serverName": "cloudagent", "_meta": {"codex_approval_kind": "mcp_tool_call"}}),
         }[what]  # fmt: skip
         params = {"threadId": self.session_id, "turnId": "turn_1", "itemId": "x", **params}
         answer = self.request(method, params)
-        self.text(answer["result"].get("decision") or answer["result"]["action"])
+        decision = answer["result"].get("decision") or answer["result"]["action"]
+        if command and decision == "accept":
+            effect(f"did {command}")
+        self.text(decision)
 
     def do_odd(self, rest: str, earlier: list[str]) -> None:
         self.notify("of/tomorrow", what="x")

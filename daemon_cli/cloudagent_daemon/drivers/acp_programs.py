@@ -53,6 +53,8 @@ QWEN: Final = Program(
     arguments=("--acp", "--allowed-tools", f"mcp__{SERVER}"),
     package="@qwen-code/qwen-code",
     login="qwen",
+    # As gemini, whose code it began with.
+    env={"QWEN_CODE_NO_RELAUNCH": "true"},
     inherits=("QWEN_*", "DASHSCOPE_*", *_KEYS),
     keys=("OPENAI_API_KEY", "DASHSCOPE_API_KEY"),
     credentials=(".qwen/oauth_creds.json",),
