@@ -264,7 +264,7 @@ async def stopped(kit: Kit, world: World) -> RecordedUplink:
 def busy(kit: Kit, world: World) -> Deliver:
     """Leaves a child behind, replies, and hangs; and may do all that."""
     world.agent = world.agent.model_copy(update={"mode": "bypassPermissions"})
-    child = kit.child(world) if kit.child else ""
+    child = kit.child(world.home / "effects") if kit.child else ""
     return world.deliver("\n".join(filter(None, [child, kit.reply("on it"), kit.hang])))
 
 

@@ -28,7 +28,7 @@ def _did(world: World, command: str) -> bool:
     return f"did {command}" in world.effects()
 
 
-def _setsid(_: World) -> str:
+def _setsid(_: Path) -> str:
     return "@@setsid"
 
 
@@ -50,8 +50,8 @@ class Kit:
     act: Callable[[str], str] | None = None
     #: Whether it has run it.
     acted: Callable[[World, str], bool] = _did
-    #: Leaves a child of its own behind, and its pid in `world.effects()`; none: it cannot.
-    child: Callable[[World], str] | None = _setsid
+    #: Leaves a child of its own behind, and its pid in the file of effects; none: it cannot.
+    child: Callable[[Path], str] | None = _setsid
     #: What it was refused does not end its turn.
     goes_on: bool = True
     #: Our tool for questions is offered to its model.

@@ -135,10 +135,10 @@ def left_file(world: World, command: str) -> bool:
     return (world.workspace / "workspace" / command.split()[-1]).exists()
 
 
-def lonely_child(act: Callable[[str], str], world: World) -> str:
+def lonely_child(act: Callable[[str], str], effects: Path) -> str:
     """A child in a session of its own, without an environment, that is not waited for."""
     child = "setsid env -i /bin/sleep 3600 </dev/null >/dev/null 2>&1"
-    return act(f"{child} & echo child $! >>{shlex.quote(str(world.home / 'effects'))}")
+    return act(f"{child} & echo child $! >>{shlex.quote(str(effects))}")
 
 
 def acting(act: Callable[[str], str], **more: Any) -> dict[str, Any]:
@@ -150,6 +150,22 @@ def codex_acting() -> dict[str, Any]:
     asks = {"sandbox_permissions": "require_escalated", "justification": "May I?"}
     act = partial(by, "exec_command", "cmd")
     return acting(partial(act, **asks), child=partial(lonely_child, act))
+
+
+def for_all(home: Path, model: StubModel) -> dict[str, str]:
+    """The environment of a daemon whose home is made ready for all of them."""
+    settings = (codex_settings, qwen_settings, opencode_settings, gemini_settings)
+    for prepare in settings:
+        prepare(home, model)
+    ways = (
+        claude_environment(model),
+        codex_environment(model),
+        qwen_environment(model),
+        opencode_environment(model),
+        gemini_environment(model),
+    )
+    merged = {name: value for way in ways for name, value in way.items()}
+    return {**merged, "PATH": ":".join(way["PATH"] for way in ways)}
 
 
 REAL: Final = {
