@@ -256,7 +256,7 @@ async def stopped(kit: Kit, world: World) -> RecordedUplink:
     stop, uplink = StopSignal(), RecordedUplink()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(world.run, busy(kit, world), stop=stop, uplink=uplink))
-        await until_hangs(world, uplink)
+        await until_hangs(kit, world, uplink)
         stop.request("Ana")
     return uplink
 
@@ -268,7 +268,7 @@ def busy(kit: Kit, world: World) -> Deliver:
     return world.deliver("\n".join(filter(None, [child, kit.reply("on it"), kit.hang])))
 
 
-async def until_hangs(world: World, uplink: RecordedUplink) -> None:
+async def until_hangs(kit: Kit, world: World, uplink: RecordedUplink) -> None:
     """Until the reply's own result is there: what it does before may have one as well."""
     uplink.deadline_s = world.deadline_s
 
@@ -277,6 +277,7 @@ async def until_hangs(world: World, uplink: RecordedUplink) -> None:
         return is_result(frame) and any(isinstance(one, Send) for one in uplink.frames[:at])
 
     await uplink.until(wanted)
+    assert not kit.child or alive(children(world)[-1])
 
 
 def assert_stopped(kit: Kit, world: World, seen: RecordedUplink) -> None:
@@ -288,9 +289,12 @@ def assert_stopped(kit: Kit, world: World, seen: RecordedUplink) -> None:
 
 def assert_no_child(kit: Kit, world: World, runs: int = 1) -> None:
     """So many runs have left a child behind, and none of these lives."""
-    children = [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
-    assert len(children) == (runs if kit.child else 0)
-    assert not any(map(alive, children))
+    assert len(children(world)) == (runs if kit.child else 0)
+    assert not any(map(alive, children(world)))
+
+
+def children(world: World) -> list[int]:
+    return [int(line.split()[1]) for line in world.effects() if line.startswith("child")]
 
 
 @behaviour("a stop that its process survives")
@@ -319,7 +323,7 @@ async def killed(kit: Kit, world: World) -> RecordedUplink:
     uplink = RecordedUplink()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(_run, world, busy(kit, world), uplink))
-        await until_hangs(world, uplink)
+        await until_hangs(kit, world, uplink)
         os.kill(uplink.launches[0].pid, signal.SIGKILL)
     return uplink
 

@@ -35,6 +35,33 @@ for line in sys.stdin:
         models = [{"id": "a", "model": "gpt-6"}, {"id": "b", "model": "gpt-6-mini"}]
         print(json.dumps({"id": asked["id"], "result": {"data": models}}), flush=True)
 """
+#: What gemini and qwen answer to `session/new`, beside what is of no use here.
+GEMINI = {"models": {"availableModels": [
+    {"modelId": "auto", "name": "Auto"}, {"modelId": "gemini-2.5-pro", "name": "gemini-2.5-pro"}]}}  # fmt: skip
+QWEN = {
+    "models": {"availableModels": [{"modelId": "coder-model(qwen-oauth)", "name": "coder-model"}]},
+    "configOptions": [{"id": "model", "category": "model", "type": "select", "options": [
+        {"value": "coder-model(qwen-oauth)", "name": "coder-model"}, {"value": "bare"}]}],
+}  # fmt: skip
+ACP = """\
+import json, os, sys
+assert sys.argv[-4:] == ["--allowed-mcp-server-names", "cloudagent", "--extensions", "none"]
+assert "--acp" in sys.argv and any("NO_RELAUNCH" in name for name in os.environ)
+for line in sys.stdin:
+    asked = json.loads(line)
+    assert asked["method"] in ("initialize", "session/new"), "nothing is said in the session"
+    if asked["method"] == "session/new":
+        print("no JSON")
+        print(json.dumps({"jsonrpc": "2.0", "id": 2, "method": "fs/read_text_file"}), flush=True)
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], **(ANSWER)}), flush=True)
+"""
+REFUSED = {"error": {"code": -32000, "message": "Authentication required"}}
+
+
+def speaks_acp(answer: dict[str, Any]) -> str:
+    return ACP.replace("ANSWER", repr(answer))
+
+
 OPENCODE = "print('free/pickle'); print('stub/stub-model'); print()"
 
 
@@ -54,7 +81,10 @@ def program(folder: Path, name: str, code: str) -> Runtime:
         ("opencode", OPENCODE, ["free/pickle", "stub/stub-model"]),
         ("claude_code", "print('no JSON')", None),
         ("opencode", "raise SystemExit(3)", None),
-        ("gemini", "raise SystemExit('is not asked')", None),
+        ("gemini", speaks_acp({"result": GEMINI}), ["auto", "gemini-2.5-pro"]),
+        ("qwen", speaks_acp({"result": QWEN}), ["coder-model", "bare"]),
+        ("gemini", speaks_acp(REFUSED), None),
+        ("builtin", "raise SystemExit('is not asked')", None),
     ],
 )
 async def test_a_program_is_asked_in_its_own_way(

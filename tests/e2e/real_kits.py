@@ -136,9 +136,14 @@ def left_file(world: World, command: str) -> bool:
 
 
 def lonely_child(act: Callable[[str], str], effects: Path) -> str:
-    """A child in a session of its own, without an environment, that is not waited for."""
-    child = "setsid env -i /bin/sleep 3600 </dev/null >/dev/null 2>&1"
-    return act(f"{child} & echo child $! >>{shlex.quote(str(effects))}")
+    """A child in a session of its own and without an environment, that lives when the command is over.
+
+    The command waits for that: with its terminal gone, it would end with it before.
+    """
+    says = f"echo child $$ >>{effects}; : >$0; exec /bin/sleep 3600"
+    child = f"setsid env -i /bin/sh -c {shlex.quote(says)} {effects}.$$"
+    there = f"until [ -e {effects}.$$ ]; do sleep 0.05; done"
+    return act(f"{child} </dev/null >/dev/null 2>&1 & {there}")
 
 
 def acting(act: Callable[[str], str], **more: Any) -> dict[str, Any]:

@@ -1,17 +1,22 @@
 """Nothing of a real coding agent is left once its daemon was killed, or stopped; counted over /proc.
 
 Each of them leaves a child that is hard to find: in a session of its own, without an environment. Stops, and kills of
-the program itself, are in the contract (`contracts/journeys.py`, "ends").
+the program itself, are in the contract (`contracts/journeys.py`, "ends"). A default round kills the daemon; with `REAL_CLIS`
+set, another one stops it, which takes as long.
 """
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from contracts.kits import Kit
 from e2e.harness import (
     Follower,
     Json,
+    Process,
     clean_environment,
     log_in,
     processes_with,
@@ -43,6 +48,11 @@ def children(home: Path) -> list[psutil.Process]:
     return [child for left in found.values() for child in left]
 
 
+def orders(kit: Kit, effects: Path) -> str:
+    assert kit.child
+    return "\n".join([kit.child(effects), kit.reply("on it"), kit.hang])
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     _, survivors = psutil.wait_procs(processes, GONE_S)
     return not survivors
@@ -61,8 +71,11 @@ def until_all_hang(events: Follower, conversations: set[str]) -> None:
     events.until(wanted, START_S)
 
 
-def test_nothing_is_left_of_any_program_when_the_daemon_is_killed_or_stopped(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    "end", [Process.kill, *([Process.stop] if "REAL_CLIS" in os.environ else [])]
+)
+def test_nothing_is_left_of_any_program_when_the_daemon_is_gone(
+    tmp_path: Path, end: Callable[[Process], object]
 ) -> None:
     laptop = tmp_path / "laptop"
     with StubModel() as model, running_backend(tmp_path / "server") as backend:
@@ -70,24 +83,19 @@ def test_nothing_is_left_of_any_program_when_the_daemon_is_killed_or_stopped(
         env = clean_environment(laptop, **for_all(laptop, model))
         env |= {"CLOUDAGENT_MAX_RUNS": str(len(REAL)), "CLOUDAGENT_STOP_TIMEOUT_S": "1"}
         log_in(laptop, backend.url, key, env)
+        agents: dict[str, str] = {}
+        for name in REAL:
+            more = {"model": "gemini-2.5-pro"} if name == "gemini" else {}
+            agents[name] = backend.create_agent(
+                host_id, name, driver=DRIVERS[name], mode="bypassPermissions", **more
+            )
         with started_daemon(laptop, env) as daemon, backend.follow() as events:
-            conversations: set[str] = set()
-            for name, kit in REAL.items():
-                more = {"model": "gemini-2.5-pro"} if name == "gemini" else {}
-                agent = backend.create_agent(
-                    host_id, name, driver=DRIVERS[name], mode="bypassPermissions", **more
-                )
-                assert kit.child
-                orders = [kit.child(laptop / f"effects-{name}"), kit.reply("on it"), kit.hang]
-                conversations.add(backend.send(agent, "\n".join(orders))["conversation_id"])
-            until_all_hang(events, conversations)
+            sent = [
+                backend.send(agents[name], orders(kit, laptop / f"effects-{name}"))
+                for name, kit in REAL.items()
+            ]
+            until_all_hang(events, {message["conversation_id"] for message in sent})
             started = [*children(laptop), *alive(processes_with(str(laptop)))]
-            daemon.kill()
-            assert gone(started)
-        # What was cut off is begun again, and does the same once more.
-        with backend.follow() as events, started_daemon(laptop, env) as daemon:
-            until_all_hang(events, conversations)
-            started = [*children(laptop), *alive(processes_with(str(laptop)))]
-            daemon.stop()
+            end(daemon)
             assert gone(started)
     assert processes_with(str(laptop)) == []

@@ -397,7 +397,7 @@ def _wishes(
     for what, value in wanted:
         if value is None:
             continue
-        offered = _offered(session, what)
+        offered = offers(session, what)
         chosen = next((wish for ids, wish in offered if value in ids), None)
         if chosen is None:
             there = ", ".join(sorted(ids[0] for ids, _ in offered)[:20]) or "none"
@@ -406,7 +406,7 @@ def _wishes(
     return wishes, None
 
 
-def _offered(session: Json, what: str) -> list[tuple[list[str], tuple[str, Json]]]:
+def offers(session: Json, what: str) -> list[tuple[list[str], tuple[str, Json]]]:
     """What can be chosen: the names of each choice, and the request that chooses it."""
     found: list[tuple[list[str], tuple[str, Json]]] = []
     for option in as_objects(session.get("configOptions")):

@@ -1,17 +1,19 @@
 """Which models coding agents offer: each is asked in its own way, without a turn.
 
-It costs a start of the program (claude 1 s of CPU, codex 0.2 s, opencode 5 s), so that it is asked once in
-a daemon's life, and anew when a person has it look again. The others name theirs only in a session.
+It costs a start of the program (claude 1 s of CPU, codex 0.2 s, opencode 5 s, gemini and qwen 2 s), so that it
+is asked once in a daemon's life, and anew when a person has it look again.
 """
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, TypeAlias
 
 import anyio.to_thread
 
-from cloudagent_daemon.drivers import claude_code, codex
-from cloudagent_daemon.drivers.acp_programs import OPENCODE
+from cloudagent_daemon.drivers import acp, claude_code, codex
+from cloudagent_daemon.drivers.acp_programs import GEMINI, OPENCODE, QWEN, Program
+from cloudagent_daemon.drivers.base import SERVER
 from cloudagent_daemon.drivers.codex_program import native
 from cloudagent_daemon.drivers.probe import ask, probe
 from cloudagent_daemon.drivers.values import Json, as_object, as_objects, as_text
@@ -29,6 +31,8 @@ _CLAUDE: Final = (
     "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
     "--strict-mcp-config", "--settings", '{"disableAllHooks":true}',
 )  # fmt: skip
+#: Gemini's flags, and those of qwen, which began with its code: none of the person's tool servers.
+_ALONE: Final = ("--allowed-mcp-server-names", SERVER, "--extensions", "none")
 
 
 class Models:
@@ -124,10 +128,43 @@ async def _of_opencode(path: str, environment: Mapping[str, str], mask: Mask) ->
     return None if problem else [line for line in printed.split() if "/" in line]
 
 
+async def _in_a_session(
+    path: str, environment: Mapping[str, str], mask: Mask, program: Program, *, named: bool
+) -> list[str] | None:
+    """Of a program that tells them only when a session is opened: it is, and nothing is said in it.
+
+    `named`: by their names, where their ids are no words for people.
+    """
+    nothing = {"fs": {"readTextFile": False, "writeTextFile": False}, "terminal": False}
+    hello = {"protocolVersion": acp.VERSION, "clientCapabilities": nothing}
+    words = _line({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello})
+    place: Json = {"cwd": "/", "mcpServers": []}
+    words += _line({"jsonrpc": "2.0", "id": 2, "method": "session/new", "params": place})
+
+    def understand(said: Json) -> list[str] | None:
+        if said.get("id") != 2 or "method" in said:
+            return None
+        # Whoever is not logged in is refused; then there are none.
+        offered = acp.offers(as_object(said.get("result")), "model")
+        return [names[-1] if named and names[-1] else names[0] for names, _ in offered]
+
+    return await ask(
+        [path, *program.arguments, *_ALONE],
+        {**environment, **program.env},
+        words,
+        understand,
+        inherits=(*program.inherits, *program.env),
+        timeout_s=_PATIENCE_S,
+        mask=mask,
+    )
+
+
 _WAYS: Final[dict[str, _Way]] = {
     "claude_code": _of_claude,
     "codex": _of_codex,
     "opencode": _of_opencode,
+    "gemini": partial(_in_a_session, program=GEMINI, named=False),
+    "qwen": partial(_in_a_session, program=QWEN, named=True),
 }
 
 
