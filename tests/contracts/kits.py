@@ -120,7 +120,7 @@ CLAUDE_ERRORS: Final = {401: "authentication_failed", 429: "rate_limit", 529: "o
 FAKE_CLAUDE: Final = fake(
     "claude_code", "claude_code", "agent_cli.py", warm=True, steers=True,
     error=lambda status: f"@@error {status} {CLAUDE_ERRORS[status]}",
-    act=lambda command: f"@@may Bash {json.dumps({'command': command})}",
+    act=lambda command: f"@@goes_on\n@@may Bash {json.dumps({'command': command})}",
     limit="@@limit {}\n@@error 429 rate_limit".format,
 )  # fmt: skip
 FAKE_CODEX: Final = fake("codex", "codex", "codex_app_server.py", steers=True, stopped=0,

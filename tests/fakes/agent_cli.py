@@ -38,6 +38,7 @@ own. Each line of a prompt that begins with `@@` is an order, carried out in tur
 ``@@touch PATH``           make that file; it asks before where its permission mode wants that
 ``@@as``                   write a text block with its model and permission mode
 ``@@retract TOOL JSON``    ask whether it may, and take that back once FAKE_STATE/gate is there
+``@@goes_on``              told that its work was paused until a person could answer, begin these orders anew
 ``@@edit PATH TEXT``       ask whether it may write that file, and write it if so; `|` ends a line
 ``@@tool NAME``            say that it uses this tool, unasked
 ``@@pause``                wait for a message that is put into this turn
@@ -342,7 +343,8 @@ class Agent:
             return 1
         self.turns += 1
         earlier = self.remember()
-        orders = self.orders(going_on(self.prompt, earlier))
+        if earlier and "@@goes_on" in earlier[0]:
+            orders = self.orders(going_on(self.prompt, earlier))
         state = self.tools_state(orders)
         if state == "connected" and (self.tools is None or self.tools.dead):
             self.tools = configured(self.config)
@@ -579,6 +581,9 @@ class Agent:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.write(handle, body.encode())
             os.close(handle)
+
+    def do_goes_on(self, rest: str, earlier: list[str]) -> None:
+        pass
 
     def do_touch(self, path: str, earlier: list[str]) -> None:
         if (
