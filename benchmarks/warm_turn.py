@@ -4,7 +4,7 @@ From the POST of a message to the first piece of its answer on the page's stream
 whose real `claude` has had a turn; beside `claude -p --resume` by hand, to the first piece on its
 standard output, and beside a `claude` that is kept warm by hand. The difference to the latter is our
 own share: from the POST to the line on its standard input, and from its line to the page. Only the
-model is scripted.
+model is scripted: it answers at once, so what a real one takes to its first piece is in no figure.
 """
 
 import json
