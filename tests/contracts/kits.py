@@ -148,5 +148,4 @@ BUILTIN_ACP: Final = scripted(
     inherits=False,
     stopped=0,
     patience_s=3.0,
-    sees=False,
 )  # fmt: skip

@@ -13,7 +13,8 @@ KEEP_CHARS: Final = 15_000
 class Picture:
     """A picture that came with a message; its path is in the message's text as well."""
 
-    path: Path
+    #: Where it lies; null: it came as bytes, and is shown for as long as this process has its session open.
+    path: Path | None
     media_type: str
     #: Its bytes in base 64; empty where they were not read.
     data: str = field(default="", repr=False)

@@ -1,6 +1,6 @@
 """The pictures that a model is shown: read where they lie, each time; a session has their paths only.
 
-What kind each is was told by its bytes before it came here. No address is ever fetched, and nothing outside of
+What kind each is was told by its bytes before it came here, or by the editor that sends them as bytes. No address is ever fetched, and nothing outside of
 the folder of messages' files is read (docs/decisions/0023).
 """
 
@@ -20,6 +20,8 @@ PICTURE_BYTES: Final = 3_750_000
 PICTURES_BYTES: Final = 7_500_000
 #: Of a request; beyond it Anthropic's API wants them small.
 MOST_PICTURES: Final = 20
+#: What both APIs take.
+KINDS: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
 def read(
@@ -34,7 +36,8 @@ def read(
     seen: list[Picture] = []
     left = PICTURES_BYTES
     for one in pictures:
-        body = _bytes(one.path, folder, min(left, PICTURE_BYTES)) if len(seen) < most else None
+        wanted = one.path if len(seen) < most else None
+        body = _bytes(wanted, folder, min(left, PICTURE_BYTES)) if wanted else None
         if body:
             left -= len(body)
             seen.append(replace(one, data=b64encode(body).decode()))
@@ -53,6 +56,28 @@ def recall(history: Sequence[Entry], folder: Path | None, *, most: int) -> list[
         else entry
         for entry in history
     ]
+
+
+def newest(history: Sequence[Entry], beside: int) -> list[Entry]:
+    """The history with its newest pictures that came as bytes, as far as a request has room beside so many others."""
+    left, places = PICTURES_BYTES, MOST_PICTURES - beside
+    kept: list[Entry] = []
+    for entry in reversed(history):
+        if isinstance(entry, User) and entry.pictures:
+            shown: list[Picture] = []
+            for one in entry.pictures:
+                left -= size_of(one)
+                places -= 1
+                if left >= 0 and places >= 0:
+                    shown.append(one)
+            entry = replace(entry, pictures=tuple(shown))
+        kept.append(entry)
+    return kept[::-1]
+
+
+def size_of(picture: Picture) -> int:
+    """Bytes that its base 64 stands for."""
+    return len(picture.data) * 3 // 4
 
 
 def _bytes(path: Path, folder: Path, most: int) -> bytes | None:

@@ -125,9 +125,10 @@ def _dump(entry: Entry) -> dict[str, Any]:
     match entry:
         case User():
             record: dict[str, Any] = {"type": "user", "text": entry.text}
-            if entry.pictures:
+            lying = [one for one in entry.pictures if one.path]
+            if lying:
                 record["pictures"] = [
-                    {"path": str(one.path), "media_type": one.media_type} for one in entry.pictures
+                    {"path": str(one.path), "media_type": one.media_type} for one in lying
                 ]
             return record
         case Assistant():

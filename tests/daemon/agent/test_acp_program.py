@@ -14,6 +14,8 @@ import pytest
 from acp import Client, RequestError, schema, spawn_agent_process, text_block
 from acp.client.connection import ClientSideConnection
 
+from cloudagent_daemon.agent.history import Assistant, Picture, User
+from cloudagent_daemon.agent.pictures import newest
 from fakes.model import StubModel
 
 PROGRAM = str(Path(sys.executable).parent / "cloudagent-daemon")
@@ -121,6 +123,33 @@ async def test_a_turn_reads_the_folder_and_is_remembered(tmp_path: Path, model: 
         assert editor.asked == []  # to look is not asked for
         await agent.prompt(session.session_id, [text_block("@@recall")])
     assert "it says alpha" in editor.text()
+
+
+def a_picture(size: int = 3, kind: str = "image/png") -> schema.ImageContentBlock:
+    data = "QUJD" * (size // 3)
+    return schema.ImageContentBlock(type="image", data=data, mime_type=kind)
+
+
+async def test_a_picture_is_shown_to_the_model_while_its_session_is_open(
+    tmp_path: Path, model: StubModel
+) -> None:
+    editor = Editor(tmp_path)
+    async with an_agent(editor, model) as (agent, _):
+        session = await agent.new_session(cwd=str(tmp_path), mcp_servers=[])
+        await agent.prompt(session.session_id, [text_block("@@pictures"), a_picture()])
+        await agent.prompt(session.session_id, [text_block("@@say :\n@@pictures")])
+        assert editor.text() == "image/png:image/png"
+        await agent.load_session(cwd=str(tmp_path), session_id=session.session_id, mcp_servers=[])
+        assert "[A picture, image/png]" in editor.text("user_message_chunk")
+
+
+def test_of_many_pictures_the_newest_go_with_a_request() -> None:
+    def shown(*sizes: int) -> User:
+        return User("x", tuple(Picture(None, "image/png", "QUJD" * (n // 3)) for n in sizes))
+
+    history = [shown(3), shown(4_500_000), Assistant("ok"), shown(3_000_000)]
+    assert newest(history, 0) == [User("x"), *history[1:]]
+    assert newest(history, 19) == [User("x"), User("x"), *history[2:]]
 
 
 async def test_a_session_is_told_again_to_the_editor_that_loads_it(
@@ -248,11 +277,13 @@ async def test_what_it_cannot_do_is_refused_with_the_reason(
     tmp_path: Path, model: StubModel
 ) -> None:
     editor = Editor(tmp_path)
-    image = schema.ImageContentBlock(type="image", data="aGk=", mime_type="image/png")
+    drawing = a_picture(kind="image/svg+xml")
     async with an_agent(editor, model) as (agent, _):
         new = await agent.new_session(cwd=str(tmp_path), mcp_servers=[])
         for work, code in [
-            (agent.prompt(new.session_id, [image]), -32602),
+            (agent.prompt(new.session_id, [drawing]), -32602),
+            (agent.prompt(new.session_id, [a_picture(3_750_003)]), -32602),
+            (agent.prompt(new.session_id, [a_picture(3_000_000)] * 3), -32602),
             (agent.prompt(new.session_id, []), -32602),
             (agent.prompt("another", [text_block("hi")]), -32002),
             (agent.new_session(cwd="relative", mcp_servers=[]), -32602),

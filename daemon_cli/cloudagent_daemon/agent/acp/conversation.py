@@ -8,11 +8,12 @@ from typing import Any, Final, TypeAlias
 
 import anyio
 
-from cloudagent_daemon.agent import config
+from cloudagent_daemon.agent import config, pictures
 from cloudagent_daemon.agent.acp import telling
 from cloudagent_daemon.agent.acp.peer import INVALID_REQUEST, Json, Peer, RefusedError
 from cloudagent_daemon.agent.acp.telling import Telling
 from cloudagent_daemon.agent.errors import AgentError, ToolError
+from cloudagent_daemon.agent.history import Picture
 from cloudagent_daemon.agent.loop import Loop
 from cloudagent_daemon.agent.mcp import McpTools, Server, spawned
 from cloudagent_daemon.agent.models.choice import open_model
@@ -106,7 +107,7 @@ class Conversation:
         for update in telling.replayed(self.session.history, self._titles):
             self._update(update)
 
-    async def take(self, prompt: str) -> Json:
+    async def take(self, prompt: str, shown: tuple[Picture, ...] = ()) -> Json:
         """One turn; the answer to `session/prompt`.
 
         Raises:
@@ -120,7 +121,7 @@ class Conversation:
         self.problems.clear()
         with anyio.CancelScope() as self._turn:
             try:
-                return await self._work(prompt)
+                return await self._work(prompt, shown)
             finally:
                 self._turn = None
         return {"stopReason": "cancelled"}
@@ -130,7 +131,7 @@ class Conversation:
         if self._turn is not None:
             self._turn.cancel()
 
-    async def _work(self, prompt: str) -> Json:
+    async def _work(self, prompt: str, shown: tuple[Picture, ...]) -> Json:
         settings = config.from_environment()
         kind, name = settings.choose(self.model, self.kind)
         model = open_model(kind, name, settings)
@@ -151,8 +152,9 @@ class Conversation:
             budget_tokens=settings.context_tokens,
             max_calls=settings.max_calls,
         )
+        self.session.history = pictures.newest(self.session.history, len(shown))
         try:
-            await loop.run(prompt, _SYSTEM.format(folder=self.folder))
+            await loop.run(prompt, _SYSTEM.format(folder=self.folder), shown)
         except AgentError as error:
             if error.reason == "max_turns":
                 return _answer("max_turn_requests", loop)

@@ -17,7 +17,15 @@ from cloudagent_daemon.agent import config
 from cloudagent_daemon.agent.acp.conversation import Conversation
 from cloudagent_daemon.agent.acp.peer import INTERNAL, INVALID_PARAMS, Json, Peer, RefusedError
 from cloudagent_daemon.agent.errors import AgentError
+from cloudagent_daemon.agent.history import Picture
 from cloudagent_daemon.agent.mcp import Server
+from cloudagent_daemon.agent.pictures import (
+    KINDS,
+    MOST_PICTURES,
+    PICTURE_BYTES,
+    PICTURES_BYTES,
+    size_of,
+)
 from cloudagent_daemon.agent.session import open_session
 
 VERSION: Final = 1
@@ -75,7 +83,7 @@ class AcpServer:
             "protocolVersion": VERSION,
             "agentCapabilities": {
                 "loadSession": True,
-                "promptCapabilities": {"embeddedContext": True},
+                "promptCapabilities": {"embeddedContext": True, "image": True},
                 "sessionCapabilities": {"resume": {}},
             },
             "agentInfo": {"name": "cloudagent", "title": "cloudagent", "version": self._version},
@@ -99,9 +107,9 @@ class AcpServer:
 
     async def prompt(self, params: Json) -> Json:
         conversation = self._known(params)
-        prompt = _prompt(params)
+        prompt, shown = _prompt(params)
         try:
-            return await conversation.take(prompt)
+            return await conversation.take(prompt, shown)
         except AgentError as error:
             raise _refused(error) from error
 
@@ -190,18 +198,43 @@ def _server(given: Json) -> Server:
     return Server(str(given["name"]), (str(given["command"]), *map(str, words)), env)
 
 
-def _prompt(params: Json) -> str:
-    """The blocks as one text; a file that is named is one that the agent can read."""
+def _prompt(params: Json) -> tuple[str, tuple[Picture, ...]]:
+    """The blocks as one text, and their pictures; a file that is named is one that the agent can read."""
     blocks = params.get("prompt")
     if not isinstance(blocks, list) or not blocks:
         raise RefusedError(INVALID_PARAMS, "`prompt` must be a list of content blocks")
-    return "\n\n".join(_block(block) for block in cast("list[Any]", blocks))
+    given = cast("list[Any]", blocks)
+    shown = tuple(filter(None, map(_picture, given)))
+    if len(shown) > MOST_PICTURES or sum(map(size_of, shown)) > PICTURES_BYTES:
+        said = f"at most {MOST_PICTURES} pictures and {PICTURES_BYTES:,} bytes of them in a prompt"
+        raise RefusedError(INVALID_PARAMS, said)
+    return "\n\n".join(map(_block, given)), shown
+
+
+def _picture(block: Any) -> Picture | None:
+    """Raises RefusedError: it is one that no model can be shown."""
+    match block:
+        case {"type": "image", "mimeType": str(kind), "data": str(data)}:
+            picture = Picture(None, kind, data)
+            if kind not in KINDS:
+                said = f"a picture of the kind {kind!r} is not understood; {', '.join(sorted(KINDS))} are"
+                raise RefusedError(INVALID_PARAMS, said)
+            if not data or size_of(picture) > PICTURE_BYTES:
+                said = (
+                    f"a picture has {size_of(picture):,} bytes; 1 to {PICTURE_BYTES:,} can be shown"
+                )
+                raise RefusedError(INVALID_PARAMS, said)
+            return picture
+        case _:
+            return None
 
 
 def _block(block: Any) -> str:
     match block:
         case {"type": "text", "text": str(text)}:
             return text
+        case {"type": "image", "mimeType": str(kind), "data": str()}:
+            return f"[A picture, {kind}]"
         case {"type": "resource_link", "uri": str(uri)}:
             return f"[{block.get('name') or 'a file'}]({uri})"
         case {"type": "resource", "resource": {"uri": str(uri), "text": str(text)}}:
