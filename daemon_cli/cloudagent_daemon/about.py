@@ -22,6 +22,7 @@ from cloudagent_daemon.runs.breaker import Pause
 from cloudagent_daemon.runs.limits import Limit
 from cloudagent_daemon.runs.queue import RunQueue
 from cloudagent_daemon.runs.uplink import LiveRuns
+from cloudagent_daemon.runs.warm import Warm
 from cloudagent_daemon.service.notify import standing_text
 from cloudagent_daemon.tunnel import Tunnel
 from cloudagent_protocol.events import Reason
@@ -48,6 +49,7 @@ class About:
     live: LiveRuns
     key: KeyFile | None
     tunnel: Tunnel | None
+    warm: Warm
     #: What was found at the last look.
     runtimes: list[Runtime] = field(default_factory=list[Runtime])
     #: Tells this life from the one before, on the same machine.
@@ -84,6 +86,7 @@ class About:
             "installation": self.installation.report(),
             "runtimes": [runtime.model_dump() for runtime in self.runtimes],
             "agents": self._agents(),
+            "warm": self._warm(),
             "guards": [*self.guards.report(), _log_guard()],
             "service": None,
             "own_files": {"state": self.masks.cover, "detail": self.masks.detail or None},
@@ -97,6 +100,7 @@ class About:
             self.guards.changed,
             self.installation.changed,
             self.spool.committed,
+            self.warm.changed,
             *([self.key.changed] if self.key else []),
             *([self.tunnel.changed] if self.tunnel else []),
         ]
@@ -126,6 +130,24 @@ class About:
                 "hold": paused[agent.id].model_dump(mode="json") if agent.id in paused else None,
             }
             for agent in (connection.agents if connection else ())
+        ]
+
+    def _warm(self) -> list[dict[str, Any]]:
+        """Processes that wait for a message; what they take is looked up by who asks."""
+        connection = self.client.connection
+        agents = {one.id: one for one in connection.agents} if connection else {}
+        return [
+            {
+                "agent_id": one.agent_id,
+                "agent": agents[one.agent_id].name if one.agent_id in agents else None,
+                "conversation_id": one.conversation_id,
+                "program": one.program,
+                "pid": one.pid,
+                "since": _time(one.since),
+                "until": _time(one.until),
+                "ahead": one.ahead,
+            }
+            for one in self.warm.all
         ]
 
     async def hello(self) -> Hello:

@@ -185,6 +185,7 @@ class Daemon:
             live=live,
             key=self._key,
             tunnel=tunnel,
+            warm=self._warm,
         )
 
     async def run(self, ending: Ending) -> None:

@@ -45,7 +45,7 @@ def _write_over(path: Path, body: bytes) -> None:
 
 
 #: What a reader takes for granted of a report, beside its schema.
-_LISTS: Final = ("runtimes", "agents")
+_LISTS: Final = ("runtimes", "agents", "warm")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(said, dict):
         return {}
-    report = cast("dict[str, Any]", said)
+    report: dict[str, Any] = {"warm": [], **cast("dict[str, Any]", said)}
     lists = [cast("list[Any]", report[name]) for name in _LISTS if _is_list(report.get(name))]
     sound = len(lists) == len(_LISTS) and all(
         isinstance(one, dict) for each in lists for one in each

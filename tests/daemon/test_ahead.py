@@ -90,7 +90,7 @@ async def test_the_message_after_the_opening_begins_in_the_process_that_waits(
             await until_gone(earlier.launches[0].pid)
             before, session_id = 1, earlier.end.session_id
         pid = await started_ahead(world)
-        assert world.warm.waiting == 1
+        assert [(one.pid, one.ahead) for one in world.warm.all] == [(pid, True)]
         seen = await world.run("@@recall\n@@reply two")
         assert [launch.pid for launch in seen.launches] == [pid]
         assert starts(world) == before + 1

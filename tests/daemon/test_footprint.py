@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
+from cloudagent_daemon.cli.resident import resident_bytes
 from cloudagent_daemon.config import Limits
 from cloudagent_daemon.footprint import descendants, exceeds, most
 
@@ -50,11 +51,15 @@ def test_what_a_tree_takes_is_all_of_it_and_what_is_shared_counts_once() -> None
         assert taken is not None
         assert 60 * MB <= taken < 110 * MB, "three times 60 MB would be wrong"
         assert exceeds(root, 110 * MB) is None
+        told = resident_bytes(root)
+        assert told is not None
+        assert 60 * MB <= told < 110 * MB
 
 
 def test_a_process_without_descendants_and_one_that_is_gone_take_nothing() -> None:
     assert exceeds(os.getpid(), 10**15) is None
     assert exceeds(2**22 - 1, 0) is None
+    assert resident_bytes(2**22 - 1) is resident_bytes(None) is None
 
 
 @pytest.mark.parametrize(

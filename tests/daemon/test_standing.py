@@ -65,6 +65,13 @@ def report(state: str = "connected", **more: Any) -> dict[str, Any]:
     return base | more
 
 
+def waits(name: str, **more: Any) -> dict[str, Any]:
+    base = {"agent_id": f"agent_{name[:20]}", "agent": name, "program": "/usr/bin/claude", "pid": 9}
+    times = {"since": ago(minutes=4), "until": ago(minutes=-6), "ahead": False}
+    talk = {"conversation_id": "conv_01J9ZK3M5Q7R8S9T0V1W2X3Y4Z", "memory_bytes": 203_000_000}
+    return {**base, **times, **talk} | more
+
+
 STOPPED: dict[str, Any] = {
     "pid": None,
     "since": None,
@@ -150,6 +157,13 @@ STATES: dict[str, dict[str, Any]] = {
             ),
         ]
     ),
+    "warm": report(
+        warm=[
+            waits("docs", ahead=True, since=ago(seconds=20), until=ago(seconds=-100)),
+            waits("api", memory_bytes=197_400_000),
+            waits("frontend", memory_bytes=None, agent=None, since=ago(minutes=9)),
+        ]
+    ),
     "by-hand-with-notes": report(
         service=None,
         notes=["state.db could not be read and was set aside as state.db.corrupt-20261120T091200Z"],
@@ -167,6 +181,7 @@ STATES: dict[str, dict[str, Any]] = {
             agent("b", "waiting", waiting_for=f"approval: {HOSTILE}"),
         ],
         notes=[HOSTILE],
+        warm=[waits(HOSTILE, program=HOSTILE, conversation_id=HOSTILE)],
     ),
 }
 

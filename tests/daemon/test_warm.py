@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -94,6 +96,23 @@ async def test_the_next_message_goes_to_the_same_process_and_each_call_to_its_ow
     # It did begin with the third, and is not given it again.
     assert (third.end.outcome, third.end.reason) == (Outcome.FAILED, Reason.NO_RESULT)
     assert world.effects().count(f"start {first.end.session_id}") == 1
+
+
+async def test_who_waits_can_be_told_and_that_it_has_changed(tmp_path: Path) -> None:
+    async with a_warm_world(tmp_path) as world:
+        assert world.warm
+        assert world.warm.all == []
+        news, before = world.warm.changed, time.time()
+        first = await world.run("@@reply one")
+        assert news.is_set()
+        [one] = world.warm.all
+        assert (one.agent_id, one.conversation_id) == (world.agent.id, world.conversation)
+        assert (one.pid, one.program, one.ahead) == (pids(first)[0], sys.executable, False)
+        assert before <= one.since <= time.time()
+        assert one.until == one.since + 600
+        news = world.warm.changed
+        world.warm.clear("for the test")
+        assert (news.is_set(), world.warm.all) == (True, [])
 
 
 async def test_what_a_turn_left_running_ends_with_it_and_the_process_stays(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def lines(
         user_home: shown as `~`.
         width: columns of the terminal; 0 for no limit.
     """
-    body = [*_facts(report), *_agents(report, now, user_home, width)]
+    body = [*_facts(report), *_agents(report, now, user_home, width), *_warm(report, now, width)]
     notes = _notes(report, command)
     gap = [""] if notes and len(body) > 1 else []
     return [headline(report, now), *_next(report, command, log), *body, *gap, *notes]
@@ -161,6 +161,34 @@ def _agents(report: Mapping[str, Any], now: float, user_home: str, width: int) -
         row = f"    {status:9} {name:{names}}  {doing[id(agent)]:{widest}}"
         rows.append(_with_folder(row, _folder(agent, user_home), width))
     return rows
+
+
+def _warm(report: Mapping[str, Any], now: float, width: int) -> list[str]:
+    """Processes that wait for their conversation's next message."""
+    warm: list[Mapping[str, Any]] = report.get("warm") or []
+    if not warm:
+        return []
+    names = min(_NAME, max(len(flat(_who(one))) for one in warm))
+    noun = "process waits" if len(warm) == 1 else "processes wait"
+    rows = [f"  warm      {len(warm)} {noun} for a message"]
+    for one in warm:
+        program = clip(Path(str(one["program"])).name, _NAME)
+        waited = duration(now - _unix(one["since"]))
+        ahead = ", ahead of it" if one.get("ahead") else ""
+        since = f"for {waited}{ahead}"
+        left = f"ends in {duration(_unix(one['until']) - now)}"
+        parts = (program, _megabytes(one.get("memory_bytes")), since, left)
+        row = f"    {clip(_who(one), names):{names}}  {', '.join(filter(None, parts))}"
+        rows.append(_with_folder(row, flat(str(one["conversation_id"])), width))
+    return rows
+
+
+def _who(one: Mapping[str, Any]) -> str:
+    return str(one.get("agent") or one["agent_id"])
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1_000_000:.0f} MB"
 
 
 def _doing(agent: Mapping[str, Any], now: float) -> str:

@@ -18,6 +18,7 @@ from cloudagent_daemon.cli.options import (
     Here,
     safe,
 )
+from cloudagent_daemon.cli.resident import resident_bytes
 
 _EXIT: Final = {
     "connected": 0,
@@ -53,6 +54,9 @@ def look(here: Here) -> dict[str, Any]:
     starting = {**_stopped(here), "state": "connecting", "detail": "starting"}
     report: dict[str, Any] = {**starting, **said, "pid": pid or None}
     report["agents"] = _with_folders(here, report["agents"])
+    report["warm"] = [
+        {**one, "memory_bytes": resident_bytes(one.get("pid"))} for one in report["warm"]
+    ]
     return report
 
 
@@ -77,6 +81,7 @@ def _stopped(here: Here) -> dict[str, Any]:
         "last_seq": None,
         "runtimes": [],
         "agents": [],
+        "warm": [],
         "service": None,
     }
 

@@ -5,7 +5,9 @@
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, Generic, TypeAlias, TypeVar
 
 import anyio
@@ -73,6 +75,26 @@ class Shelf(Generic[T]):
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def items(self) -> list[T]:
+        return list(self._kept.values())
+
+
+@dataclass(frozen=True)
+class Waits:
+    """A process that waits for its conversation's next message."""
+
+    agent_id: AgentId
+    conversation_id: ConversationId
+    pid: int
+    #: What was started: its first word.
+    program: str
+    #: Unix seconds.
+    since: float
+    until: float
+    #: It was started for a message that has not come: a person looks at the conversation.
+    ahead: bool
+
 
 class _Kept:
     def __init__(self, key: Key, held: Held, print_: Print, stays_s: float) -> None:
@@ -80,6 +102,7 @@ class _Kept:
         self.held = held
         self.print = print_
         self.stays_s = stays_s
+        self.since = time.time()
         #: Set when it is not kept any more, and whether somebody has it then.
         self.out = anyio.Event()
         self.taken = False
@@ -103,6 +126,8 @@ class Warm:
         self._ahead: _Kept | None = None
         self._starting: dict[Key, anyio.Event] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
+        #: Set, and replaced, when another one waits, or one does no more.
+        self.changed = anyio.Event()
 
     async def serve(
         self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
@@ -128,6 +153,21 @@ class Warm:
         """How many wait for a message."""
         return len(self._shelf)
 
+    @property
+    def all(self) -> list[Waits]:
+        """Those that wait, the one that makes way first in front."""
+        return [
+            Waits(
+                *kept.key,
+                pid=kept.held.worker.child.pid,
+                program=kept.held.worker.plan.command.argv[0],
+                since=kept.since,
+                until=kept.since + kept.stays_s,
+                ahead=not kept.held.worker.worked,
+            )
+            for kept in self._shelf.items
+        ]
+
     def put(self, key: Key, held: Held, print_: Print) -> bool:
         """Keeps a process whose turn is over; returns whether it does. It is then not the caller's."""
         if not self.keeps or not held.worker.usable:
@@ -136,6 +176,7 @@ class Warm:
         for other in self._shelf.put(key, kept):
             self._send_off(other, "too many")
         self.tasks.start_soon(self._mind, kept)
+        self._notify()
         return True
 
     async def start_ahead(
@@ -167,6 +208,7 @@ class Warm:
             self.tasks.start_soon(self._mind, kept)
             if not laid:
                 self._send_off(kept, "its place is taken")
+            self._notify()
             return laid
         finally:
             self._starting.pop(key, None)
@@ -183,6 +225,8 @@ class Warm:
                 await starting.wait()
             self._starting.pop(key, None)  # if it comes later than that, it comes too late
         kept = self._shelf.take(key)
+        if kept:
+            self._notify()
         if kept and kept.print == print_ and kept.held.worker.usable:
             kept.taken = True
             kept.out.set()
@@ -223,6 +267,11 @@ class Warm:
         logger.info("a warm process is ended: %s", why, extra=about)
         self._leaving[kept.key] = kept
         kept.out.set()
+        self._notify()
+
+    def _notify(self) -> None:
+        self.changed.set()
+        self.changed = anyio.Event()
 
     async def _mind(self, kept: _Kept) -> None:
         """Until somebody takes it, or its time is over, or it goes by itself."""
@@ -233,6 +282,7 @@ class Warm:
         if kept.taken:
             return
         self._shelf.drop(kept.key, kept)
+        self._notify()
         self._leaving[kept.key] = kept
         try:
             with anyio.CancelScope(shield=True):
