@@ -159,6 +159,7 @@ async def test_status_has_the_same_fields_whether_or_not_a_daemon_runs(home: Hom
         "last_seq",
         "runtimes",
         "agents",
+        "warm",
         "service",
     }
     assert set(await home.status()) == wanted
