@@ -79,10 +79,16 @@ async def test_it_never_lets_the_agent_do_more_than_its_own_mode(tmp_path: Path)
 async def test_what_waits_is_as_narrow_as_its_agent_has_become(tmp_path: Path) -> None:
     async with open_desk(tmp_path) as desk:
         await changed(desk, mode="bypassPermissions")
-        await desk.say("later", permission_mode="acceptEdits")
+        message = await desk.say("later", permission_mode="acceptEdits")
         await changed(desk, mode="default")
         [frame] = await desk.lease()
         assert frame.agent.mode == "default"
+        trace = await desk.database.read(lambda c: ladder.trace_of(c, desk.user_id, message))
+        asked, *_, otherwise = (rung.detail for rung in trace.deliveries[0].rungs)
+        assert asked == "asked for the mode acceptEdits"
+        assert otherwise == (
+            "frontend works in the mode default by now: this goes in that one, not in acceptEdits"
+        )
 
 
 async def test_both_ways_of_sending_take_it_and_refuse_it(tmp_path: Path) -> None:

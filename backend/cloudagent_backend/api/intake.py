@@ -115,7 +115,8 @@ class Intake:
             raise ApiError(
                 ErrorCode.STORAGE_FULL,
                 f"Your files take {size_text(taken)}, and {size_text(most)} are allowed.",
-                next="Ask who runs this server for more (CLOUDAGENT_BACKEND_ATTACHMENTS_OF_USER_MB).",
+                next="Remove files that you have sent and no longer need, or ask who runs this server for more"
+                " (CLOUDAGENT_BACKEND_ATTACHMENTS_OF_USER_MB).",
             )
 
     async def _written(self, pieces: AsyncGenerator[bytes], user_id: UserId) -> Content:

@@ -24,6 +24,14 @@ def wishes(message: Message) -> str | None:
     return f"asked for {' and '.join(asked)}" if asked else None
 
 
+def narrowed(agent: AgentRow, message: Message) -> str | None:
+    """Why the message does not get the mode that it asked for: its agent may do less than it might then."""
+    wanted = message.permission_mode
+    if wanted is None or may_want(agent.mode, wanted):
+        return None
+    return f"{agent.name} works in the mode {agent.mode} by now: this goes in that one, not in {wanted}"
+
+
 def _as_wanted(agent: AgentRow, message: Message) -> AgentSpec:
     """The agent for this message. Its own mode may have been narrowed since that was written."""
     spec = agents.spec(agent)

@@ -10,7 +10,7 @@ from typing import Final
 
 from cloudagent_backend.delivery import budgets, chains, ladder, lending, shares
 from cloudagent_backend.delivery.chains import Limits
-from cloudagent_backend.delivery.framing import deliver
+from cloudagent_backend.delivery.framing import deliver, narrowed
 from cloudagent_backend.store import (
     agents,
     deliveries,
@@ -87,7 +87,7 @@ def _lease_one(
     message = messages.load_bare(c, row.message_id)
     if agent is None or message is None:
         ladder.give_up(c, row, "the agent was removed", Reason.AGENT_UNKNOWN)
-    elif leased := ladder.move(c, row, DeliveryState.LEASED):
+    elif leased := ladder.move(c, row, DeliveryState.LEASED, *_told_otherwise(agent, message)):
         try:
             again = _retried(c, row)
             outbox.put(c, host.id, deliver(row, agent, message, limits.hops, again))
@@ -97,6 +97,11 @@ def _lease_one(
         else:
             if row.mode is DeliveryMode.INTERRUPT:
                 _make_way(c, row, message, told=not host.interrupts)
+
+
+def _told_otherwise(agent: AgentRow, message: Message) -> list[NewRung]:
+    why = narrowed(agent, message)
+    return [NewRung(RungName.STORED, ladder.BACKEND, why)] if why else []
 
 
 def offer_again(c: sqlite3.Connection, row: DeliveryRow, host_name: str, limits: Limits) -> None:
