@@ -354,6 +354,8 @@ class RunQueue:
             async with self._lines:
                 await fetch(deliver, self._fetches[delivery_id])
         except Exception:
+            # The edge of a task: a fault of ours here must not end the daemon and all that runs. What
+            # comes of it for the message is told by its run, which looks for its files itself.
             logger.exception("files could not be fetched", extra={"action": "fetch"})
         del self._fetches[delivery_id]
         self.order.fetched(delivery_id)
