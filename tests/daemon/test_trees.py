@@ -1,7 +1,11 @@
 """A work tree for each conversation, by a real git: made once, found again, and never another folder."""
 
 import json
+import os
+import resource
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from cloudagent_protocol.frames import RunDiff
 from cloudagent_protocol.ids import ConversationId
 from fakes.repositories import a_repository, bytes_of, git
 from fakes.runs import World, a_world
+from faults.disk import small_disk
 
 CONVERSATION = ConversationId("conv_01K9ZZZZZZZZZZZZZZZZZZABCD")
 BRANCH = "cloudagent/zzzzzzabcd"
@@ -213,6 +218,58 @@ async def test_without_a_tree_nothing_is_started_and_it_says_what_to_do(
             assert seen.launches == []
             assert world.effects() == []
     assert "cloudagent" not in git(repo, "branch")
+
+
+def files_of(repo: Path) -> dict[str, tuple[bytes, int, int]]:
+    """All of it but its folders, of which git leaves an empty one and times."""
+    return {name: told for name, told in bytes_of(repo).items() if (repo / name).is_file()}
+
+
+@contextmanager
+def full(folder: Path, *, at_once: bool) -> Generator[None]:
+    """The disk of `folder` takes no whole work tree, or nothing at all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    filler = folder / "filler"
+    if os.path.ismount(folder):
+        with filler.open("wb") as file, suppress(OSError):
+            for _ in range(16 if at_once else 12):
+                file.write(b"x" * 1_048_576)
+                file.flush()
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0 if at_once else 500_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        filler.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["in the middle", "from the beginning"])
+async def test_on_a_full_disk_it_says_so_and_leaves_nothing_half_made(
+    tmp_path: Path, at_once: bool
+) -> None:
+    files = {f"part-{number}": os.urandom(500_000).hex() for number in range(8)}
+    repo = a_repository(tmp_path / "repo", files)
+    before = files_of(repo)
+    home = tmp_path / "home"
+    with small_disk(home) as mounted:
+        async with a_world(home) as world:
+            agent = {"cwd": str(repo), "worktree": "per_conversation"}
+            Workspace(world.settings.agents_dir, world.agent.model_copy(update=agent)).prepare()
+            with full(home, at_once=at_once):
+                _, failure = await settle(world, repo)
+                assert failure
+                assert failure.reason is Reason.WORKTREE
+                assert "the disk is full" in failure.detail or not mounted
+                trees = world.workspace / "worktrees"
+                left = [path for path in trees.rglob("*") if path.suffix != ".json"]
+                assert left == []
+                assert files_of(repo) == before
+            # With room again it is as if nothing had been.
+            space, failure = await settle(world, repo)
+            assert failure is None
+            assert git(space.cwd, "status", "--porcelain") == ""
+            assert git(repo, "worktree", "list").count("\n") == 2
 
 
 async def test_a_folder_that_is_no_longer_a_tree_is_left_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ repository's hooks say is run; what its filters say is, as `git worktree add` ch
 as agents run: masked, with a guardian and a deadline. A run never begins in another folder instead.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -56,6 +57,8 @@ QUIET_ENV: Final = {
     "GIT_PAGER": "cat",
     "SSH_ASKPASS_REQUIRE": "never",
 }
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL: Final = "the disk is full"
 OFF: Final = "or switch its work trees off (`worktree: off` in its settings)"
 
 
@@ -104,7 +107,9 @@ class Trees:
                 await self._make(space, conversation_id)
         except TimeoutError:
             why = f"git did not make the work tree within {self._make_s:g} s"
-        except (NoTreeError, SpawnError, UnmaskedError, OSError) as error:
+        except OSError as error:
+            why = f"{_FULL} ({error})" if error.errno in _NO_ROOM else str(error)
+        except (NoTreeError, SpawnError, UnmaskedError) as error:
             why = str(error)
         else:
             return None
@@ -135,6 +140,8 @@ class Trees:
         )  # fmt: skip
         if made.code:
             await _clear(git, folder, record, base)
+            if lack := await _lack_of_room(git, folder.parent, base):
+                raise NoTreeError(f"{_FULL}: {lack}. Make room there, {OFF}")
             raise NoTreeError(f"git could not make a work tree in {folder} ({_last(made)})")
         record.made = True
         await anyio.to_thread.run_sync(space.keep_tree, file, record.model_dump_json(indent=2))
@@ -251,6 +258,21 @@ async def _clear(git: "_Git", folder: Path, left: TreeRecord, base: str) -> str:
     # Only where it still is: a branch that has moved is somebody's work.
     await git.run("update-ref", "-d", f"refs/heads/{left.branch}", left.base)
     return base
+
+
+async def _lack_of_room(git: "_Git", trees: Path, base: str) -> str | None:
+    """Why a whole work tree does not fit, if it does not; git does not say why it could not write a file."""
+    listed = (await git.run("ls-tree", "-r", "-l", base)).out.splitlines()
+    sizes = [words[3] for line in listed if len(words := line.split(maxsplit=4)) == 5]
+    needed = sum(int(size) for size in sizes if size.isdecimal())
+    free = (await anyio.to_thread.run_sync(shutil.disk_usage, trees)).free
+    if needed < free:
+        return None
+    return f"the files of {git.root} take {_mb(needed)}, and {_mb(free)} are free in {trees}"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1_000_000:,.1f} MB"
 
 
 class _Git:
