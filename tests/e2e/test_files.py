@@ -1,10 +1,13 @@
-"""Files both ways, by the real programs, through the death of the daemon at each step of its own."""
+"""Files both ways, by the real programs, through the death of either at any step."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from e2e.harness import Backend, Json, running_backend, running_daemon
+from e2e.harness import DEADLINE_S, Backend, Json, running_backend, running_daemon
+from faults.proxy import Bandwidth, running_proxy
 
 pytestmark = pytest.mark.slow
 
@@ -51,3 +54,48 @@ def test_files_go_both_ways_once_whenever_the_daemon_dies(tmp_path: Path) -> Non
             [file] = reply["attachments"]
             assert (file["name"], file["media_type"]) == ("chart.gif", "image/gif")
             assert backend.http.get(f"/v1/attachments/{file['id']}").content == CHART
+
+
+def until_in_the_middle(backend: Backend, size: int) -> None:
+    """Until a part of a file that is being brought lies at the backend."""
+    drafts = backend.database.with_name(f"{backend.database.name}.attachments") / "drafts"
+    deadline = time.monotonic() + DEADLINE_S
+    # No event tells of what another process has on its disk.
+    while not any(0 < draft.stat().st_size < size for draft in drafts.glob("*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_file_on_its_way_arrives_once_though_the_backend_is_killed_or_restarted(
+    tmp_path: Path,
+) -> None:
+    folder, laptop = tmp_path / "project", tmp_path / "laptop"
+    folder.mkdir()
+    with running_backend(tmp_path / "server") as backend:
+        host_id, key = backend.create_host()
+        agent_id = backend.create_agent(host_id, driver="scripted", cwd=str(folder))
+        port = int(backend.url.rpartition(":")[2])
+        with (
+            running_proxy(("127.0.0.1", port)) as proxy,
+            running_daemon(laptop, proxy.url, key),
+        ):
+            for end in ("killed", "restarted"):
+                chart = b"GIF89a" + os.urandom(2_000_000)
+                (folder / "chart.gif").write_bytes(chart)
+                with proxy.toxic(Bandwidth(200_000), "up"):
+                    sent = backend.send(agent_id, ORDERS)
+                    until_in_the_middle(backend, len(chart))
+                    backend.process.kill() if end == "killed" else backend.process.stop()
+                backend.start_again()
+                with backend.follow() as events:
+                    rungs = backend.rungs(sent["id"])
+                    if "replied" not in rungs:
+                        assert events.delivery(sent["id"], "done")["outcome"] == "replied"
+                [reply] = [
+                    message
+                    for message in backend.messages(sent["conversation_id"])
+                    if message.get("in_reply_to") == sent["id"]
+                ]
+                [file] = reply["attachments"]
+                assert reply["text"] == "as you asked"
+                assert backend.http.get(f"/v1/attachments/{file['id']}").content == chart
