@@ -19,7 +19,8 @@ from cloudagent_daemon.link.tables import Leftover
 from cloudagent_daemon.runs.breaker import CRASHES, Breaker
 from cloudagent_daemon.runs.limits import Limit, Limits
 from cloudagent_daemon.runs.ports import Launch, Ride, Said, StopSignal, UplinkError
-from cloudagent_daemon.runs.queue import MAX_ATTEMPTS, RunQueue
+from cloudagent_daemon.runs.queue import RunQueue
+from cloudagent_daemon.runs.unrun import MAX_ATTEMPTS
 from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import Finished, Outcome, Question, Reason
 from cloudagent_protocol.frames import (

@@ -23,15 +23,14 @@ from cloudagent_daemon.runs.missing import Missing
 from cloudagent_daemon.runs.order import Order
 from cloudagent_daemon.runs.ports import Parked, Ride, StopSignal, Uplink
 from cloudagent_daemon.runs.riding import Riding
+from cloudagent_daemon.runs.unrun import only_report, waits_for_people, without_a_run
 from cloudagent_protocol.events import Finished, Outcome, Reason
-from cloudagent_protocol.frames import Deliver, DeliveryReport, RunReport
-from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId, new_run_id
+from cloudagent_protocol.frames import Deliver, DeliveryReport
+from cloudagent_protocol.ids import AgentId, ConversationId, DeliveryId
 from cloudagent_protocol.resources import AgentSpec, DeliveryMode, Runtime
 
 logger = logging.getLogger(__name__)
 
-#: Attempts that may end with the daemon's own death, before the message is given up.
-MAX_ATTEMPTS: Final = 5
 #: Messages whose files are fetched at once.
 FETCHES: Final = 4
 #: How long a run may take to end after it was told to.
@@ -232,13 +231,13 @@ class RunQueue:
             self.order.ride(delivery_id)
             self._riding.stay(waiting.rides_with, waiting)
             self._heed_aboard(waiting.rides_with)
-        elif _waits_for_people(waiting):
+        elif waits_for_people(waiting):
             self.order.park(waiting)
             self._heed_aboard(delivery_id)
-        elif ending := _without_a_run(waiting):
+        elif ending := without_a_run(waiting):
             self.order.remove(delivery_id)
             self._stop_fetching(delivery_id)
-            await self._uplink.finish(_only_report(waiting.deliver, ending))
+            await self._uplink.finish(only_report(waiting.deliver, ending))
         else:
             if waiting.deliver.retry and not self.order.waits(waiting.deliver):
                 self.breaker.lift([waiting.deliver.agent.id])
@@ -418,7 +417,7 @@ class RunQueue:
                 reason=Reason.INTERNAL,
                 detail=f"A fault in the daemon ended the run: {type(error).__name__}: {error}",
             )
-            await self._uplink.finish(_only_report(deliver, ending))
+            await self._uplink.finish(only_report(deliver, ending))
         finally:
             self.order.ended(deliver.delivery_id)
             taken = self._alight(deliver.delivery_id)
@@ -477,49 +476,3 @@ def _stop(stop: StopSignal, waiting: Waiting) -> None:
         stop.request(waiting.interrupted_by)
     if waiting.ended_by is not None:
         stop.hurry(waiting.ended_by)
-
-
-def _waits_for_people(waiting: Waiting) -> bool:
-    """Whether nothing can be done about it before somebody has decided."""
-    if waiting.interrupted_by is not None or waiting.asks_until is None:
-        return False
-    return waiting.asks_until > time.time()
-
-
-def _without_a_run(waiting: Waiting) -> Finished | None:
-    """How a delivery ends that shall not, or not again, be given to an agent."""
-    now = datetime.now(UTC)
-    if waiting.interrupted_by is not None and waiting.attempts:
-        return None  # begun in an earlier life: the runner knows how far, and ends what is left
-    if waiting.interrupted_by is not None:
-        return Finished(
-            at=now,
-            outcome=Outcome.CANCELLED,
-            reason=Reason.INTERRUPTED,
-            detail=f"Stopped by {waiting.interrupted_by} before the agent could begin.",
-            stopped_by=waiting.interrupted_by,
-        )
-    if waiting.handled_before:
-        return Finished(
-            at=now,
-            outcome=Outcome.SILENT,
-            detail="An earlier version of this daemon had handled this message.",
-        )
-    if waiting.attempts >= MAX_ATTEMPTS:
-        return Finished(
-            at=now,
-            outcome=Outcome.DEAD,
-            reason=Reason.CRASHED,
-            detail=f"Given up: the daemon ended during each of {waiting.attempts} attempts.",
-        )
-    return None
-
-
-def _only_report(deliver: Deliver, ending: Finished) -> RunReport:
-    return RunReport(
-        run_id=new_run_id(),
-        agent_id=deliver.agent.id,
-        conversation_id=deliver.message.conversation_id,
-        delivery_ids=[deliver.delivery_id],
-        event=ending.model_copy(update={"seq": 1}),
-    )
