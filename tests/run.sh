@@ -4,6 +4,8 @@
 #   tests/run.sh check    format, lint, types and layers only
 set -eu
 UV=${UV:-uv}
+# Else each of the processes below compiles all that it imports and rewrites all tests: 5 s of CPU each.
+unset PYTHONDONTWRITEBYTECODE
 run() { "$UV" run --frozen --all-extras "$@"; }
 step() { printf '\n=== %s\n' "$1"; }
 how() { printf '\n%s\n' "$1" >&2; exit 1; }
