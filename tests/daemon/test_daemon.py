@@ -93,10 +93,17 @@ ending = Ending()
 job = Job(print, cwd=Path("/"), idle_exit_s=None, connect_s=600 if SIGNALLED else 0.1)
 
 async def main(settings):
+    connecting = anyio.Event()  # said when there is something that would have to be sent
+
+    def say(line):
+        print(line)
+        if line.startswith("Connecting"):
+            connecting.set()
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(life.live, settings, print, ending, job)
+        tasks.start_soon(life.live, settings, say, ending, job)
         if SIGNALLED:
-            await anyio.wait_all_tasks_blocked()
+            await connecting.wait()
             ending.request(INTERRUPTED)
 
 with profile.one_shot("default", "http://127.0.0.1:9", "key", {}) as settings:

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from cloudagent_daemon import lock, sockets, status
 from cloudagent_daemon.cli.status import identity_of
 
-REPORT: dict[str, Any] = {"schema": status.SCHEMA, "runtimes": [], "agents": [{"id": "a"}]}
+REPORT: dict[str, Any] = {
+    "schema": status.SCHEMA,
+    "runtimes": [],
+    "agents": [{"id": "a"}],
+    "warm": [],
+}
 DAMAGED = [
     b"",
     b"[]",
@@ -42,6 +47,7 @@ def test_a_damaged_file_says_nothing_and_breaks_nothing(tmp_path: Path, content:
         {"agents": None},
         {"agents": ["a"]},
         {"runtimes": {"claude_code": {}}},
+        {"warm": {"agent": "a"}},
     ],
 )
 def test_a_report_in_another_form_is_none(tmp_path: Path, change: dict[str, Any]) -> None:

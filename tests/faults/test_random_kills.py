@@ -24,6 +24,8 @@ from faults.sizes import AGENTS, DEADLINE_S, SEEDS
 
 FOR_S = float(os.environ.get("FAULTS_KILLS_S", "6"))
 
+LEAST_KILLS = 8
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(FOR_S * 3 + 300)]
 
 
@@ -69,7 +71,8 @@ def killed_at_random(
         daemon = stack.enter_context(place.daemon())
         end = time.monotonic() + for_s
         kills = 0
-        while time.monotonic() < end:
+        # So many at the least: a machine at work has time for two or three only, and for as many messages.
+        while time.monotonic() < end or kills < LEAST_KILLS:
             post(chance.randrange(3), acked=False)
             # The moment is what chance is about; there is nothing to wait for.
             threading.Event().wait(chance.uniform(0.05, 0.5))

@@ -252,7 +252,7 @@ def test_an_answer_that_is_lost_on_the_way_does_not_double_the_message(
     expect(page.locator(".pending")).to_have_count(0)
     page.wait_for_function("() => !Object.keys(localStorage).some(k => k.includes('.out.'))")
     assert [m.text for m in backend.messages.values()].count("only once") == 1
-    assert page.locator(".typed", has_text="only once").count() == 1
+    expect(page.locator(".typed", has_text="only once")).to_have_count(1)
 
 
 def test_what_could_not_be_sent_survives_a_reload(
