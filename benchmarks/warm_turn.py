@@ -62,7 +62,7 @@ def run() -> list[Figure]:
                     return taken_s
 
                 resumed = paired(ours, _resumed(made(folder / "cold"), env, list(shim)), runs=RUNS)
-                warm = paired(ours, kept, runs=RUNS * 2)
+                warm = paired(ours, kept, runs=RUNS * 6)
                 mine = filter(_is_claude, processes_with(str(home / ".cloudagent")))
                 memory = [(max(map(_rss, mine)), _rss(by_hand))]
     return [

@@ -180,7 +180,9 @@ async def test_a_normal_end_leaves_no_guardian_and_no_orphan(tmp_path: Path) -> 
 
 async def test_a_guardian_holds_nothing_of_the_daemon_s_but_its_own_socket(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w"):
-        async with spawn(["/bin/sleep", "60"], env=ENV, cwd=tmp_path, launch_id="a") as it:
+        async with spawn(["/bin/cat"], env=ENV, cwd=tmp_path, launch_id="a") as it:
+            await it.write(b"are you there?")
+            await it.read_stdout()  # while a program is loaded, its libraries are open as well
             open_by_guardian = open_files(guardian_of(it.pid))
             open_by_child = open_files(it.pid)
     assert open_by_guardian[:3] == ["/dev/null"] * 3

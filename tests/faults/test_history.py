@@ -44,9 +44,11 @@ class Script:
         self.add(Sent, message, agent, f"c-{agent}")
         self.add(Acked, message, order)
 
-    def attempt(self, message: str, agent: str = "a", launch: str = "") -> str:
+    def attempt(
+        self, message: str, agent: str = "a", launch: str = "", conversation: str = ""
+    ) -> str:
         launch = launch or f"launch-{len(self.records)}"
-        self.add(Spawned, launch, f"c-{agent}", agent, message)
+        self.add(Spawned, launch, conversation or f"c-{agent}", agent, message)
         self.add(Effect, message, 1, launch)
         return launch
 
@@ -133,6 +135,18 @@ def test_agents_work_beside_each_other() -> None:
     script.submit("n", 2, "b")
     second, first = script.attempt("n", "b"), script.attempt("m", "a")
     for message, launch in (("m", first), ("n", second)):
+        script.add(Exited, launch)
+        script.end(message, "silent")
+    assert check(script.records) == []
+
+
+def test_two_conversations_of_an_agent_may_start_side_by_side() -> None:
+    script = Script()
+    script.submit("first", 1)
+    script.submit("second", 2)
+    second = script.attempt("second", conversation="another")
+    first = script.attempt("first")
+    for message, launch in (("second", second), ("first", first)):
         script.add(Exited, launch)
         script.end(message, "silent")
     assert check(script.records) == []
@@ -240,6 +254,15 @@ def wrong_order(script: Script) -> None:
     script.work("first")
 
 
+def wrong_order_of_two_conversations(script: Script) -> None:
+    script.submit("first", 98)
+    script.submit("second", 99)
+    launch = script.attempt("second", conversation="another")
+    script.add(Exited, launch)
+    script.end("second", "silent")
+    script.work("first")
+
+
 def two_processes(script: Script) -> None:
     script.submit("m", 98)
     script.submit("n", 99)
@@ -316,6 +339,7 @@ PLANTED = [
     (two_completed_runs, {I.ONCE}),
     (silent_second_effect, {I.ONCE}),
     (wrong_order, {I.ORDER}),
+    (wrong_order_of_two_conversations, {I.ORDER}),
     (two_processes, {I.ALONE}),
     (a_process_that_was_left_behind, {I.ALONE}),
     (an_effect_of_the_dead, {I.ALONE}),
