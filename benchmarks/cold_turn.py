@@ -46,7 +46,7 @@ def run() -> list[Figure]:
             running_backend(folder / "server") as backend,
             serving_bridge(made(folder / "b")) as shim,
         ):
-            extra = environment(model, CLOUDAGENT_WARM_S="0")
+            extra = environment(model.url, CLOUDAGENT_WARM_S="0")
             host_id, key = backend.create_host()
             agent_id = backend.create_agent(host_id, driver="claude_code")
             requests = Requests(log)
@@ -85,11 +85,11 @@ def run() -> list[Figure]:
     ]
 
 
-def environment(model: StubModel, **extra: str) -> dict[str, str]:
-    """For a daemon or a `claude` that works with `model`."""
+def environment(model_url: str, **extra: str) -> dict[str, str]:
+    """For a daemon or a `claude` that works with the model there."""
     return {
         "PATH": f"{CLIS}:{BIN}:/usr/local/bin:/usr/bin:/bin",
-        "ANTHROPIC_BASE_URL": model.url,
+        "ANTHROPIC_BASE_URL": model_url,
         "ANTHROPIC_API_KEY": "dummy",
         "IS_SANDBOX": "1",
         "DISABLE_AUTOUPDATER": "1",

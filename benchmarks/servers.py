@@ -58,6 +58,18 @@ def running(module: str, folder: Path, *args: str) -> Generator[tuple[str, Proce
 
 
 @contextmanager
+def running_model(folder: Path) -> Generator[str]:
+    """The scripted model: its URL. Beside us it would wait for the interpreter whenever we read what came."""
+    argv = [sys.executable, "-m", "fakes.model"]
+    env = clean_environment(folder, PYTHONPATH=str(ROOT / "tests"))
+    process = Process(argv, env=env, cwd=folder)
+    try:
+        yield process.wait_for_line("http://")
+    finally:
+        process.kill()
+
+
+@contextmanager
 def running_reference(folder: Path, number: int) -> Generator[Server]:
     """The bare prototype; anybody may come."""
     names = [f"host{i}" for i in range(number)]

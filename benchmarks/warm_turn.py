@@ -22,8 +22,8 @@ import psutil
 from benchmarks.bridge import serving_bridge
 from benchmarks.cold_turn import CLIS, environment, made, with_tools
 from benchmarks.measure import Figure, figure, paired
+from benchmarks.servers import running_model
 from e2e.harness import clean_environment, processes_with, running_backend, running_daemon
-from fakes.model import StubModel
 
 RUNS = 7
 PROMPT = "@@stream 4 0.05"
@@ -35,7 +35,7 @@ def run() -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="ca-") as name:
         folder = Path(name)
         with (
-            StubModel() as model,
+            running_model(made(folder / "model")) as model,
             running_backend(folder / "server") as backend,
             serving_bridge(made(folder / "b")) as shim,
         ):

@@ -17,6 +17,7 @@ from cloudagent_daemon.drivers.base import Decision, PermissionAsked
 from cloudagent_daemon.process import find_tree
 from cloudagent_daemon.runs.ports import Launch, Ride, Said, StopSignal
 from cloudagent_daemon.runs.warm import Shelf, Warm
+from cloudagent_daemon.runs.workspace import Workspace
 from cloudagent_protocol.events import Outcome, Ready, Reason, Retry, Steered, Text
 from cloudagent_protocol.frames import Deliver
 from cloudagent_protocol.ids import AgentId, ConversationId, new_conversation_id
@@ -139,6 +140,24 @@ async def test_a_stop_leaves_the_process_for_the_next_message(tmp_path: Path) ->
     assert (stopped.end.outcome, stopped.end.reason) == (Outcome.CANCELLED, Reason.INTERRUPTED)
     assert pids(stopped) == pids(after)
     assert after.end.outcome is Outcome.REPLIED
+
+
+async def test_what_a_warm_process_works_on_is_on_the_disk_even_for_who_has_lost_the_spool(
+    tmp_path: Path,
+) -> None:
+    stop, second = StopSignal(), RecordedUplink()
+    async with a_warm_world(tmp_path) as world:
+        await world.run("@@reply one")
+        deliver = world.deliver("@@hang")
+        space = Workspace(world.settings.agents_dir, world.agent)
+        known: list[str] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: world.run(deliver, stop=stop, uplink=second))
+            await second.until(lambda said: isinstance(getattr(said, "event", None), Ready))
+            if record := space.turn_of(deliver.delivery_id):
+                known.append(record.launch_id)
+            stop.request("Ana")
+    assert known == [second.launches[0].launch_id]
 
 
 async def test_while_it_is_barred_a_turn_that_ends_leaves_no_process(tmp_path: Path) -> None:

@@ -298,6 +298,8 @@ class _Run:
         #: Those that its model is shown.
         self._pictures: list[Picture] = []
         self._launches = 0
+        #: That a warm process has the message is in the spool, and not in the record yet.
+        self._record_follows = False
         self._attempt: Attempt | None = None
         #: The session that the disk knows this conversation by.
         self._session_kept: str | None = None
@@ -540,10 +542,10 @@ class _Run:
         )
         if self._desk.record.launch_id != child.launch_id:
             # A warm one: nothing was written yet, and who waits for it waits for the disk once, for
-            # the spool. The record is for a life that has lost that, and then the power has not gone.
+            # the spool. The record is for a life that has lost that: it follows once the agent works.
             self._desk.record.launch_id = child.launch_id
+            self._record_follows = True
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(partial(self._desk.keep_record, synced=False))
                 tasks.start_soon(self._launched, worker, attempt)
                 tasks.start_soon(self._reporter.event, started)
             return
@@ -602,6 +604,10 @@ class _Run:
                     await self._desk.part(ride.deliver)
 
     async def _taken_up(self, turn_id: str) -> None:
+        if self._record_follows:
+            self._record_follows = False
+            # Not synced: the record counts where the spool is lost, and then the power has not gone.
+            await self._desk.keep_record(synced=False)
         ride = self._rides.get(turn_id)
         if (
             ride is None or self._asking.stop.parks
