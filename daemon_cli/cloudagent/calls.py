@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.events import RunEvent
+from cloudagent_protocol.ids import MessageId
 from cloudagent_protocol.resources import (
     Agent,
     AgentCreate,
@@ -36,6 +37,8 @@ from cloudagent_protocol.resources import (
     HostMachineWithKey,
     Message,
     MessageCreate,
+    MessageEdit,
+    MessageMove,
     Page,
     Run,
     RunDiff,
@@ -119,10 +122,6 @@ def _part(identifier: str) -> str:
 
 def list_agents() -> PageCall[Agent]:
     return _pages("/v1/agents", Page[Agent].model_validate_json)
-
-
-def get_agent(agent_id: str) -> Call[Agent]:
-    return _get(f"/v1/agents/{_part(agent_id)}", Agent.model_validate_json)
 
 
 def create_agent(body: AgentCreate, key: str | None = None) -> Call[Agent]:
@@ -220,6 +219,17 @@ def retry_message(message_id: str, key: str | None = None) -> Call[Trace]:
 def continue_message(message_id: str, key: str | None = None) -> Call[Trace]:
     path = f"/v1/messages/{_part(message_id)}/continue"
     return _write("POST", path, Trace.model_validate_json, None, key)
+
+
+def edit_message(message_id: str, text: str) -> Call[Message]:
+    path = f"/v1/messages/{_part(message_id)}"
+    return _write("PATCH", path, Message.model_validate_json, MessageEdit(text=text), None)
+
+
+def move_message(message_id: str, before: str | None, key: str | None = None) -> Call[Message]:
+    path = f"/v1/messages/{_part(message_id)}/move"
+    body = MessageMove(before=MessageId(before) if before else None)
+    return _write("POST", path, Message.model_validate_json, body, key)
 
 
 def cancel_message(message_id: str) -> Call[None]:

@@ -308,6 +308,24 @@ class Messages:
         """
         return self._transport.run(calls.continue_message(message_id, idempotency_key))
 
+    def edit(self, message_id: str, text: str) -> Message:
+        """Change what a message says that waits in the queue.
+
+        Raises:
+            ConflictError: it was sent to its machine before.
+        """
+        return self._transport.run(calls.edit_message(message_id, text))
+
+    def move(
+        self, message_id: str, before: str | None = None, *, idempotency_key: str | None = None
+    ) -> Message:
+        """Put a message that waits in the queue before another one of its conversation, or behind all.
+
+        Raises:
+            ConflictError: one of the two does not wait any more.
+        """
+        return self._transport.run(calls.move_message(message_id, before, idempotency_key))
+
     def cancel(self, message_id: str) -> None:
         self._transport.run(calls.cancel_message(message_id))
 

@@ -71,7 +71,6 @@ OURS = """
     fsync = none
 """
 TOO_LARGE = "too_large"
-GITLINK = b"160000"
 
 
 class NoDiffError(Exception):

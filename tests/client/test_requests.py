@@ -79,6 +79,22 @@ def test_only_fields_that_were_set_travel(ca: Any, server: Server) -> None:
     assert server.requests[0].body == {"name": "mbp"}
 
 
+def test_a_queued_message_is_changed_and_moved(ca: Any, server: Server) -> None:
+    server.on("PATCH", "/v1/messages/msg_1", Answer(200, bodies.message("better")))
+    server.on("POST", "/v1/messages/msg_1/move", Answer(200, bodies.message("better")))
+    assert ca.messages.edit("msg_1", "better").text == "better"
+    ca.messages.move("msg_1", before="msg_2")
+    ca.messages.move("msg_1")
+    assert [sent.body for sent in server.sent("PATCH", "/v1/messages/msg_1")] == [
+        {"text": "better"}
+    ]
+    moves = server.sent("POST", "/v1/messages/msg_1/move")
+    assert [sent.body for sent in moves] == [{"before": "msg_2"}, {"before": None}]
+    server.on("PATCH", "/v1/messages/msg_1", problem(409, "conflict", "it was sent already"))
+    with pytest.raises(cloudagent.ConflictError):
+        ca.messages.edit("msg_1", "too late")
+
+
 @pytest.mark.parametrize("as_date", [False, True])
 def test_retry_after_is_waited_for(ca: Any, server: Server, as_date: bool) -> None:
     at = datetime.now(UTC) + timedelta(seconds=2)

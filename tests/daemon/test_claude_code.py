@@ -250,7 +250,6 @@ def test_a_message_that_was_put_in_is_part_of_the_run_until_its_result(
 
 def a_question(tool: str, **asked: Any) -> Json:
     request: Json = {"subtype": "can_use_tool", "tool_name": tool, "input": asked}
-    request["permission_suggestions"] = [{"type": "addRules"}]
     return {"type": "control_request", "request_id": "r-1", "request": request}
 
 
@@ -267,11 +266,7 @@ def test_a_permission_is_asked_and_answered_by_control_requests(job: Job) -> Non
     [asked] = events_of(job, a_question("Bash", command="rm -r x"))
     assert isinstance(asked, PermissionAsked)
     assert (asked.tool, asked.kind, asked.input) == ("Bash", "execute", {"command": "rm -r x"})
-    assert (asked.ours, asked.beyond_mode, asked.suggestions) == (
-        False,
-        True,
-        [{"type": "addRules"}],
-    )
+    assert (asked.ours, asked.beyond_mode) == (False, True)
     allowed = answer(asked, Decision(True, "yes"))
     assert allowed == {"behavior": "allow", "updatedInput": {"command": "rm -r x"}}
     denied = answer(asked, Decision(False, "not here"))

@@ -199,8 +199,6 @@ class PermissionAsked:
     id: str = ""
     #: The program has asked its own mode already, and that does not allow it.
     beyond_mode: bool = False
-    #: What the program would do to be asked no more, in its own words; for a person to choose from.
-    suggestions: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)

@@ -490,7 +490,6 @@ class ClaudeSession:
             then=then,
             id=as_text(request_id),
             beyond_mode=True,
-            suggestions=as_objects(request.get("permission_suggestions")),
         )
 
     # --- the end ---

@@ -45,10 +45,6 @@ class Riding:
             self.put_in(into, Ride(waiting.deliver, taken=True), waiting)
         return list(aboard.values())
 
-    def riders(self, into: DeliveryId) -> list[DeliveryId]:
-        """What is in the turn under way."""
-        return [ride.deliver.delivery_id for ride in self._rides.get(into, [])]
-
     def end(self, into: DeliveryId) -> Iterator[tuple[Ride, Waiting]]:
         """The turn is over, or has left."""
         for ride in self._rides.pop(into, []):

@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 #: How long the making may take: all files are written.
 MAKE_S: Final = 120.0
-_ASK_S: Final = 10.0
 _SAID_BYTES: Final = 100_000
 _ENVIRONMENT: Final = ("HOME", "PATH", "XDG_CONFIG_HOME", "LANG")
 #: Nothing that was not asked for: no hooks, no watcher, no tidying up, no question to nobody.
