@@ -162,6 +162,7 @@ def test_row13_an_agent_that_fills_the_disk_holds_the_machine_back_and_harms_no_
             with filled(place, daemon, bool(mounted)):
                 place.post(1)
                 daemon.kill()
+                cut_off = {post.message for post in place.recorder.posts[-2:]}
         with place.daemon(CLOUDAGENT_MIN_DISK_MB="2") as daemon:
             place.settle(deadline_s=DEADLINE_S)
             place.post(MESSAGES // 3)
@@ -176,10 +177,11 @@ def test_row13_an_agent_that_fills_the_disk_holds_the_machine_back_and_harms_no_
         assert stored.machine_key == place.key
         log = "".join(path.read_text() for path in laptop.rglob("daemon-*.log"))
         assert "Traceback" not in log
-        # The one that filled it when the daemon was killed was cut off, and that is told.
+        # The one that filled it when the daemon was killed was cut off, and that is told; so may be the
+        # one that came then: the spool has room in its own files, until the machine's round has looked.
         history = place.judge(repeats=True)
         assert count(history, Reply) == len(place.recorder.posts)
-        assert len(maybe_repeated(history)) <= 1
+        assert maybe_repeated(history).keys() <= cut_off
 
 
 def guards_of(place: Site) -> list[str]:
