@@ -140,12 +140,11 @@ async def people(kit: Kit, home: Path) -> None:
         kit.world(home, mask="off", approval_park_s=_PARK_S) as world,
         a_machine_in(world) as machine,
     ):
-        question = kit.call("ask_user", asking.QUESTION) if kit.asks else ""
+        question = kit.call("ask_user", asking.QUESTION)
         orders = [kit.act(asking.ALLOWED), question, kit.act(asking.REFUSED), kit.reply("done")]
-        delivery = await machine.say("\n".join(filter(None, orders)))
+        delivery = await machine.say("\n".join(orders))
         await asking.parked(kit, machine, delivery)
-        if kit.asks:
-            await asking.answer(machine, delivery)
+        await asking.answer(machine, delivery)
         refused = await machine.event("approval_requested")
         asking.assert_asked(kit, refused, asking.REFUSED)
         await machine.decide(refused, delivery, "deny", reason="not that")
@@ -155,5 +154,4 @@ async def people(kit: Kit, home: Path) -> None:
     assert finished.outcome is (Outcome.REPLIED if kit.goes_on else Outcome.FAILED)
     asking.assert_came_back(kit, machine)
     assert [one for one in asking.decisions(machine) if one != "answered"][-1] == "deny"
-    if kit.asks:
-        asking.assert_answered(machine)
+    asking.assert_answered(machine)

@@ -54,8 +54,6 @@ class Kit:
     child: Callable[[Path], str] | None = _setsid
     #: What it was refused does not end its turn.
     goes_on: bool = True
-    #: Our tool for questions is offered to its model.
-    asks: bool = True
     #: How it ends when its turn is stopped: one that is asked to stop, and not signalled, leaves by itself.
     stopped: int | None = None
     #: A silence that is no hang while it starts.

@@ -30,8 +30,6 @@ def instead(kit: Kit, words: str) -> str | None:
         return "queued"
     if words in _LEAVE and kit.act is None:
         return "asks for none"
-    if words == "a question to a person" and not kit.asks:
-        return "has no such tool"
     return None
 
 

@@ -24,7 +24,8 @@ from cloudagent_daemon.bridge.server import (
     Bridge,
     Session,
 )
-from cloudagent_daemon.bridge.tools import TOOLS, Asked, Toolbox, ToolError
+from cloudagent_daemon.bridge.tools import OTHER_NAMES, TOOLS, Asked, Toolbox, ToolError
+from cloudagent_daemon.drivers.acp_programs import PROGRAMS
 from cloudagent_daemon.sockets import MAX_PATH_BYTES, peer_of
 from cloudagent_protocol.content import MAX_TEXT_CHARS, Attachment
 from cloudagent_protocol.frames import AgentEntry
@@ -206,6 +207,30 @@ async def test_tools_are_listed_with_schemas_and_called_with_text_results(tmp_pa
         assert said["content"][0]["text"] == "[msg_1] now Ana:\n3 msg_9"
         await peer.call("stay_silent", {"reason": "nothing to add"})
         assert desk.silence == "nothing to add"
+
+
+async def test_a_program_that_keeps_a_tool_s_name_for_itself_gets_ours_under_another(
+    tmp_path: Path,
+) -> None:
+    async with (
+        a_bridge(tmp_path) as bridge,
+        a_session(bridge, tmp_path / "r", NotedDesk(tmp_path)) as session,
+    ):
+        session.reserved = frozenset({"ask_user"})
+        async with connected(session) as peer:
+            await peer.initialize()
+            listed = (await peer.ask("tools/list", {}))["result"]["tools"]
+            names = [tool["name"] for tool in listed]
+            asked = await peer.call("ask_person", {"question": "Which?"})
+            wrong = await peer.call("ask_person", {"question": " "})
+    assert "ask_person" in names
+    assert "ask_user" not in names
+    assert "Nobody can be asked" in asked["content"][0]["text"]
+    assert wrong["content"][0]["text"].startswith("ask_person was not called.")
+
+
+def test_every_name_that_a_program_keeps_has_another() -> None:
+    assert all(program.reserves <= OTHER_NAMES.keys() for program in PROGRAMS)
 
 
 async def test_other_agents_are_listed_and_messaged(tmp_path: Path) -> None:

@@ -18,20 +18,13 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.message import SessionMessage
 
-from cloudagent_daemon.bridge.tools import TOOLS, ToolAnswer
+from cloudagent_daemon.bridge.tools import ToolAnswer, offered
 from cloudagent_protocol.version import DISTRIBUTION
 
 #: Bytes of one JSON-RPC message; a message text of the largest size fits in any encoding.
 MAX_MESSAGE_BYTES: Final = 4 * 1_048_576
 #: Claude Code's own id of a tool call: the same when it repeats one over a new connection.
 _TOOL_USE_ID: Final = "claudecode/toolUseId"
-
-_LISTED = types.ListToolsResult(
-    tools=[
-        types.Tool(name=tool.name, description=tool.description, input_schema=tool.schema)
-        for tool in TOOLS
-    ]
-)
 
 
 class Tools(Protocol):
@@ -40,6 +33,11 @@ class Tools(Protocol):
     @property
     def listed(self) -> anyio.Event:
         """To be set once the agent has asked which tools there are."""
+        ...
+
+    @property
+    def reserved(self) -> frozenset[str]:
+        """Names of tools that the agent's program keeps for its own."""
         ...
 
     async def call(self, name: str, arguments: dict[str, Any], key: str) -> ToolAnswer: ...
@@ -75,7 +73,7 @@ async def converse(
         context: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
         tools.listed.set()
-        return _LISTED
+        return _listed(tools.reserved)
 
     async def call_tool(
         context: ServerRequestContext[Any, Any], params: types.CallToolRequestParams
@@ -102,6 +100,15 @@ async def converse(
     # One that was killed may have taken an answer with it; one that is done waits for our end.
     if reads():
         heard()
+
+
+def _listed(reserved: frozenset[str]) -> types.ListToolsResult:
+    return types.ListToolsResult(
+        tools=[
+            types.Tool(name=tool.name, description=tool.description, input_schema=tool.schema)
+            for tool in offered(reserved)
+        ]
+    )
 
 
 class _Stream:

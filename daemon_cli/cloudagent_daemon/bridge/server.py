@@ -55,6 +55,8 @@ class Session:
         self.peers: dict[anyio.CancelScope, int] = {}
         self.socket_path = socket_path
         self.token_file = token_file
+        #: Names of tools that the process's program keeps for its own.
+        self.reserved: frozenset[str] = frozenset()
         self._pids: set[int] = set()
         self._admitting = anyio.Event()
         self.connections: set[anyio.CancelScope] = set()

@@ -4,8 +4,8 @@ Knows neither MCP nor sockets: a name and arguments go in, a text comes out.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol
 
@@ -235,7 +235,7 @@ class Toolbox:
         await self._idle.wait()
 
     async def _call(self, name: str, arguments: dict[str, Any], key: str) -> ToolAnswer:
-        entry = _TOOLS.get(name)
+        entry = _TOOLS.get(_MEANT_BY.get(name, name))
         if entry is None:
             return ToolAnswer(f"There is no tool {name!r}; there are {', '.join(_TOOLS)}.", True)
         model, do = entry
@@ -417,3 +417,16 @@ _DESCRIPTIONS: Final = {
 TOOLS: Final = tuple(
     Tool(name, _DESCRIPTIONS[name], _schema(model)) for name, (model, _) in _TOOLS.items()
 )
+#: What a tool is called where a program keeps its name for one of its own (docs/decisions/0029).
+OTHER_NAMES: Final = {"ask_user": "ask_person"}
+_MEANT_BY: Final = {other: name for name, other in OTHER_NAMES.items()}
+#: All that a call of one of them may be named.
+NAMES: Final = frozenset({*_TOOLS, *_MEANT_BY})
+
+
+def offered(reserved: Collection[str]) -> tuple[Tool, ...]:
+    """The tools for a program that keeps these names, each of `OTHER_NAMES`, for its own."""
+    return tuple(
+        replace(tool, name=OTHER_NAMES[tool.name]) if tool.name in reserved else tool
+        for tool in TOOLS
+    )

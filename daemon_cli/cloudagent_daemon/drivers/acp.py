@@ -127,7 +127,8 @@ class AcpSession:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(converses=True, reports_tools=False)
+        reserves = self._program.reserves if self._program else frozenset[str]()
+        return Capabilities(converses=True, reports_tools=False, reserves=reserves)
 
     # --- starting ---
 

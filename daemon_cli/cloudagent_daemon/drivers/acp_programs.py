@@ -31,6 +31,8 @@ class Program:
     #: The flag that chooses a model, of one that does not take it through the protocol.
     model_flag: str | None = None
     resumes: bool = True
+    #: Names of tools that it leaves out, whoever's they are.
+    reserves: frozenset[str] = frozenset()
 
 
 OPENCODE: Final = Program(
@@ -75,5 +77,7 @@ GEMINI: Final = Program(
     # Its session/load erases the session that it is asked to load
     # (google-gemini/gemini-cli#28775, seen with 0.61.0): the history is handed to a new one.
     resumes=False,
+    # It has a tool of that name, which needs its screen, and over ACP excludes whatever is called so.
+    reserves=frozenset({"ask_user"}),
 )
 PROGRAMS: Final = (OPENCODE, GEMINI, QWEN)

@@ -42,6 +42,8 @@ class Capabilities:
     converses: bool = False
     #: It tells by itself whether it has our tools; of one that does not, the bridge sees it.
     reports_tools: bool = True
+    #: Names that it keeps for tools of its own: ours of that name is offered under another one.
+    reserves: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import anyio
 import anyio.abc
@@ -16,7 +15,7 @@ import anyio.to_thread
 
 from cloudagent_daemon import crash, footprint
 from cloudagent_daemon.bridge.server import Bridge, Session
-from cloudagent_daemon.bridge.tools import TOOLS
+from cloudagent_daemon.bridge.tools import NAMES
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers import keys
@@ -33,8 +32,6 @@ from cloudagent_protocol.ids import RunId
 from cloudagent_protocol.resources import AgentSpec
 
 logger = logging.getLogger(__name__)
-
-OUR_TOOLS: Final = frozenset(tool.name for tool in TOOLS)
 
 
 @dataclass(frozen=True)
@@ -143,6 +140,7 @@ class Launcher:
         job = self._job(wanted, folder, place)
         mask = await self._masks.of_run(wanted.workspace.home, job.run_dir, place.socket_path)
         session = driver_named(wanted.agent.driver).open(job)
+        place.reserved = session.capabilities.reserves
         command = await self._keeper.in_thread(_prepared, session)
         return Plan(
             session=session,
@@ -164,7 +162,7 @@ class Launcher:
             cwd=space.cwd,
             sessions_dir=space.sessions,
             run_dir=folder,
-            tools=ToolServer(place.command, place.socket_path, place.token_file, OUR_TOOLS),
+            tools=ToolServer(place.command, place.socket_path, place.token_file, NAMES),
             system_prompt=self._system_prompt(space),
             session_id=wanted.session_id,
             new_session_id=str(uuid.uuid4()),

@@ -12,7 +12,7 @@ import anyio.abc
 
 from cloudagent_daemon import crash
 from cloudagent_daemon.bridge.server import Bridge
-from cloudagent_daemon.bridge.tools import Toolbox
+from cloudagent_daemon.bridge.tools import NAMES, Toolbox
 from cloudagent_daemon.config import Settings
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.drivers.base import (
@@ -38,7 +38,7 @@ from cloudagent_daemon.runs.changes import Changes
 from cloudagent_daemon.runs.conclusion import conclude, settle
 from cloudagent_daemon.runs.desk import RunDesk
 from cloudagent_daemon.runs.enclosed import IN_RUN_S, PATIENCE_S, Porter, pictures, words
-from cloudagent_daemon.runs.launching import OUR_TOOLS, Held, Launcher, Wanted
+from cloudagent_daemon.runs.launching import Held, Launcher, Wanted
 from cloudagent_daemon.runs.outcome import Failure, given_up, unlaunched
 from cloudagent_daemon.runs.picking import Baggage, copies_of, reach_of
 from cloudagent_daemon.runs.ports import (
@@ -777,4 +777,4 @@ def _unlaunched(seen: Seen) -> Failure | None:
 
 def _is_ours(call: ToolCall) -> bool:
     # Most call our tools mcp__cloudagent__send_message and so on; the rest of a name may be a model's words.
-    return call.name.removeprefix(f"mcp__{SERVER}__") in OUR_TOOLS
+    return call.name.removeprefix(f"mcp__{SERVER}__") in NAMES
