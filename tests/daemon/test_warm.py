@@ -326,7 +326,7 @@ async def test_a_run_has_nothing_of_the_wider_mode_of_the_one_before(tmp_path: P
 async def test_one_that_dies_or_hangs_before_it_has_taken_a_message_up_has_not_run_it(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloudagent_daemon.runs.runner._TAKE_UP_S", 0.5)
+    monkeypatch.setattr("cloudagent_daemon.runs.turns._TAKE_UP_S", 0.5)
     async with a_warm_world(tmp_path, term_timeout_s=0.5) as world:
         first = await world.run(f"@@reply one\n@@untaken {how}")
         second = await world.run("@@reply two")

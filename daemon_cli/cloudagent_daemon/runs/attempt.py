@@ -248,6 +248,17 @@ class Attempt:
         return 0.0 if journal is None else await anyio.to_thread.run_sync(_written_at, journal)
 
 
+@dataclass
+class UnderWay:
+    """Where the parts of a run find the turn under way."""
+
+    attempt: Attempt | None = None
+
+    def sign_of_life(self) -> None:
+        if self.attempt is not None:
+            self.attempt.sign_of_life()
+
+
 def _written_at(path: Path) -> float:
     try:
         return path.stat().st_mtime
