@@ -100,6 +100,7 @@ async def test_a_server_that_is_no_backend_is_named(home: Home) -> None:
         (("agent", "register"), ""),
         (("agent", "register", "--agent-id", "../../etc"), ""),
         (("agent", "register", "--agent-id", "a", "--cwd", "/no/such/folder"), ""),
+        (("agent", "register", "--agent-id", "a", "--driver", "claud_code"), ""),
         (("agent", "unregister", "--agent-id", "nobody"), ""),
         (("agent", "unregister", "--agent-id", ".."), ""),
         (("mcp-bridge",), ""),
@@ -254,8 +255,13 @@ async def test_profiles_live_side_by_side(home: Home) -> None:
 
 async def test_workspaces_are_created_listed_and_archived(home: Home) -> None:
     words = ("--agent-id", "agent_01", "--name", "Frontend", "--cwd", str(home.folder))
-    code, out, _ = await home.command("agent", "register", *words)
+    for extra in (("--worktree",), ("--worktree", "per_conversation")):
+        code, out, error = await home.command("agent", "register", *words, *extra)
+        assert (code, out) == (2, "")
+        assert 'PATCH /v1/agents/agent_01 {"worktree": "per_conversation"}' in error
+    code, out, error = await home.command("agent", "register", *words)
     assert code == 0
+    assert "count from its first message on" in error
     workspace = home.folder / ".cloudagent" / "agents" / "agent_01"
     assert str(workspace) in out
     assert (workspace / "MEMORY.md").is_file()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ def add(commands: Commands, options: argparse.ArgumentParser) -> None:
     register.add_argument("--name", metavar="NAME", help="what to call it (default: its id)")
     register.add_argument("--cwd", metavar="DIR", help="where it works (default: its workspace)")
     register.add_argument("--driver", default="claude_code", metavar="DRIVER")
+    # No setting of this machine's; whoever looks for it here is told where it is.
+    register.add_argument("--worktree", nargs="?", const="", help=argparse.SUPPRESS)
     register.set_defaults(run=run_register)
     unregister = verbs.add_parser("unregister", parents=[options], help="archive a workspace")
     unregister.add_argument("--agent-id", required=True, metavar="ID")
@@ -61,6 +64,9 @@ def run_register(arguments: argparse.Namespace) -> int:
 
     here = Here(arguments)
     agent_id: str = arguments.agent_id
+    if arguments.worktree is not None:
+        raise _set_elsewhere(agent_id)
+    _look_for_driver(arguments.driver, agent_id, here)
     cwd = _folder(arguments.cwd, here) if arguments.cwd else None
     spec = AgentSpec(
         id=AgentId(agent_id),
@@ -74,6 +80,11 @@ def run_register(arguments: argparse.Namespace) -> int:
         raise _bad_id(agent_id, here) from error
     workspace.prepare()
     print(f"registered {agent_id}: {workspace.home}")
+    print(
+        "note: the server's name, folder and driver of the agent count from its first message on, "
+        "as do all its other settings",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -155,6 +166,28 @@ def _folder(text: str, here: Here) -> Path:
             USAGE,
         )
     return folder
+
+
+def _look_for_driver(name: str, agent_id: str, here: Here) -> None:
+    from cloudagent_daemon.drivers.table import DRIVERS
+
+    if name not in DRIVERS:
+        raise CommandError(
+            "This daemon has no such driver",
+            f"--driver {name!r}; it has {', '.join(DRIVERS)}",
+            here.command(f"agent register --agent-id {agent_id} --driver NAME"),
+            USAGE,
+        )
+
+
+def _set_elsewhere(agent_id: str) -> CommandError:
+    return CommandError(
+        "--worktree is no setting of this machine's",
+        "whether conversations get work trees is kept at the server, and comes with each message",
+        'tick "Each conversation works in a work tree of its own" in the page (the gear beside its name), or '
+        f'PATCH /v1/agents/{agent_id} {{"worktree": "per_conversation"}}',
+        USAGE,
+    )
 
 
 def _bad_id(agent_id: str, here: Here) -> CommandError:
