@@ -14,7 +14,7 @@ from anyio.to_thread import run_sync
 
 from cloudagent_daemon import crash, lock, status
 from cloudagent_daemon.config import Settings
-from cloudagent_daemon.daemon import STATUS_S, Daemon, any_of
+from cloudagent_daemon.daemon import STATUS_S, Daemon
 from cloudagent_daemon.ending import Ending
 from cloudagent_daemon.link.spool import open_spool
 from cloudagent_daemon.link.way import way_of
@@ -22,6 +22,7 @@ from cloudagent_daemon.paths import Paths, old_state_file, spool_file
 from cloudagent_daemon.rounds import Rounds
 from cloudagent_daemon.runs.once import OneMessage
 from cloudagent_daemon.tunnel import Tunnel, tunnel_of
+from cloudagent_daemon.waits import any_of
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ async def _heed_hangups(daemon: Daemon, ending: Ending) -> None:
                 _leave_terminal()
                 ending.request(HUNG_UP)
             else:
-                await daemon.reload()
+                await daemon.reconnecting.reload()
 
 
 def _has_terminal() -> bool:
