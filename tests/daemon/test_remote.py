@@ -30,6 +30,12 @@ read -r request
 echo '{"type": "control_response", "response": {"response": {"models": [{"value": "opus"}]}}}'
 """
 
+INSTALLED = """\
+#!/bin/sh
+if [ "$1" = --version ]; then echo "9.9.9 (Claude Code)"; exit; fi
+exec {python} {fake} "$@"
+"""
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
@@ -112,6 +118,42 @@ async def test_a_rescan_has_an_agent_tried_at_once_that_was_left_alone(home: Hom
             await backend.until(lambda: waits.delivery_id in ended())
             await backend.until(lambda: backend.all(Heartbeat)[-1].holds == [])
             assert daemon.process.returncode is None
+
+
+async def test_a_message_whose_program_was_installed_since_the_last_one_has_it_looked_for(
+    home: Home,
+) -> None:
+    agent = AgentSpec(
+        id=AgentId("agent_1"),
+        name="shop",
+        driver="claude_code",
+        env={"FAKE_STATE": str(home.folder / "fake"), "FAKE_EFFECTS": str(home.folder / "effects")},
+    )
+    bin_ = home.folder / "bin"
+    bin_.mkdir()
+    async with scripted_backend() as backend:
+        await home.log_in(backend)
+        async with home.started(PATH=str(bin_)):
+            await backend.connected()
+
+            def ended() -> dict[str, str | None]:
+                return {
+                    one.delivery_ids[0]: one.event.reason
+                    for one in backend.all(RunReport)
+                    if isinstance(one.event, Finished)
+                }
+
+            lacks = backend.deliver("@@reply hi", agent=agent)
+            await backend.until(lambda: lacks.delivery_id in ended())
+            assert ended()[lacks.delivery_id] == "runtime_missing"
+            claude = bin_ / "claude"
+            claude.write_text(INSTALLED.format(python=sys.executable, fake=FAKE))
+            claude.chmod(0o755)
+            goes_on = backend.deliver("@@reply hi", agent=agent)
+            await backend.until(lambda: goes_on.delivery_id in ended())
+            assert ended()[goes_on.delivery_id] is None
+            found = {one.name: one.version for one in backend.all(HostReport)[-1].runtimes}
+            assert found["claude_code"] == "9.9.9"
 
 
 async def test_one_that_nobody_would_start_again_refuses_and_goes_on(home: Home) -> None:
