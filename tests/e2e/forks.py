@@ -5,8 +5,9 @@ Most of what a start costs is imports. For tests that start a backend or a daemo
     process = Process([str(BIN / "cloudagent-daemon"), "start"], env=env, cwd=home, start=forked)
 
 It is the same code in a process, session and environment of its own, and it ends as any interpreter
-does. `forked_run` waits for its end, and `forked_in` gives it a terminal. What only a new interpreter shows (`PYTHON*` variables, a module that is missing) needs a real
-start: the default. As a program this file is the parent: `python forks.py SOCKET_FD`.
+does: threads waited for, exit functions called, open things named, all written out.
+`forked_run` waits for its end, and `forked_in` gives it a terminal. What only a new interpreter shows
+(`PYTHON*` variables, a module that is missing) needs a real start: the default. As a program this file is the parent: `python forks.py SOCKET_FD`.
 """
 
 import array
@@ -27,7 +28,7 @@ import termios
 import threading
 import warnings
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NoReturn
 
 #: Where a command's code begins (pyproject.toml, scripts).
 MAINS: Final = {
@@ -47,6 +48,8 @@ _IMPORTED: Final = (
     "cloudagent_daemon.life",
 )
 _START_S: Final = 30.0
+#: Python's exit code when nobody takes what it has still to write.
+_NOT_WRITTEN: Final = 120
 
 
 # --- for tests ------------------------------------------------------------------------
@@ -252,8 +255,8 @@ def become(job: dict[str, Any]) -> int:
     os.environ.clear()
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
-    if job["env"].get("PYTHONWARNINGS") == "error":
-        warnings.simplefilter("error")
+    if (wanted := job["env"].get("PYTHONWARNINGS")) in ("error", "default"):
+        warnings.simplefilter(wanted)
     sys.argv = job["argv"]
     sys.orig_argv = [sys.executable, *sys.argv]
     module = importlib.import_module(MAINS[Path(sys.argv[0]).name])
@@ -272,7 +275,32 @@ def main() -> int:
     if job is None:
         return 0
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return become(job)
+    try:
+        code = become(job)
+    except SystemExit as end:
+        code = end.code
+    return leave(code)
+
+
+def leave(code: str | int | None) -> NoReturn:
+    """Ends as an interpreter does, but without taking down what the parent has imported.
+
+    That changes nothing that anybody sees, yet copies most of the parent's memory to do it.
+    """
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    # As multiprocessing ends its own forks: nobody else offers these two.
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    atexit._run_exitfuncs()
+    gc.collect()  # what was left open says so now
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if not stream.closed:
+                stream.flush()
+        except OSError:
+            code = _NOT_WRITTEN
+    os._exit(code or 0)
 
 
 if __name__ == "__main__":
