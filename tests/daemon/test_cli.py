@@ -400,7 +400,7 @@ async def test_one_shot_serves_and_leaves_nothing(home: Home, tmp_path: Path) ->
     temporary.mkdir()
     async with scripted_backend() as backend:
         words = ("--server-url", backend.url, "--api-key", KEY)
-        async with home.started(*words, TMPDIR=str(temporary)) as daemon:
+        async with home.started(*words, anew=True, TMPDIR=str(temporary)) as daemon:
             await daemon.until(f"Connecting to {backend.url} as host {backend.host_id}")
             sent = backend.deliver("hello")
             await backend.until(lambda: finished(backend, sent) is not None)
