@@ -20,7 +20,7 @@ from cloudagent_daemon.control_server import ControlServer
 from cloudagent_daemon.disk import Keeper
 from cloudagent_daemon.ending import FLUSH_S, INTERRUPTED, Ending, longest_s
 from cloudagent_daemon.guards import Guards
-from cloudagent_daemon.holds import Holds
+from cloudagent_daemon.holds import fence, heed_guards, heed_installation, tell_pauses
 from cloudagent_daemon.installation import Installation, place
 from cloudagent_daemon.link.client import LinkClient
 from cloudagent_daemon.link.courier import Courier
@@ -165,15 +165,6 @@ class Daemon:
             warm=self._warm,
         )
         self.reconnecting = Reconnecting(self.client, key_file, tunnel)
-        self._holds = Holds(
-            self.client,
-            self.queue,
-            self._warm,
-            self.guards,
-            self._installation,
-            self.about,
-            one_shot=settings.one_shot,
-        )
         self._programs = programs = Programs(
             environment, self._masks, self.about, self.queue, spool_uplink, say
         )
@@ -200,16 +191,17 @@ class Daemon:
             await self._changes.recover()
             tasks.start_soon(self.queue.run)
             tasks.start_soon(self._courier.run)
-            tasks.start_soon(self._holds.fence)
+            tasks.start_soon(fence, self.client, self.queue, self._warm)
             tasks.start_soon(self.reconnecting.watch_key)
             tasks.start_soon(self.guards.watch)
-            tasks.start_soon(self._holds.heed_guards)
-            tasks.start_soon(self._holds.tell_pauses)
+            tasks.start_soon(heed_guards, self.guards, self.queue, self._warm, self.client)
+            tasks.start_soon(tell_pauses, self.about, self.queue, self.client)
             tasks.start_soon(self._programs.heed_missing)
             if not self._settings.one_shot:
                 tasks.start_soon(self._programs.heed_models)
             tasks.start_soon(self._installation.watch)
-            tasks.start_soon(self._holds.heed_installation, ending)
+            again = None if self._settings.one_shot else ending
+            tasks.start_soon(heed_installation, self._installation, self.queue, self.client, again)
             tasks.start_soon(self._obeying.run, ending)
             if self._ahead:
                 tasks.start_soon(self._obeying.expect, self._ahead)
