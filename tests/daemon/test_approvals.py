@@ -250,6 +250,83 @@ async def test_leave_that_brought_it_back_is_for_that_alone(tmp_path: Path) -> N
         assert done(machine) == ["did make deploy"]
 
 
+LONG = """\
+@@unless first reply first
+@@unless Which call ask_user {"question": "Which port?"}
+@@may Bash {"command": "make deploy"}
+@@may Bash {"command": "make check"}
+@@reply last"""
+
+
+@pytest.mark.parametrize("lost", ["session", "its record"])
+async def test_a_run_that_left_and_has_lost_its_session_goes_on_afresh_and_knows_what_was_said(
+    tmp_path: Path, lost: str
+) -> None:
+    async with a_machine(tmp_path, approval_park_s=2.0) as machine:
+        claude = {"driver": "claude_code", "command": [sys.executable, str(CLAUDE)]}
+        delivery = await machine.say(LONG, **claude)
+        question = await machine.event("question")
+        await machine.decide(question, delivery, "once", answer="8080")
+        asked = await machine.event("approval_requested")
+        await machine.parked()
+        [session] = (tmp_path / "fake").glob("*.jsonl")
+        session.unlink()
+        if lost != "session":
+            [known] = machine.world.settings.agents_dir.glob("*/.meta/sessions/*.json")
+            known.unlink()
+        await machine.decide(asked, delivery, "once")
+        await machine.decide(await machine.event("approval_requested"), delivery, "deny")
+        finished = await machine.event("finished")
+        assert (finished.outcome, sent(machine)) == ("replied", ["first", "last"])
+        assert done(machine) == ["did make deploy"], "its leave was for this process"
+        assert machine.uplink.types.count("question") == 1
+        retries = [one.reason for one in machine.uplink.events if one.type == "retry"]
+        assert retries == (["session_lost"] if lost == "session" else [])
+        [prompt] = prompts_of(machine)
+        told = (
+            "had to wait for a person",
+            "You had already sent:\n> first",
+            "> Which port?\nAna answered:\n> 8080",
+            LONG,
+            "Ana allows it. Call it again",
+        )
+        assert sorted(told, key=prompt.index) == list(told)
+
+
+async def test_what_was_allowed_before_it_left_again_is_told_as_done_and_not_to_be_done(
+    tmp_path: Path,
+) -> None:
+    async with a_machine(tmp_path, approval_park_s=2.0) as machine:
+        claude = {"driver": "claude_code", "command": [sys.executable, str(CLAUDE)]}
+        orders = '@@unless deploy may Bash {"command": "make deploy"}\n@@may Bash {"command": "x"}'
+        delivery = await machine.say(f"@@goes_on\n{orders}", **claude)
+        await machine.decide(await machine.event("approval_requested"), delivery, "once")
+        second = await machine.event("approval_requested")
+        await machine.parked()
+        [session] = (tmp_path / "fake").glob("*.jsonl")
+        session.unlink()
+        await machine.decide(second, delivery, "once")
+        await machine.event("finished")
+        assert done(machine) == ["did make deploy", "did x"]
+        [prompt] = prompts_of(machine)
+        assert prompt.count("Ana allowed it, and you went on.") == 1
+
+
+async def test_a_fresh_session_is_not_tried_once_the_resumed_one_has_done_something(
+    tmp_path: Path,
+) -> None:
+    async with a_machine(tmp_path, approval_park_s=0.3) as machine:
+        claude = {"driver": "claude_code", "command": [sys.executable, str(CLAUDE)]}
+        orders = '@@goes_on\n@@reply one\n@@may Bash {"command": "x"}\n@@error 400 invalid_request'
+        delivery = await machine.say(orders, **claude)
+        asked = await machine.event("approval_requested")
+        await machine.parked()
+        await machine.decide(asked, delivery, "once")
+        finished = await machine.event("finished")
+        assert (finished.outcome, finished.reason) == ("failed", "invalid_request")
+        assert len([one for one in machine.uplink.events if one.type == "started"]) == 2
+
+
 async def test_a_daemon_that_died_meanwhile_waits_on_and_acts_on_the_answer(tmp_path: Path) -> None:
     async with open_spool(None) as spool:
         async with a_machine(tmp_path, spool) as machine:

@@ -39,6 +39,7 @@ own. Each line of a prompt that begins with `@@` is an order, carried out in tur
 ``@@as``                   write a text block with its model and permission mode
 ``@@retract TOOL JSON``    ask whether it may, and take that back once FAKE_STATE/gate is there
 ``@@goes_on``              told that its work was paused until a person could answer, begin these orders anew
+``@@unless TEXT ORDER``    an order, but not if it is told that this (one word) was sent, asked or answered
 ``@@edit PATH TEXT``       ask whether it may write that file, and write it if so; `|` ends a line
 ``@@tool NAME``            say that it uses this tool, unasked
 ``@@pause``                wait for a message that is put into this turn
@@ -605,6 +606,12 @@ class Agent:
         if answer["behavior"] == "allow" and "command" in asked:
             effect(f"did {asked['command']}")
         self.text(json.dumps(answer))
+
+    def do_unless(self, rest: str, earlier: list[str]) -> None:
+        text, _, order = rest.partition(" ")
+        if not any(line[:2] == "> " and text in line for line in self.prompt.splitlines()):
+            name, _, given = order.partition(" ")
+            getattr(self, f"do_{name}")(given, earlier)
 
     def do_retract(self, rest: str, earlier: list[str]) -> None:
         tool, _, arguments = rest.partition(" ")

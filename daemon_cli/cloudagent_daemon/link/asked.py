@@ -41,7 +41,7 @@ WAITS: Final = f"(SELECT max(expires_at) {_OPEN}), (SELECT min(what) {_OPEN})"
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that is not over."""
+    """A request to people."""
 
     request: ApprovalRequested | Question
     #: Unix seconds.
@@ -80,9 +80,17 @@ def decide(c: sqlite3.Connection, frame: Decide) -> bool:
 
 def of(c: sqlite3.Connection, delivery_id: DeliveryId) -> list[Asked]:
     """What the work on a delivery has asked and not acted on, the oldest first."""
+    return _read(c, "delivery_id = ? AND over = 0", delivery_id)
+
+
+def acted_on(c: sqlite3.Connection, delivery_id: DeliveryId) -> list[Asked]:
+    """What the work on a delivery has asked, and acted on as it was decided; the oldest first."""
+    return _read(c, "delivery_id = ? AND over = 1 AND decided IS NOT NULL", delivery_id)
+
+
+def _read(c: sqlite3.Connection, which: str, delivery_id: DeliveryId) -> list[Asked]:
     rows = c.execute(
-        "SELECT body, expires_at, decided FROM asked WHERE delivery_id = ? AND over = 0"
-        " ORDER BY approval_id",
+        f"SELECT body, expires_at, decided FROM asked WHERE {which} ORDER BY approval_id",  # noqa: S608 - of the two above
         (delivery_id,),
     )
     return [

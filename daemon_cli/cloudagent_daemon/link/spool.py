@@ -128,6 +128,10 @@ class Spool:
         """What the work on a delivery has asked people and not acted on, the oldest first."""
         return await self._committer.do(lambda c: asked.of(c, delivery_id))
 
+    async def acted_on(self, delivery_id: DeliveryId) -> list[Asked]:
+        """What it has asked them before, each with the decision that was acted on."""
+        return await self._committer.do(lambda c: asked.acted_on(c, delivery_id))
+
     async def acted(self, approval_id: ApprovalId) -> None:
         """A decision is acted on now, or the request is not asked any more."""
         await self._committer.do(lambda c: asked.over(c, approval_id))

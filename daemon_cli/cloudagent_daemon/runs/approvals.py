@@ -50,6 +50,8 @@ _SHOWN: Final = 50_000
 #: Of files that a command names, those that are looked into.
 _FILES: Final = 20
 _FILE_BYTES: Final = 4_194_304
+#: Of what was asked before, how much a session that does not know it is told.
+_TOLD: Final = 20
 _LASTING: Final = frozenset({ApprovalDecision.CONVERSATION, ApprovalDecision.ALWAYS})
 _ALLOW: Final = _LASTING | {ApprovalDecision.ONCE}
 _NOBODY: Final = "nobody"
@@ -147,6 +149,13 @@ class Asking:
                     self._refused[request.digest] = _refusal(decision)
         self._known.since = time.monotonic()
         return decided
+
+    async def acted_on(self) -> list[tuple[ApprovalRequested | Question, Decide]]:
+        """What earlier processes of this delivery have asked, and been told; the latest of it."""
+        if self._answers is None:
+            return []
+        known = await self._answers.acted_on(self._deliver.delivery_id)
+        return [(one.request, one.decided) for one in known[-_TOLD:] if one.decided]
 
     async def _expire(self, one: Asked) -> None:
         days = self._limits.approval_expire_s

@@ -56,6 +56,8 @@ class Attempts:
         self._launches = launches
         self._turns = turns
         self._tried = set[Reason]()
+        #: How much was sent before; whoever follows is told of it.
+        self._sent_before = 0
 
     async def run(self) -> tuple[Seen, Failure | None]:
         """Until one has had its turn; each cause of a further one counts once.
@@ -63,6 +65,7 @@ class Attempts:
         Raises:
             DriverError: there is nothing to start.
         """
+        self._sent_before = len(self._record.sends)
         session_id, handoff = await self._resuming.chosen()
         warm = await self._processes.take_warm(session_id)
         while not self._stop.requested:
@@ -94,12 +97,18 @@ class Attempts:
             seen,
             resumed=bool(session_id),
             pictures=bool(self._opening.pictures),
-            untouched=not self._record.sends and not self._record.worked_since,
+            untouched=self._untouched(seen),
         )
         if again is None or again in self._tried:
             return None
         self._tried.add(again)
         return again
+
+    def _untouched(self, seen: Seen) -> bool:
+        """Whether another one does nothing again: it is told what was sent before this run."""
+        sends = len(self._record.sends)
+        idle = not seen.worked and sends == self._sent_before
+        return idle or (not sends and not self._record.worked_since)
 
     async def _afresh(self, again: Reason) -> str:
         """Gives the session up; returns what a fresh one is told of it."""

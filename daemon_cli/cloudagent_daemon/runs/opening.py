@@ -37,10 +37,18 @@ class Opening:
         return Turn(whole, self.pictures)
 
 
-def note_of(deliver: Deliver, earlier: TurnRecord | None, attempt: int) -> str:
-    """What the agent is told of earlier attempts at this message, if there were any."""
+def note_of(
+    deliver: Deliver, earlier: TurnRecord | None, attempt: int, acted_on: prompts.Answers
+) -> str:
+    """What the agent is told of earlier attempts at this message, if there were any.
+
+    `acted_on` is what those had asked people, and been told.
+    """
+    sent = _sent_in(earlier)
     if _cut_off(earlier, attempt):
-        return prompts.interrupted(_sent_in(earlier))
+        return prompts.interrupted(sent, acted_on)
+    if earlier:
+        return prompts.paused(sent, acted_on)
     return prompts.retried(deliver.retry) if deliver.retry and deliver.retry.began else ""
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cloudagent_protocol.events import ApprovalRequested, Question
 from cloudagent_protocol.frames import Decide, DeliveredMessage, Retried
@@ -47,6 +47,10 @@ _FROM_US = "[From cloudagent itself, no person.]\n\n"
 _INTERRUPTED = """\
 [Note from cloudagent: your work on the message below was interrupted when the machine's daemon \
 stopped. Look at what is already done before you repeat anything, then go on."""
+_PAUSED = """\
+[Note from cloudagent: an earlier session of yours worked on the message below until it had to wait \
+for a person. What was decided then stands behind the message. Look at what is already done before \
+you repeat anything, then go on."""
 _HANDOFF = """\
 [Note from cloudagent: your earlier session of this conversation could not be resumed; this is a \
 fresh one."""
@@ -88,17 +92,38 @@ def origin(message: DeliveredMessage) -> str:
             return note.format(name=message.author.name)
 
 
-def interrupted(sent: Iterable[str]) -> str:
-    """The note before a message whose earlier attempt was cut off (delivery.md §1.3)."""
-    lines = [
-        _INTERRUPTED,
-        *_quoted("You had already sent:", sent),
-        "The message was:]",
-    ]
-    return "\n".join(lines) + "\n\n"
+#: What people were asked, and what they said.
+Answers: TypeAlias = Iterable[tuple[ApprovalRequested | Question, Decide]]
 
 
-def decided(answers: Iterable[tuple[ApprovalRequested | Question, Decide]]) -> str:
+def interrupted(sent: Iterable[str], acted_on: Answers) -> str:
+    """The note before a message whose earlier attempt was cut off (delivery.md §1.3).
+
+    Args:
+        sent: what it had sent.
+        acted_on: what it had asked people, and been told.
+    """
+    return _begun(_INTERRUPTED, sent, acted_on)
+
+
+def paused(sent: Iterable[str], acted_on: Answers) -> str:
+    """The note before a message whose earlier session waited for people, and is not gone on with.
+
+    Args:
+        sent: what it had sent.
+        acted_on: what it had asked before that, and been told.
+    """
+    return _begun(_PAUSED, sent, acted_on)
+
+
+def _begun(note: str, sent: Iterable[str], acted_on: Answers) -> str:
+    lines = [note, *_quoted("You had already sent:", sent)]
+    for request, said in acted_on:
+        lines += _answer_of(request, said, acted_on=True)
+    return "\n".join([*lines, "The message was:]"]) + "\n\n"
+
+
+def decided(answers: Answers) -> str:
     """The note to an agent whose process was ended while it waited for people."""
     lines = ["[Note from cloudagent: your work was paused until a person could answer."]
     for request, said in answers:
@@ -107,7 +132,9 @@ def decided(answers: Iterable[tuple[ApprovalRequested | Question, Decide]]) -> s
     return "\n".join(lines)
 
 
-def _answer_of(request: ApprovalRequested | Question, said: Decide) -> list[str]:
+def _answer_of(
+    request: ApprovalRequested | Question, said: Decide, *, acted_on: bool = False
+) -> list[str]:
     if isinstance(request, Question):
         asked = _quoted("You had asked:", [request.question])
         if said.answer is None:
@@ -116,6 +143,8 @@ def _answer_of(request: ApprovalRequested | Question, said: Decide) -> list[str]
     given = json.dumps(request.input, ensure_ascii=False, indent=1)
     asked = _quoted(f"You had asked whether you may use {request.tool} with:", [given])
     if said.decision in {"once", "conversation", "always"}:
+        if acted_on:  # it may be done, and the leave is used up
+            return [*asked, f"{said.actor} allowed it, and you went on."]
         return [*asked, f"{said.actor} allows it. Call it again with exactly the same input."]
     return [
         *asked,

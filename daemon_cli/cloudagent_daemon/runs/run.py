@@ -167,10 +167,11 @@ class Run:
         try:
             # Of what was never begun nobody was asked anything: that need not be looked up.
             begun = given.earlier or given.attempt > 1
+            acted_on = await self._asking.acted_on() if begun else []
             decided = await self._asking.known() if begun else []
         except UnansweredError as error:
             return await self._conclude(Seen(), Failure(Reason.UNANSWERED, str(error)))
-        self._opening.note = note_of(given.deliver, given.earlier, given.attempt)
+        self._opening.note = note_of(given.deliver, given.earlier, given.attempt, acted_on)
         self._opening.resumes_with = prompts.decided(decided) if decided else ""
         if given.earlier:
             self._desk.go_on_from(given.earlier)
