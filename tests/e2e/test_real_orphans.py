@@ -1,11 +1,12 @@
-"""Nothing of a real coding agent is left once its daemon was killed, or stopped; counted over /proc.
+"""Nothing of a real coding agent is left once its daemon was killed or stopped, or it was ended at once; counted over /proc.
 
 Each of them leaves a child that is hard to find: in a session of its own, without an environment. Stops, and kills of
 the program itself, are in the contract (`contracts/journeys.py`, "ends"). A default round kills the daemon; with `REAL_CLIS`
-set, another one stops it, which takes as long.
+set, another one stops it, and one has a person say "Stop now", each of which takes as long.
 """
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from contracts.kits import Kit
 from e2e.harness import (
+    Backend,
     Follower,
     Json,
     Process,
@@ -71,11 +73,46 @@ def until_all_hang(events: Follower, conversations: set[str]) -> None:
     events.until(wanted, START_S)
 
 
+def kill_daemon(daemon: Process, backend: Backend, sent: list[Json]) -> None:
+    daemon.kill()
+
+
+def stop_daemon(daemon: Process, backend: Backend, sent: list[Json]) -> None:
+    daemon.stop()
+
+
+def stop_now(daemon: Process, backend: Backend, sent: list[Json]) -> None:
+    """The second stage, which is the first as well: none of them has ended by that alone."""
+    traces = [backend.call("GET", f"/v1/messages/{one['id']}/trace") for one in sent]
+    runs = {trace["deliveries"][0]["run_id"] for trace in traces}
+    with backend.follow() as events:
+        for run in runs:
+            backend.call("POST", f"/v1/runs/{run}/interrupt", {"now": True})
+        codes = exit_codes(events, runs)
+    # Claude may end its turn in between, and is to stay then: it is killed all the same, a moment later.
+    assert [*codes.values()].count(-signal.SIGKILL) >= len(runs) - 1
+    assert set(codes.values()) <= {-signal.SIGKILL, None}
+
+
+def exit_codes(events: Follower, runs: set[str]) -> dict[str, int | None]:
+    """How the program of each has ended."""
+    codes: dict[str, int | None] = {}
+
+    def told(event: Json) -> bool:
+        end = event["data"].get("event", {})
+        if event["type"] == "run.event" and end["type"] == "finished":
+            codes[event["data"]["run_id"]] = end.get("exit_code")
+        return codes.keys() == runs
+
+    events.until(told, GONE_S)
+    return codes
+
+
 @pytest.mark.parametrize(
-    "end", [Process.kill, *([Process.stop] if "REAL_CLIS" in os.environ else [])]
+    "end", [kill_daemon, *([stop_daemon, stop_now] if "REAL_CLIS" in os.environ else [])]
 )
-def test_nothing_is_left_of_any_program_when_the_daemon_is_gone(
-    tmp_path: Path, end: Callable[[Process], object]
+def test_nothing_is_left_of_any_program_that_is_ended_from_outside(
+    tmp_path: Path, end: Callable[[Process, Backend, list[Json]], None]
 ) -> None:
     laptop = tmp_path / "laptop"
     with StubModel() as model, running_backend(tmp_path / "server") as backend:
@@ -95,7 +132,9 @@ def test_nothing_is_left_of_any_program_when_the_daemon_is_gone(
                 for name, kit in REAL.items()
             ]
             until_all_hang(events, {message["conversation_id"] for message in sent})
-            started = [*children(laptop), *alive(processes_with(str(laptop)))]
-            end(daemon)
+            theirs = set(processes_with(str(laptop))) - {daemon.popen.pid}
+            started = [*children(laptop), *alive([*theirs])]
+            end(daemon, backend, sent)
             assert gone(started)
+            assert (daemon.popen.poll() is None) == (end is stop_now), "it is not the daemon's end"
     assert processes_with(str(laptop)) == []
