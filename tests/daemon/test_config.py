@@ -373,7 +373,7 @@ def test_what_launchd_writes_is_emptied_when_it_is_too_large(tmp_path: Path) -> 
 
 #: Writes some lines, gets no room for 200 more (with tracebacks), then room again.
 FULL = """
-import logging, resource, signal, sys
+import logging, resource, sys, time
 from pathlib import Path
 from cloudagent_daemon import log
 limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -381,12 +381,12 @@ logger = logging.getLogger("cloudagent_daemon.x")
 
 def settle(count):
     while log.dropped() < count:
-        pass
+        time.sleep(0.001)  # else this thread keeps the one that writes from its work
 
 with log.logging_to(Path(sys.argv[1]), quiet=True):
     logger.info("before")
     while not any(path.stat().st_size for path in Path(sys.argv[1]).iterdir()):
-        pass
+        time.sleep(0.001)
     size = next(Path(sys.argv[1]).iterdir()).stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limit[1]))
     for n in range(200):
