@@ -82,13 +82,20 @@ def test_a_question_is_answered_in_words_or_by_the_number_of_an_option(
     server.on("GET", "/v1/approvals/apr_2", Answer(200, QUESTION))
     server.on("GET", "/v1/approvals/apr_1", Answer(200, ASKED))
     server.on("POST", "/v1/approvals/apr_2", Answer(200, QUESTION | ANSWERED | {"answer": "8701"}))
-    for said in ("2", "8701", "neither"):
-        assert run(own_home, server, "approve", "apr_2", said).returncode == 0
+    for said in (["2"], ["8701"], ["neither"], ["--answer", "a third"]):
+        assert run(own_home, server, "approve", "apr_2", *said).returncode == 0
     bodies_sent = [sent.body for sent in server.sent("POST", "/v1/approvals/apr_2")]
-    assert [body["answer"] for body in bodies_sent if body] == ["8701", "8701", "neither"]
-    refused = run(own_home, server, "approve", "apr_1", "yes")
-    assert refused.returncode == 2
-    assert "once, conversation, always or deny" in refused.stderr.decode()
+    assert [body["answer"] for body in bodies_sent if body] == [
+        "8701",
+        "8701",
+        "neither",
+        "a third",
+    ]
+    for said in (["yes"], ["--answer", "yes"], []):
+        refused = run(own_home, server, "approve", "apr_1", *said)
+        assert refused.returncode == 2
+        assert "once, conversation, always or deny" in refused.stderr.decode()
+    assert not server.sent("POST", "/v1/approvals/apr_1")
 
 
 def test_the_client_lists_shows_and_answers(ca: Any, server: Server) -> None:

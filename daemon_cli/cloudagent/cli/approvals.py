@@ -43,9 +43,9 @@ def approve(
         str, typer.Argument(metavar="ID", help="As `cloudagent approvals` shows it.")
     ],
     decision: Annotated[
-        str,
+        str | None,
         typer.Argument(help="once, conversation, always or deny; to a question also its answer."),
-    ],
+    ] = None,
     reason: Annotated[str | None, typer.Option("--reason", help="For the agent: why not.")] = None,
     answer: Annotated[
         str | None, typer.Option("--answer", help="To a question: the answer, in your words.")
@@ -57,13 +57,16 @@ def approve(
     from cloudagent_protocol.events import ApprovalDecision
     from cloudagent_protocol.resources import ApprovalKind
 
+    words = "once, conversation, always or deny"
+    if decision is None and answer is None:
+        raise typer.BadParameter(f"say {words}; or, to a question, the answer")
     with CloudAgent() as ca:
-        if decision not in set(ApprovalDecision):
+        if decision is None or decision not in set(ApprovalDecision):
             asked = ca.approvals.get(approval_id)
-            if asked.kind is not ApprovalKind.QUESTION or answer is not None:
-                words = "once, conversation, always or deny"
-                raise typer.BadParameter(f"{decision!r} is no decision; it is {words}")
-            decision, answer = "once", _option(asked, decision)
+            if asked.kind is not ApprovalKind.QUESTION or (decision and answer):
+                said = f"{decision!r} is no decision" if decision else "it is no question"
+                raise typer.BadParameter(f"{said}; say {words}")
+            decision, answer = ApprovalDecision.ONCE, answer or _option(asked, decision or "")
         done = ca.approvals.answer(approval_id, decision, reason=reason, answer=answer)
     if as_json:
         terminal.show_json("approval", done.model_dump(mode="json"))
