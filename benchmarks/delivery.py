@@ -119,14 +119,14 @@ def _syncs(path: Path) -> float:
     return done / MACHINE_S
 
 
-def commits(path: Path, batch: int) -> float:
-    """Rows a second that bare SQLite takes, so many a commit."""
+def commits(path: Path, batch: int, row: str = ROW.decode()) -> float:
+    """Rows a second that bare SQLite takes, so many a commit, each with this text."""
     connection = open_bare(str(path))
     done, until = 0, time.perf_counter() + MACHINE_S
     while time.perf_counter() < until:
         connection.execute("BEGIN IMMEDIATE")
         for number in range(done, done + batch):
-            connection.execute("INSERT INTO messages VALUES ('host', ?, ?)", (number, ROW.decode()))
+            connection.execute("INSERT INTO messages VALUES ('host', ?, ?)", (number, row))
         connection.execute("COMMIT")
         done += batch
     connection.close()

@@ -1,7 +1,7 @@
 """The daemon's inbox: deliveries a second that get onto its disk, against bare SQLite.
 
 A backend that has a backlog sends as many at once as the window has, so the batch is 32: the spool
-takes them as frames and keeps them in one transaction, the reference appends as many rows a commit.
+takes them as frames and keeps them in one transaction, the reference appends the same texts.
 """
 
 import asyncio
@@ -28,12 +28,13 @@ SECONDS = 1.0
 
 
 def run() -> list[Figure]:
+    text = encode(_deliver(1))
     with tempfile.TemporaryDirectory(prefix="ca-") as name:
         folder = Path(name)
         pairs = [
             (
                 asyncio.run(_received(folder / f"state{number}.db")),
-                commits(folder / f"bare{number}.db", WINDOW),
+                commits(folder / f"bare{number}.db", WINDOW, text),
             )
             for number in range(ROUNDS)
         ]
