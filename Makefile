@@ -19,6 +19,7 @@ help:
 
 up: $(UV) $(PAGE)
 	@$(UV) sync --frozen --inexact --no-dev --extra backend --quiet
+	@echo 'The commands of this clone are in .venv/bin; in another terminal, first:  . .venv/bin/activate'
 	@$(UV) run --no-sync cloudagent up $(if $(DEMO),--demo)
 
 test: $(UV) $(PAGE)

@@ -386,7 +386,7 @@ def settle(count):
 with log.logging_to(Path(sys.argv[1]), quiet=True):
     logger.info("before")
     while not any(path.stat().st_size for path in Path(sys.argv[1]).iterdir()):
-        time.sleep(0.001)
+        time.sleep(0.001)  # as above; no event tells of a line that is written
     size = next(Path(sys.argv[1]).iterdir()).stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limit[1]))
     for n in range(200):

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from typing_extensions import override
 
-from cloudagent_daemon.link import tables
+from cloudagent_daemon.link import spool_file, tables
 from cloudagent_daemon.link.committer import SpoolError
 from cloudagent_daemon.link.spool import Spool, open_spool
-from cloudagent_daemon.link.tables import Leftover, NewerSpoolError
+from cloudagent_daemon.link.spool_file import NewerSpoolError
+from cloudagent_daemon.link.tables import Leftover
 from cloudagent_protocol.content import Attachment
 from cloudagent_protocol.errors import ProtocolError
 from cloudagent_protocol.events import Finished, Outcome, Reason
@@ -321,7 +322,7 @@ async def test_only_the_newest_of_what_was_said_is_kept_for_that(
 async def test_a_spool_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     with sqlite3.connect(path, isolation_level=None) as connection:
-        connection.executescript(f"BEGIN; {tables._SCHEMA} PRAGMA user_version = 1; COMMIT")
+        connection.executescript(f"BEGIN; {spool_file._SCHEMA} PRAGMA user_version = 1; COMMIT")
         connection.execute("UPDATE link SET epoch = 'ep_1'")
     connection.close()
     async with open_spool(path) as spool:

@@ -58,7 +58,7 @@ def approve(
     from cloudagent_protocol.resources import ApprovalKind
 
     words = "once, conversation, always or deny"
-    if decision is None and answer is None:
+    if decision is None and not answer:
         raise typer.BadParameter(f"say {words}; or, to a question, the answer")
     with CloudAgent() as ca:
         if decision is None or decision not in set(ApprovalDecision):

@@ -42,7 +42,7 @@ def choose_driver(runtimes: Sequence[Runtime], wanted: str | None) -> Driver:
     usable = [runtime.name for runtime in runtimes if not runtime.problem and runtime.name in known]
     usable = [name for name in usable if name not in _NEVER_FIRST]
     if not usable:
-        raise NoRuntimeError("no coding agent found (looked for claude)", runtimes)
+        raise NoRuntimeError("no coding agent found", runtimes)
     return Driver(min(usable, key=lambda name: name in _LAST))
 
 

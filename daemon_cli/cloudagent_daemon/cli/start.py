@@ -157,7 +157,7 @@ def _serve(settings: config.Settings, logs_dir: Path | None, held: lock.Held | N
 
     from cloudagent_daemon import life
     from cloudagent_daemon.link.committer import SpoolError
-    from cloudagent_daemon.link.tables import NewerSpoolError
+    from cloudagent_daemon.link.spool_file import NewerSpoolError
     from cloudagent_daemon.log import logging_to
 
     for folder in (settings.runtime_dir, settings.agents_dir):

@@ -80,18 +80,19 @@ def decide(c: sqlite3.Connection, frame: Decide) -> bool:
 
 def of(c: sqlite3.Connection, delivery_id: DeliveryId) -> list[Asked]:
     """What the work on a delivery has asked and not acted on, the oldest first."""
-    return _read(c, "delivery_id = ? AND over = 0", delivery_id)
+    return _all_of(c, delivery_id, over=False)
 
 
 def acted_on(c: sqlite3.Connection, delivery_id: DeliveryId) -> list[Asked]:
     """What the work on a delivery has asked, and acted on as it was decided; the oldest first."""
-    return _read(c, "delivery_id = ? AND over = 1 AND decided IS NOT NULL", delivery_id)
+    return [one for one in _all_of(c, delivery_id, over=True) if one.decided]
 
 
-def _read(c: sqlite3.Connection, which: str, delivery_id: DeliveryId) -> list[Asked]:
+def _all_of(c: sqlite3.Connection, delivery_id: DeliveryId, *, over: bool) -> list[Asked]:
     rows = c.execute(
-        f"SELECT body, expires_at, decided FROM asked WHERE {which} ORDER BY approval_id",  # noqa: S608 - of the two above
-        (delivery_id,),
+        "SELECT body, expires_at, decided FROM asked WHERE delivery_id = ? AND over = ?"
+        " ORDER BY approval_id",
+        (delivery_id, over),
     )
     return [
         Asked(request, expires_at, Decide.model_validate_json(decided) if decided else None)

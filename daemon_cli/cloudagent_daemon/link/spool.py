@@ -16,7 +16,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from cloudagent_daemon.aside import set_aside
-from cloudagent_daemon.link import asked, lanes, tables
+from cloudagent_daemon.link import asked, lanes, spool_file, tables
 from cloudagent_daemon.link.asked import Asked
 from cloudagent_daemon.link.committer import Committer, committing
 from cloudagent_daemon.link.tables import Change, Leftover, Waiting, Watermarks
@@ -267,10 +267,10 @@ async def open_spool(
 def _prepare(
     path: Path | None, old_state: Path | None, host_id: str | None
 ) -> tuple[sqlite3.Connection, str | None]:
-    connection, note = tables.connect(path, host_id)
+    connection, note = spool_file.connect(path, host_id)
     if old_state is not None and old_state.exists():
         try:
-            tables.import_old_state(connection, old_state)
+            spool_file.import_old_state(connection, old_state)
         except (ValueError, AttributeError, RecursionError) as error:
             said = f"{old_state.name} of an earlier daemon could not be read ({error})"
             note = f"{said}; set aside as {set_aside(old_state).name}"

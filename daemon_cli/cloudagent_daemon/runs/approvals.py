@@ -5,15 +5,13 @@ acted on once, and only by what it was given for (rules.py). Who waits for too l
 parked, its delivery stays unfinished, and the decision brings it back (decisions/0022).
 """
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -27,6 +25,7 @@ from cloudagent_daemon.runs.permission import by_mode
 from cloudagent_daemon.runs.ports import Answers, StopSignal
 from cloudagent_daemon.runs.redaction import Redaction
 from cloudagent_daemon.runs.report import Reporter, now
+from cloudagent_daemon.runs.requests import hashes, request_of
 from cloudagent_daemon.runs.rules import Rule
 from cloudagent_protocol.events import (
     ApprovalDecision,
@@ -45,11 +44,6 @@ logger = logging.getLogger(__name__)
 _STIR_S: Final = 20.0
 #: How long leave counts that was given while nothing ran, from the start of the process (PERM-10).
 GRANT_S: Final = 600.0
-#: Characters of one text of an input that are shown; a longer one says so.
-_SHOWN: Final = 50_000
-#: Of files that a command names, those that are looked into.
-_FILES: Final = 20
-_FILE_BYTES: Final = 4_194_304
 #: Of what was asked before, how much a session that does not know it is told.
 _TOLD: Final = 20
 _LASTING: Final = frozenset({ApprovalDecision.CONVERSATION, ApprovalDecision.ALWAYS})
@@ -180,7 +174,7 @@ class Asking:
         decision = by_mode(self._deliver.agent.mode, asked)
         if decision.allow or self._answers is None:
             return decision
-        files = await anyio.to_thread.run_sync(_hashes, asked, self._cwd)
+        files = await anyio.to_thread.run_sync(hashes, asked, self._cwd)
         about = (asked.tool, asked.kind, asked.input, self._cwd, self._context, files)
         digest, rule = rules.digest(*about), rules.rule_for(*about)
         if before := self._refused.get(digest):
@@ -191,7 +185,15 @@ class Asking:
                 return Decision(True, f"{grant.actor} allowed it.")
         if rule and (standing := await self._standing(rule)):
             return Decision(True, f"{standing.by} has allowed {standing.words}.")
-        request = self._request(asked, digest, rule, files)
+        request = request_of(
+            asked,
+            digest,
+            rule,
+            files,
+            cwd=self._cwd,
+            redaction=self._redaction,
+            expires_at=self._expiry(),
+        )
         decided = await self._ask(request, asked.id)
         if not _allows(decided):
             self._refused[digest] = _refusal(decided)
@@ -418,36 +420,6 @@ class Asking:
         )
         await self._answers.acted(approval_id)
 
-    def _request(
-        self, asked: PermissionAsked, digest: str, rule: Rule | None, files: dict[str, str]
-    ) -> ApprovalRequested:
-        shown, cut = _cut(asked.input)
-        clean: dict[str, Any] = json.loads(self._redaction_of(json.dumps(shown)))
-        tool = self._redaction.clean(asked.tool)
-        masked = clean != shown or tool != asked.tool
-        return ApprovalRequested(
-            at=now(),
-            approval_id=new_approval_id(),
-            tool=tool,
-            action=asked.kind,
-            input=clean,
-            truncated=cut,
-            redacted=masked,
-            cwd=self._cwd,
-            files=files,
-            rule=rule.words if rule and not (cut or masked) else None,
-            digest=digest,
-            expires_at=self._expiry(),
-        )
-
-    def _redaction_of(self, text: str) -> str:
-        cleaned = self._redaction.clean(text)
-        try:
-            json.loads(cleaned)
-        except ValueError:  # a key that runs into the quotes around it
-            return json.dumps({"left out": "it holds a key that cannot be taken out of it"})
-        return cleaned
-
     def _expiry(self) -> datetime:
         return datetime.now(UTC) + timedelta(seconds=self._limits.approval_expire_s)
 
@@ -461,39 +433,6 @@ def _refusal(decided: Decide) -> str:
         return f"It was not allowed: {decided.reason}. Go on without it."
     why = f": {decided.reason}" if decided.reason else "."
     return f"{decided.actor} did not allow it{why} Do not do it in another way."
-
-
-def _cut(value: Any) -> tuple[Any, bool]:
-    """The value with texts that are too long to be shown cut, and whether that was needed."""
-    match value:
-        case str() if len(value) > _SHOWN:
-            return f"{value[:_SHOWN]}\n[{len(value) - _SHOWN} more characters are not shown]", True
-        case dict():
-            pairs = {str(name): _cut(inner) for name, inner in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-            return {name: one for name, (one, _) in pairs.items()}, any(
-                c for _, c in pairs.values()
-            )
-        case list():
-            parts = [_cut(inner) for inner in value]  # pyright: ignore[reportUnknownVariableType]
-            return [one for one, _ in parts], any(c for _, c in parts)
-        case _:
-            return value, False
-
-
-def _hashes(asked: PermissionAsked, cwd: str) -> dict[str, str]:
-    """Of the files that a command names: what they hold now, which may be what it runs. Blocks."""
-    command = asked.input.get("command")
-    if asked.kind != "execute" or not isinstance(command, str):
-        return {}
-    found: dict[str, str] = {}
-    for word in rules.named_files(command):
-        path = Path(cwd, word)
-        try:
-            if len(found) < _FILES and path.is_file() and path.stat().st_size <= _FILE_BYTES:
-                found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 def _words(seconds: float) -> str:

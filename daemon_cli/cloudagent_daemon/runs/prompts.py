@@ -143,8 +143,8 @@ def _answer_of(
     given = json.dumps(request.input, ensure_ascii=False, indent=1)
     asked = _quoted(f"You had asked whether you may use {request.tool} with:", [given])
     if said.decision in {"once", "conversation", "always"}:
-        if acted_on:  # it may be done, and the leave is used up
-            return [*asked, f"{said.actor} allowed it, and you went on."]
+        if acted_on:  # the leave is used up, whether it was done or the process was cut off before
+            return [*asked, f"{said.actor} allowed it then; it may be done already."]
         return [*asked, f"{said.actor} allows it. Call it again with exactly the same input."]
     return [
         *asked,

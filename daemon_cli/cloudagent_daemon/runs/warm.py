@@ -14,6 +14,7 @@ import anyio
 import anyio.abc
 
 from cloudagent_daemon.runs.launching import Held, Print
+from cloudagent_daemon.waits import any_of
 from cloudagent_protocol.ids import AgentId, ConversationId
 
 logger = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ class Warm:
     async def _mind(self, kept: _Kept) -> None:
         """Until somebody takes it, or its time is over, or it goes by itself."""
         with anyio.move_on_after(kept.stays_s):
-            await _first_of(kept.out, kept.held.worker.gone)
+            await any_of([kept.out, kept.held.worker.gone])
         if self._ahead is kept:
             self._ahead = None
         if kept.taken:
@@ -290,14 +291,3 @@ class Warm:
         finally:
             if self._leaving.get(kept.key) is kept:
                 del self._leaving[kept.key]
-
-
-async def _first_of(*events: anyio.Event) -> None:
-    async with anyio.create_task_group() as tasks:
-
-        async def wait(event: anyio.Event) -> None:
-            await event.wait()
-            tasks.cancel_scope.cancel()
-
-        for event in events:
-            tasks.start_soon(wait, event)
